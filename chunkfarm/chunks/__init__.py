@@ -1,0 +1,1 @@
+"""Chunks: this disk, who should hold what, and moving bytes between servers."""

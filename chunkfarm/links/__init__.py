@@ -1,0 +1,1 @@
+"""Connections that this server opens to others."""

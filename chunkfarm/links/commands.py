@@ -1,0 +1,153 @@
+"""The AMP commands of the peer port, and the errors that each may answer with.
+
+Version 1. Values end at 65,535 bytes, so whatever may grow is paged. Only `Probe` and `Join` are answered
+to a peer without a certificate of this farm. A responder that raises an error which is not declared here
+has a fault: AMP logs it and closes the link.
+"""
+
+from __future__ import annotations
+
+from twisted.protocols import amp
+
+PROTOCOL_VERSION = 1
+"""Spoken between servers; a peer one version older is still understood."""
+
+
+class NotFirst(Exception):
+    """Another server leads. The text is JSON: `{"id", "host", "peer"}` of that server, or `{}` if unknown."""
+
+
+class JoinRefused(Exception):
+    """The joiner is turned away; the text is one sentence that says why."""
+
+
+class NotNow(Exception):
+    """This server cannot answer now (starting, no leader, no majority); the text says what it waits for."""
+
+
+class BadRequest(Exception):
+    """The request is malformed or not allowed to this peer."""
+
+
+_REFUSALS = {NotNow: b"NOT_NOW", BadRequest: b"BAD_REQUEST"}
+
+
+class Probe(amp.Command):
+    """Who are you, what are you doing? `stamp` and `server` are the prober's own.
+
+    `answer` is JSON: `version, server, state, farm, name, stamp, revision, first` (`first` as in NotFirst).
+    """
+
+    arguments = [(b"server", amp.Unicode()), (b"stamp", amp.Integer()), (b"farm", amp.Unicode())]
+    response = [(b"answer", amp.Unicode())]
+    errors = {BadRequest: b"BAD_REQUEST"}
+
+
+class Join(amp.Command):
+    """Become a server of the farm.
+
+    `proof` is the joiner's (see `trust.proof`), `request` a PEM signing request made on the joiner, `row`
+    JSON of a `model.Server`. The answer carries the member's proof, which the joiner checks before it
+    accepts anything else, then the certificate, the CA certificate and, for a server that may be a master,
+    the key that seals secret rows.
+    """
+
+    arguments = [
+        (b"version", amp.Integer()),
+        (b"farm", amp.Unicode()),
+        (b"proof", amp.String()),
+        (b"request", amp.String()),
+        (b"row", amp.Unicode()),
+    ]
+    response = [
+        (b"proof", amp.String()),
+        (b"farm", amp.Unicode()),
+        (b"certificate", amp.String()),
+        (b"ca", amp.String()),
+        (b"seal", amp.String()),
+        (b"row", amp.Unicode()),
+    ]
+    errors = {NotFirst: b"NOT_FIRST", JoinRefused: b"JOIN_REFUSED", **_REFUSALS}
+
+
+class Renew(amp.Command):
+    """A fresh certificate for a server of the farm, for the key it shows in this link."""
+
+    arguments = [(b"request", amp.String())]
+    response = [(b"certificate", amp.String()), (b"ca", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class Report(amp.Command):
+    """I am alive. `report` is JSON: `incarnation, free, used, full, revision, drift, note`.
+
+    The answer is JSON: `term, first, voters, learners, revision, known` (`known` says whether the
+    sender's row carries this incarnation; if not, it must give its row anew with PutServer).
+    """
+
+    arguments = [(b"report", amp.Unicode())]
+    response = [(b"answer", amp.Unicode())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class GetTable(amp.Command):
+    """One page of rows (`servers/` and `farm/` only), encoded as `table.codec` says."""
+
+    arguments = [(b"request", amp.String())]
+    response = [(b"page", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class GetServer(amp.Command):
+    """One row of the server table, as JSON."""
+
+    arguments = [(b"server", amp.Unicode())]
+    response = [(b"row", amp.Unicode())]
+    errors = _REFUSALS
+
+
+class PutServer(amp.Command):
+    """A server gives its own row anew: after a start, or when its state changes."""
+
+    arguments = [(b"row", amp.Unicode())]
+    response = [(b"row", amp.Unicode())]
+    errors = {NotFirst: b"NOT_FIRST", JoinRefused: b"JOIN_REFUSED", **_REFUSALS}
+
+
+class Transact(amp.Command):
+    """A transaction, sent on to the leader; request and answer as `table.codec` says."""
+
+    arguments = [(b"request", amp.String())]
+    response = [(b"answer", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class Read(amp.Command):
+    """A linearizable read, sent on to the leader; request and answer as `table.codec` says."""
+
+    arguments = [(b"request", amp.String())]
+    response = [(b"page", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class Consensus(amp.Command):
+    """One encoded message of the consensus core, or one page of a snapshot; the latter waits for its answer."""
+
+    arguments = [(b"payload", amp.String())]
+    response: list[tuple[bytes, amp.Argument]] = []
+    errors = _REFUSALS
+
+
+class ConsensusOneWay(Consensus):
+    """The same without an answer: the core repeats what is lost."""
+
+    commandName = b"Consensus"
+    requiresAnswer = False
+
+
+class Authenticate(amp.Command):
+    """Is this a good key? `proof` is SHA-256 of the secret. Answers the role; asked by servers that hold no keys."""
+
+    arguments = [(b"key", amp.Unicode()), (b"proof", amp.String())]
+    response = [(b"role", amp.Unicode())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}

@@ -1,0 +1,113 @@
+"""Who votes, leads and follows: rules over rows, pure.
+
+Seniority is the revision of a server's join entry; the three most senior live servers, on different zones
+while there are enough, are the masters, and the most senior of them is the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from attrs import frozen
+
+from chunkfarm.model import Server
+
+MASTERS = 3
+"""Copies of the table: one may be lost without stopping it, and each more costs every commit."""
+LEARNERS = 2
+"""Servers next in line that are kept caught up, ready to be promoted."""
+
+LIVE = ("up", "draining")
+
+
+@frozen
+class Standing:
+    """A server's place in the line of succession, and why."""
+
+    server: Server
+    role: str
+    """`first`, `master` or `server`."""
+    reason: str
+
+
+def in_order(servers: Iterable[Server]) -> tuple[Server, ...]:
+    """All servers, live ones first, oldest first in each part."""
+    return tuple(sorted(servers, key=lambda server: (server.state == "down", server.seniority, server.id)))
+
+
+def candidates(servers: Iterable[Server]) -> tuple[Server, ...]:
+    """Live servers that may be masters, oldest first, each zone's first ahead of its others.
+
+    The order is by seniority among servers whose zone has not been seen yet, as long as fewer than
+    `MASTERS` zones have been found; what was passed over follows by seniority.
+    """
+    line = sorted(
+        (server for server in servers if server.state in LIVE and server.master),
+        key=lambda server: (server.seniority, server.id),
+    )
+    zones: set[str] = set()
+    ahead: list[Server] = []
+    passed_over: list[Server] = []
+    for server in line:
+        if len(ahead) < MASTERS and (server.zone or server.id) not in zones:
+            zones.add(server.zone or server.id)
+            ahead.append(server)
+        else:
+            passed_over.append(server)
+    chosen = ahead + passed_over
+    return tuple(sorted(chosen[:MASTERS], key=lambda server: (server.seniority, server.id))) + tuple(
+        chosen[MASTERS:]
+    )
+
+
+def masters(servers: Iterable[Server]) -> tuple[Server, ...]:
+    """The masters as they should be, oldest first."""
+    return candidates(servers)[:MASTERS]
+
+
+def learners(servers: Iterable[Server]) -> tuple[Server, ...]:
+    """The next in line after the masters."""
+    return candidates(servers)[MASTERS : MASTERS + LEARNERS]
+
+
+def succession(
+    servers: Iterable[Server], voters: Collection[str] = (), leader: str = ""
+) -> tuple[Standing, ...]:
+    """The line of succession: every server, live ones first, with its role and the reason in one clause.
+
+    `voters` and `leader` are what the table's engine says now; where that differs from the rules (a
+    hand-over is under way), the reason says so.
+    """
+    everyone = in_order(servers)
+    chosen = masters(everyone)
+    chosen_ids = [server.id for server in chosen]
+    zones = {server.zone or server.id: server.name for server in reversed(chosen)}
+    line: list[Standing] = []
+    for server in everyone:
+        if server.id in chosen_ids:
+            rank = chosen_ids.index(server.id)
+            role = "first" if rank == 0 else "master"
+            reason = (
+                "the most senior live master" if rank == 0 else f"number {rank + 1} in seniority among the masters"
+            )
+            if rank == 0 and leader and leader != server.id:
+                reason += "; leadership is being handed to it"
+            if voters and server.id not in voters:
+                reason += "; it is still catching up"
+        else:
+            role = "server"
+            reason = _why_not(server, zones, len(chosen))
+        if server.id == leader and role != "first":
+            reason += "; it leads until it has handed over"
+        line.append(Standing(server, role, reason))
+    return tuple(line)
+
+
+def _why_not(server: Server, zones: dict[str, str], chosen: int) -> str:
+    if server.state not in LIVE:
+        return f"it is {server.state}"
+    if not server.master:
+        return "its config says master = no"
+    if (zone := server.zone or server.id) in zones and chosen == MASTERS:
+        return f"passed over: {zones[zone]} stands for the same zone"
+    return f"there are {MASTERS} masters ahead of it"

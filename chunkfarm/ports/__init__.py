@@ -1,0 +1,1 @@
+"""What listens: the client port, the peer port and the file port."""

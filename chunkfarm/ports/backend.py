@@ -1,0 +1,61 @@
+"""What the ports need of a server, as one typed protocol: tests give a small fake, `farm` the real thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from chunkfarm.membership import Standing
+from chunkfarm.model import FarmOptions, Principal, Server
+from chunkfarm.state import ServerState
+from chunkfarm.table.interface import ITable
+
+if TYPE_CHECKING:
+    from chunkfarm.catalog import Catalog
+    from chunkfarm.chunks.store import ChunkStore
+    from chunkfarm.chunks.transfer import Transfer
+
+
+class Backend(Protocol):
+    """The parts of a server behind its ports. Until the state is `serving`, only `state` may be touched."""
+
+    @property
+    def state(self) -> ServerState: ...
+
+    @property
+    def table(self) -> ITable: ...
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def store(self) -> ChunkStore: ...
+
+    @property
+    def transfer(self) -> Transfer: ...
+
+    def servers(self) -> tuple[Server, ...]:
+        """The server table as this server knows it: live ones first, oldest first."""
+
+    def options(self) -> FarmOptions:
+        """The farm's options as this server knows them."""
+
+    def succession(self) -> tuple[Standing, ...]:
+        """The line of succession, and why."""
+
+    def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
+        """Fails with `AuthenticationFailed`, or `Waiting` when nobody who holds keys can be asked."""
+
+    def peer_of(self, certificate: Any) -> str | None:
+        """The server id that a TLS peer certificate proves, or None."""
+
+    def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
+        """Change editable fields of a server's row, by id or name; fails with `NotFound` or `InvalidRequest`."""
+
+    def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
+        """Change farm options; fails with `InvalidRequest`."""
+
+    def status(self) -> Deferred[list[tuple[str, str]]]:
+        """What STATUS tells, as (name, value) pairs."""

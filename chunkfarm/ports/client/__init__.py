@@ -1,0 +1,1 @@
+"""The line protocol that people, scripts and other servers speak."""

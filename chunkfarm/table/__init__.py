@@ -1,0 +1,1 @@
+"""The table that all servers share, and the consensus that keeps it."""

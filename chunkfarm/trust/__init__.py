@@ -1,0 +1,1 @@
+"""Who may join, who may ask, and how either is proved."""

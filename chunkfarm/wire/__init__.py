@@ -1,0 +1,1 @@
+"""Bytes on a wire, without meaning: transports, framing, HTTP heads."""
