@@ -55,9 +55,7 @@ def candidates(servers: Iterable[Server]) -> tuple[Server, ...]:
         else:
             passed_over.append(server)
     chosen = ahead + passed_over
-    return tuple(sorted(chosen[:MASTERS], key=lambda server: (server.seniority, server.id))) + tuple(
-        chosen[MASTERS:]
-    )
+    return tuple(sorted(chosen[:MASTERS], key=lambda server: (server.seniority, server.id))) + tuple(chosen[MASTERS:])
 
 
 def masters(servers: Iterable[Server]) -> tuple[Server, ...]:
@@ -70,9 +68,7 @@ def learners(servers: Iterable[Server]) -> tuple[Server, ...]:
     return candidates(servers)[MASTERS : MASTERS + LEARNERS]
 
 
-def succession(
-    servers: Iterable[Server], voters: Collection[str] = (), leader: str = ""
-) -> tuple[Standing, ...]:
+def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: str = "") -> tuple[Standing, ...]:
     """The line of succession: every server, live ones first, with its role and the reason in one clause.
 
     `voters` and `leader` are what the table's engine says now; where that differs from the rules (a
@@ -87,9 +83,7 @@ def succession(
         if server.id in chosen_ids:
             rank = chosen_ids.index(server.id)
             role = "first" if rank == 0 else "master"
-            reason = (
-                "the most senior live master" if rank == 0 else f"number {rank + 1} in seniority among the masters"
-            )
+            reason = "the most senior live master" if rank == 0 else f"number {rank + 1} in seniority among the masters"
             if rank == 0 and leader and leader != server.id:
                 reason += "; leadership is being handed to it"
             if voters and server.id not in voters:

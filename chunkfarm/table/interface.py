@@ -41,7 +41,10 @@ class Row:
 
 
 class Conflict(TableError):
-    """A compare failed, and nothing was changed. `rows` are the compared keys' rows as they are (absent ones left out)."""
+    """A compare failed, and nothing was changed.
+
+    `rows` are the compared keys' rows as they are now; absent ones are left out.
+    """
 
     def __init__(self, rows: tuple[Row, ...]) -> None:
         super().__init__("a row is not at the revision that was compared")
