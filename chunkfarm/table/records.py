@@ -6,6 +6,7 @@ Nodes are named by server id.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from attrs import field, frozen
@@ -28,12 +29,16 @@ class Entry:
     data: bytes = b""
 
 
+def _ids(ids: Iterable[str]) -> frozenset[str]:
+    return frozenset(ids)
+
+
 @frozen
 class Configuration:
     """Who votes and who only learns."""
 
-    voters: frozenset[str] = field(default=frozenset(), converter=frozenset)
-    learners: frozenset[str] = field(default=frozenset(), converter=frozenset)
+    voters: frozenset[str] = field(default=(), converter=_ids)
+    learners: frozenset[str] = field(default=(), converter=_ids)
 
     @property
     def members(self) -> frozenset[str]:

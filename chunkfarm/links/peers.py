@@ -1,0 +1,199 @@
+"""Connections to the peer ports of other servers.
+
+A link is an AMP connection over mutual TLS 1.3. What the other side is, its certificate says: an address
+is only a hint of where to look. `Peers` keeps one link for each server and opens it when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+from chunkfarm.model import Address
+
+CALL_TIMEOUT = 10.0
+"""Seconds until a call to a peer counts as unanswered: as long as `master_grace`, past which it is replaced."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds for TCP and TLS together; on a network of one farm a second is already slow."""
+RETRY_DELAY = 0.25
+"""Seconds in which an address that just failed is not tried again, so that ten heartbeats are one attempt."""
+
+
+class LinkFailed(Exception):
+    """The peer cannot be reached, or is not the server that was asked for; the text says which."""
+
+
+class PeerLink(amp.AMP):
+    """One outgoing connection to a peer port. It answers no commands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: Deferred[None] = Deferred()
+        self.alive = False
+
+    def connectionMade(self) -> None:
+        self.alive = True
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self.alive = False
+        super().connectionLost(reason)
+        self.lost.callback(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        """AMP raises on a malformed box; that is the peer's fault and ends only this link."""
+        try:
+            super().dataReceived(data)
+        except Exception:
+            cast(Any, self.transport).abortConnection()
+
+    def certificate(self) -> Any:
+        """The peer's certificate, or None."""
+        return cast(Any, self.transport).getPeerCertificate()
+
+    def close(self) -> None:
+        """End the link."""
+        if self.alive:
+            cast(Any, self.transport).abortConnection()
+
+
+class OpenLink(Protocol):
+    """Opens a TLS connection to an address with a protocol from the factory, handshake done."""
+
+    def __call__(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]: ...
+
+
+def with_timeout(deferred: Deferred[Any], clock: IReactorTime, seconds: float, what: str) -> Deferred[Any]:
+    """The same Deferred, failed with `LinkFailed` if it takes longer."""
+
+    def explain(value: Any, _timeout: float) -> Any:
+        raise LinkFailed(f"timed out: {what}")
+
+    return deferred.addTimeout(seconds, clock, onTimeoutCancel=explain)
+
+
+@define
+class _Place:
+    """What is known of the link to one server."""
+
+    link: PeerLink | None = None
+    opening: list[Deferred[PeerLink]] = field(factory=list)
+    attempt: Deferred[Any] | None = None
+    not_before: float = 0.0
+    error: str = ""
+
+
+class Peers:
+    """Links to the other servers of the farm, by server id."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        open_link: OpenLink,
+        peer_of: Callable[[Any], str | None],
+        address_of: Callable[[str], Address | None],
+    ) -> None:
+        self._clock = clock
+        self._open_link = open_link
+        self._peer_of = peer_of
+        self._address_of = address_of
+        self._places: dict[str, _Place] = {}
+        self._closed = False
+
+    def open(self, address: Address, timeout: float = CONNECT_TIMEOUT) -> Deferred[PeerLink]:
+        """A link of its own to whoever listens at `address`; nothing is known yet of who that is."""
+        return self._open_link(address, Factory.forProtocol(PeerLink), timeout)
+
+    def call(
+        self, server_id: str, command: type[amp.Command], timeout: float = CALL_TIMEOUT, **arguments: Any
+    ) -> Deferred[dict[str, Any]]:
+        """Ask a server of the farm. Fails with the command's errors or `LinkFailed`."""
+        deferred = self.link_to(server_id).addCallback(_call, command, arguments)
+        return with_timeout(deferred, self._clock, timeout, f"{command.__name__} to {server_id}")
+
+    def send(self, server_id: str, command: type[amp.Command], **arguments: Any) -> None:
+        """Send a command that has no answer, if there is a link; if not, open one for the next time."""
+        place = self._places.get(server_id)
+        if place is not None and place.link is not None and place.link.alive:
+            place.link.callRemote(command, **arguments)
+        elif place is None or (place.attempt is None and self._clock.seconds() >= place.not_before):
+            self.link_to(server_id).addErrback(lambda failure: None)
+
+    def error_of(self, server_id: str) -> str:
+        """Why the last attempt to reach this server failed, or an empty string."""
+        place = self._places.get(server_id)
+        return place.error if place is not None else ""
+
+    def link_to(self, server_id: str) -> Deferred[PeerLink]:
+        """The link to a server of the farm, opened if there is none."""
+        place = self._places.setdefault(server_id, _Place())
+        if place.link is not None and place.link.alive:
+            return succeed(place.link)
+        waiter: Deferred[PeerLink] = Deferred(lambda d: place.opening.remove(d) if d in place.opening else None)
+        place.opening.append(waiter)
+        if place.attempt is None:
+            self._attempt(server_id, place)
+        return waiter
+
+    def _attempt(self, server_id: str, place: _Place) -> None:
+        address = self._address_of(server_id)
+        if self._closed or address is None:
+            text = "closed" if self._closed else "its address is not known"
+            self._failed(place, Failure(LinkFailed(f"server {server_id}: {text}")))
+            return
+
+        def check(link: PeerLink) -> PeerLink:
+            found = self._peer_of(link.certificate())
+            if found != server_id:
+                link.close()
+                raise LinkFailed(f"{address} is not server {server_id}, but {found or 'no server of this farm'}")
+            return link
+
+        def made(link: PeerLink) -> None:
+            place.attempt, place.link, place.error = None, link, ""
+            waiting, place.opening = place.opening, []
+            for waiter in waiting:
+                waiter.callback(link)
+
+        place.attempt = self.open(address).addCallback(check)
+        place.attempt.addCallbacks(made, lambda failure: self._failed(place, failure))
+
+    def _failed(self, place: _Place, failure: Failure) -> None:
+        place.attempt = None
+        place.error = failure.getErrorMessage() or type(failure.value).__name__
+        place.not_before = self._clock.seconds() + RETRY_DELAY
+        waiting, place.opening = place.opening, []
+        for waiter in waiting:
+            waiter.errback(LinkFailed(place.error))
+
+    def close(self) -> None:
+        """End all links; no new ones are opened."""
+        self._closed = True
+        for place in self._places.values():
+            if place.attempt is not None:
+                place.attempt.cancel()
+            if place.link is not None:
+                place.link.close()
+
+
+def _call(link: PeerLink, command: type[amp.Command], arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
+    answer: Deferred[dict[str, Any]] = link.callRemote(command, **arguments)
+    # AMP logs and drops the link when nobody takes an error; a call that timed out no longer listens.
+    return answer.addErrback(_lost)
+
+
+def _lost(failure: Failure) -> Failure:
+    if failure.check(ConnectionLost, amp.ProtocolSwitched):
+        return Failure(LinkFailed("the connection was lost"))
+    return failure

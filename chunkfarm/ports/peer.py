@@ -1,0 +1,200 @@
+"""The peer port: what one server answers to another, as AMP boxes over mutual TLS 1.3.
+
+Without a certificate of this farm only `Probe` and `Join` are answered. Which server asks is what its
+certificate proves, never what it says.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol, cast
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+from chunkfarm.links import commands
+
+CONNECTIONS_MAX = 2048
+"""A farm of fifty servers needs two hundred links; past this something is wrong, and descriptors are kept for it."""
+STRANGER_CONNECTIONS_MAX = 128
+"""Links without a certificate of this farm at one time: enough for all servers of a farm to join at once."""
+STRANGER_SECONDS = 60.0
+"""How long such a link may last: a join takes a second, and a founder may take a few."""
+
+
+@define(frozen=True)
+class Joiner:
+    """What a server shows that wants to join."""
+
+    version: int
+    farm: str
+    proof: bytes
+    request: bytes
+    row: str
+    exporter: bytes
+    host: str
+    """The address its connection comes from."""
+
+
+class PeerBackend(Protocol):
+    """What a server does for its peers. Errors are those that `links.commands` declares."""
+
+    def peer_of(self, certificate: Any) -> str | None: ...
+
+    def probe(self, server_id: str, stamp: int, farm: str) -> dict[str, Any]: ...
+
+    def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]: ...
+
+    def renew(self, server_id: str, request: bytes) -> Deferred[dict[str, Any]]: ...
+
+    def report(self, server_id: str, report: dict[str, Any]) -> dict[str, Any]: ...
+
+    def put_server(self, server_id: str, row: str) -> Deferred[str]: ...
+
+    def get_server(self, server_id: str) -> str: ...
+
+    def transact(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
+
+    def read(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
+
+    def get_table(self, request: bytes) -> Deferred[bytes]: ...
+
+    def consensus(self, server_id: str, payload: bytes) -> Deferred[None]: ...
+
+    def authenticate(self, key: str, proof: bytes) -> Deferred[str]: ...
+
+
+class PeerPort(amp.AMP):
+    """One accepted connection."""
+
+    _log = Logger()
+
+    def __init__(self, factory: PeerPortFactory, backend: PeerBackend, clock: IReactorTime) -> None:
+        super().__init__()
+        self._owner = factory
+        self._backend = backend
+        self._clock = clock
+        self._peer: str | None = None
+        self._deadline: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._owner.connections.add(self)
+        strangers = sum(1 for other in self._owner.connections if other._peer is None)
+        if len(self._owner.connections) > CONNECTIONS_MAX or strangers > STRANGER_CONNECTIONS_MAX:
+            self._abort()
+            return
+        self._deadline = self._clock.callLater(STRANGER_SECONDS, self._abort)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._owner.connections.discard(self)
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        super().connectionLost(reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        """AMP raises on a malformed box; that is the peer's fault and ends only its link."""
+        try:
+            super().dataReceived(data)
+        except Exception as error:
+            self._log.info("A peer sent what is not AMP ({error}); its link is closed.", error=type(error).__name__)
+            self._abort()
+
+    def _abort(self) -> None:
+        cast(Any, self.transport).abortConnection()
+
+    def _sender(self) -> str:
+        """The server id that this link's certificate proves; raises `BadRequest` for a stranger.
+
+        Asked at every command, since a server that is founding or joining learns its CA while links are open.
+        """
+        if self._peer is None:
+            self._peer = self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
+            if self._peer is None:
+                raise commands.BadRequest("this needs a certificate of this farm")
+            if self._deadline is not None and self._deadline.active():
+                self._deadline.cancel()
+        return self._peer
+
+    @commands.Probe.responder
+    def probe(self, server: str, stamp: int, farm: str) -> dict[str, str]:
+        return {"answer": json.dumps(self._backend.probe(server, stamp, farm))}
+
+    @commands.Join.responder
+    def join(self, version: int, farm: str, proof: bytes, request: bytes, row: str) -> Deferred[dict[str, Any]]:
+        transport = cast(Any, self.transport)
+        exporter = transport.getHandle().export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+        return self._backend.join(Joiner(version, farm, proof, request, row, exporter, transport.getPeer().host))
+
+    @commands.Renew.responder
+    def renew(self, request: bytes) -> Deferred[dict[str, Any]]:
+        return self._backend.renew(self._sender(), request)
+
+    @commands.Report.responder
+    def report(self, report: str) -> dict[str, str]:
+        return {"answer": json.dumps(self._backend.report(self._sender(), _json_object(report)))}
+
+    @commands.PutServer.responder
+    def put_server(self, row: str) -> Deferred[dict[str, str]]:
+        return self._backend.put_server(self._sender(), row).addCallback(lambda text: {"row": text})
+
+    @commands.GetServer.responder
+    def get_server(self, server: str) -> dict[str, str]:
+        self._sender()
+        return {"row": self._backend.get_server(server)}
+
+    @commands.GetTable.responder
+    def get_table(self, request: bytes) -> Deferred[dict[str, bytes]]:
+        self._sender()
+        return self._backend.get_table(request).addCallback(lambda page: {"page": page})
+
+    @commands.Transact.responder
+    def transact(self, request: bytes) -> Deferred[dict[str, bytes]]:
+        return self._backend.transact(self._sender(), request).addCallback(lambda answer: {"answer": answer})
+
+    @commands.Read.responder
+    def read(self, request: bytes) -> Deferred[dict[str, bytes]]:
+        return self._backend.read(self._sender(), request).addCallback(lambda page: {"page": page})
+
+    @commands.Consensus.responder
+    def consensus(self, payload: bytes) -> Deferred[dict[str, Any]]:
+        return self._backend.consensus(self._sender(), payload).addCallback(lambda _: {})
+
+    @commands.Authenticate.responder
+    def authenticate(self, key: str, proof: bytes) -> Deferred[dict[str, str]]:
+        self._sender()
+        return self._backend.authenticate(key, proof).addCallback(lambda role: {"role": role})
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise commands.BadRequest("expected a JSON object")
+    return value
+
+
+class PeerPortFactory(Factory):
+    """Makes the connections of the peer port, and can end them all."""
+
+    noisy = False
+
+    def __init__(self, backend: PeerBackend, clock: IReactorTime) -> None:
+        self._backend = backend
+        self._clock = clock
+        self.connections: set[PeerPort] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> PeerPort:
+        return PeerPort(self, self._backend, self._clock)
+
+    def close_all(self) -> None:
+        """End every link."""
+        for connection in list(self.connections):
+            connection._abort()

@@ -1,0 +1,321 @@
+"""What the first does besides leading: it notices who is alive, and keeps the masters in order.
+
+Every server reports to the first once a second. Reports live in memory; the table hears of them only when a
+server goes down or comes back, and of its free space on a change of a percent, at most once a minute (so that
+a thousand servers at rest cost no commits). All times are on the monotonic clock, and a tick that comes late
+judges nobody until a full round of reports could have arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import define, evolve, field, frozen
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from chunkfarm.membership import LIVE
+from chunkfarm.model import FarmOptions, Server
+from chunkfarm.table.interface import TableError
+from chunkfarm.table.records import Configuration
+from chunkfarm.table.registry import Registry
+from chunkfarm.table.voters import View, heir, next_configuration
+
+ROUND = 0.5
+"""Seconds between looks at the farm: half the interval of reports."""
+DOWN_AFTER = 5.0
+"""Seconds of silence until a server counts as down (DESIGN: five reports missed)."""
+LATE = 1.0
+"""Seconds by which a round may be late before all silence counters start anew: this process was paused."""
+RESTART_GATHER = 2.0
+"""Seconds in which the servers of a restarted farm may report back and keep their places in the line."""
+MEASURE_INTERVAL = 60.0
+"""Seconds between two changes of a row for free space alone."""
+
+
+@frozen(kw_only=True)
+class Report:
+    """What a server says of itself once a second."""
+
+    incarnation: str
+    free: int = 0
+    used: int = 0
+    full: bool = False
+    revision: int = 0
+    note: str = ""
+    leaving: bool = False
+
+
+@define
+class _Heard:
+    """What the first remembers of one server."""
+
+    at: float
+    report: Report | None = None
+    measured_at: float = field(default=float("-inf"))
+
+
+class LedTable(Protocol):
+    """The part of the table's engine that the first's duties need."""
+
+    @property
+    def is_leader(self) -> bool: ...
+
+    @property
+    def leader(self) -> str: ...
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def configuration(self) -> Configuration: ...
+
+    @property
+    def change_pending(self) -> bool: ...
+
+    def caught_up(self) -> frozenset[str]: ...
+
+    def propose_configuration(self, configuration: Configuration) -> Deferred[None]: ...
+
+    def transfer(self, to: str) -> None: ...
+
+
+class Duties:
+    """The duties of the first. Runs on every server, and does something only on the one that leads."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        server_id: str,
+        incarnation: str,
+        table: LedTable,
+        registry: Registry,
+        servers: Callable[[], tuple[Server, ...]],
+        options: Callable[[], FarmOptions],
+        clock: IReactorTime,
+    ) -> None:
+        self._id = server_id
+        self._incarnation = incarnation
+        self._table = table
+        self._registry = registry
+        self._servers = servers
+        self._options = options
+        self._clock = clock
+        self._heard: dict[str, _Heard] = {}
+        self._term = -1
+        self._leading_since = 0.0
+        self._last_round = 0.0
+        self._gathering: list[tuple[Server, Deferred[Server]]] | None = None
+        self._gather_until = 0.0
+        self._busy: Deferred[None] | None = None
+        self._loop: LoopingCall | None = None
+
+    def start(self) -> None:
+        """Begin the rounds."""
+        self._last_round = self._clock.seconds()
+        self._loop = LoopingCall(self._round)
+        self._loop.clock = self._clock
+        self._loop.start(ROUND, now=False)
+
+    def stop(self) -> Deferred[None]:
+        """End the rounds; fires when the one under way has ended."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+        for _, waiter in self._gathering or ():
+            waiter.errback(TableError("this server is stopping"))
+        self._gathering = None
+        if self._busy is None:
+            return succeed(None)
+        busy, self._busy = self._busy, None
+        busy.cancel()
+        return busy
+
+    def report(self, server_id: str, report: Report) -> bool:
+        """Note a report; says whether the server's row carries this incarnation and is up.
+
+        When it does not, the server gives its row anew (`put`).
+        """
+        heard = self._heard.setdefault(server_id, _Heard(self._clock.seconds()))
+        before = heard.at
+        heard.at, heard.report = self._clock.seconds(), report
+        row = self._row(server_id)
+        if row is None or row.incarnation != report.incarnation:
+            return False
+        if row.state != "down":
+            return True
+        # It only lost contact: its place is kept if it is back within `master_grace`.
+        if self._clock.seconds() - before < self._options().master_grace:
+            self._registry.enter_state((server_id,), "up", only_from=("down",)).addErrback(self._failed)
+            return True
+        return False
+
+    def put(self, server: Server) -> Deferred[Server]:
+        """A known server gives its row after a start: it joins the end of the line.
+
+        The servers of a farm that was started anew as a whole keep their places, if they are back before
+        the first change is made.
+        """
+        self._heard.setdefault(server.id, _Heard(self._clock.seconds())).at = self._clock.seconds()
+        if self._gathering is not None:
+            waiter: Deferred[Server] = Deferred()
+            self._gathering.append((server, waiter))
+            return waiter
+        return self._registry.join(server)
+
+    def heard(self) -> dict[str, float]:
+        """Seconds since each server was heard."""
+        now = self._clock.seconds()
+        return {server_id: now - heard.at for server_id, heard in self._heard.items()}
+
+    def _row(self, server_id: str) -> Server | None:
+        return next((server for server in self._servers() if server.id == server_id), None)
+
+    def _failed(self, failure: Any) -> None:
+        if not failure.check(TableError, CancelledError):
+            self._log.failure("while keeping the server table", failure)
+
+    def _round(self) -> None:
+        now = self._clock.seconds()
+        late = now - self._last_round > ROUND + LATE
+        self._last_round = now
+        if not self._table.is_leader:
+            self._term = -1
+            return
+        if self._term != self._table.term:
+            self._begin(now)
+        if late:
+            self._log.info("This process was paused for a while; nobody is judged until all could report.")
+            self._hear_all(now)
+        self._heard.setdefault(self._id, _Heard(now)).at = now
+        if self._busy is None:
+            busy = Deferred.fromCoroutine(self._work(now))
+            if not busy.called:
+                self._busy = busy
+            busy.addErrback(self._failed).addCallback(self._rest)
+
+    def _rest(self, _: object) -> None:
+        self._busy = None
+
+    def _begin(self, now: float) -> None:
+        """A term begins: everyone gets a full round before silence counts."""
+        self._term = self._table.term
+        self._leading_since = now
+        self._hear_all(now)
+        own = self._row(self._id)
+        if own is not None and own.incarnation != self._incarnation and self._gathering is None:
+            # The leader itself is newer than its row, so the farm as a whole was started anew.
+            self._gathering, self._gather_until = [], now + RESTART_GATHER
+
+    def _hear_all(self, now: float) -> None:
+        for server in self._servers():
+            heard = self._heard.setdefault(server.id, _Heard(now))
+            if server.state != "down":
+                heard.at = now
+
+    async def _work(self, now: float) -> None:
+        if self._gathering is not None:
+            if now < self._gather_until and len(self._gathering) < len(self._servers()):
+                return
+            await self._end_gathering()
+        await self._note_silence(now)
+        await self._note_measures(now)
+        await self._keep_masters(now)
+
+    async def _end_gathering(self) -> None:
+        gathered, self._gathering = self._gathering or [], None
+        try:
+            await self._registry.resume([server for server, _ in gathered])
+        except Exception as error:
+            for _, waiter in gathered:
+                waiter.errback(error)
+            raise
+        for server, waiter in gathered:
+            waiter.callback(self._row(server.id) or server)
+
+    async def _note_silence(self, now: float) -> None:
+        silent = [
+            server
+            for server in self._servers()
+            if server.state != "down" and now - self._heard.setdefault(server.id, _Heard(now)).at >= DOWN_AFTER
+        ]
+        if silent:
+            self._log.info(
+                "Down, after {seconds} s of silence: {names}.",
+                seconds=DOWN_AFTER,
+                names=", ".join(server.name for server in silent),
+            )
+            await self._registry.enter_state(
+                [server.id for server in silent], "down", only_from=("up", "draining", "leaving")
+            )
+        leaving = [
+            server.id
+            for server in self._servers()
+            if server.state in LIVE
+            and (report := self._heard[server.id].report) is not None
+            and report.leaving
+            and report.incarnation == server.incarnation
+        ]
+        if leaving:
+            await self._registry.enter_state(leaving, "leaving", only_from=LIVE)
+
+    async def _note_measures(self, now: float) -> None:
+        figures: dict[str, dict[str, Any]] = {}
+        for server in self._servers():
+            heard = self._heard.get(server.id)
+            if heard is None or heard.report is None or server.state == "down":
+                continue
+            report = heard.report
+            changed: dict[str, Any] = {}
+            if report.full != server.full:
+                changed["full"] = report.full
+            if report.note != server.note:
+                changed["note"] = report.note
+            percent = max(1, (report.free + report.used) // 100)
+            moved = abs(report.free - server.free) >= percent or abs(report.used - server.used) >= percent
+            if moved and now - heard.measured_at >= MEASURE_INTERVAL:
+                heard.measured_at = now
+                changed |= {"free": report.free, "used": report.used}
+            if changed:
+                figures[server.id] = changed
+        if figures:
+            await self._registry.measure(figures)
+
+    async def _keep_masters(self, now: float) -> None:
+        if self._table.change_pending or not self._servers():
+            return
+        options = self._options()
+        view = View(
+            servers=self._servers(),
+            configuration=self._table.configuration,
+            leader=self._id,
+            caught_up=self._table.caught_up(),
+            silent=self.heard(),
+            master_grace=options.master_grace,
+            repair_after=options.repair_after,
+        )
+        step = next_configuration(view)
+        if step is not None:
+            self._log.info(
+                "The table's voters become {voters}, its learners {learners}.",
+                voters=sorted(step.voters),
+                learners=sorted(step.learners),
+            )
+            await self._table.propose_configuration(step)
+            return
+        to = heir(view)
+        if to is not None and now - self._leading_since >= options.master_grace:
+            self._log.info("Leadership is handed to {to}, which is senior.", to=to)
+            self._leading_since = now
+            self._table.transfer(to)
+
+    def refreshed(self, server: Server) -> Server:
+        """The same row with this process's latest report of itself."""
+        heard = self._heard.get(server.id)
+        if heard is None or heard.report is None:
+            return server
+        report = heard.report
+        return evolve(server, free=report.free, used=report.used, full=report.full, note=report.note)

@@ -1,0 +1,310 @@
+"""The transactions that change server rows and farm options.
+
+Each is a compare-and-put: read, decide, commit only if nothing it looked at has changed, else look again.
+A change that `config.ini` shows raises the generation in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import evolve, field, frozen
+from twisted.internet.defer import Deferred, DeferredLock
+
+from chunkfarm.errors import NotFound
+from chunkfarm.membership import in_order
+from chunkfarm.model import FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.table.interface import (
+    OPERATIONS_MAX,
+    TRANSACTION_BYTES_MAX,
+    Compare,
+    Conflict,
+    Delete,
+    ITable,
+    Operation,
+    Put,
+    Row,
+    Unavailable,
+)
+
+ATTEMPTS_MAX = 50
+"""Conflicts in a row before giving up: each one means that somebody else's change was made, so this is generous."""
+ROWS_A_TRANSACTION = OPERATIONS_MAX - 4
+"""Server rows that fit a transaction beside the generation and the options."""
+
+
+def shown(server: Server) -> tuple[Any, ...]:
+    """What `config.ini` shows of a server; a change of it raises the generation."""
+    return (
+        server.id,
+        server.name,
+        server.joined,
+        server.seniority,
+        server.host,
+        server.client,
+        server.peer,
+        server.files,
+        server.state,
+    )
+
+
+@frozen
+class Registered:
+    """The server rows and farm options as read at one moment."""
+
+    servers: dict[str, Server]
+    revisions: dict[str, int]
+    options: FarmOptions
+    options_revision: int
+    generation: int
+    generation_revision: int
+
+    @property
+    def last_joined(self) -> int:
+        return max((server.joined for server in self.servers.values()), default=0)
+
+
+@frozen(kw_only=True)
+class Change:
+    """What a transaction is to do. A put server with `seniority == 0` joins at the end of the line."""
+
+    put: tuple[Server, ...] = ()
+    delete: tuple[str, ...] = ()
+    options: FarmOptions | None = None
+    also: tuple[Operation, ...] = ()
+    compares: tuple[Compare, ...] = ()
+    result: Any = field(default=None)
+
+
+def read_all(table: ITable, prefix: bytes) -> Deferred[list[Row]]:
+    """All rows under a prefix, page by page; only for prefixes that stay small."""
+
+    async def pages() -> list[Row]:
+        rows: list[Row] = []
+        after = b""
+        while True:
+            page = await table.read(prefix, after)
+            rows.extend(page.rows)
+            if not page.more:
+                return rows
+            after = page.rows[-1].key
+
+    return Deferred.fromCoroutine(pages())
+
+
+class Registry:
+    """Changes of server rows and farm options, each one transaction."""
+
+    def __init__(self, table: ITable, now: Callable[[], int]) -> None:
+        self._table = table
+        self._now = now
+        # Changes made by one server take turns, so that only different servers can conflict.
+        self._turn = DeferredLock()
+
+    def read(self) -> Deferred[Registered]:
+        """The rows as they are now, linearizable."""
+        return Deferred.fromCoroutine(self._read())
+
+    async def _read(self) -> Registered:
+        servers, revisions = {}, {}
+        for row in await read_all(self._table, SERVERS):
+            server = Server.from_value(row.value, row.revision)
+            servers[server.id] = server
+            revisions[server.id] = row.revision
+        farm = {row.key: row for row in await read_all(self._table, FARM)}
+        options, generation = farm.get(OPTIONS_KEY), farm.get(GENERATION_KEY)
+        return Registered(
+            servers,
+            revisions,
+            FarmOptions.from_value(options.value) if options else FarmOptions(),
+            options.revision if options else 0,
+            int(generation.value) if generation else 0,
+            generation.revision if generation else 0,
+        )
+
+    def edit(self, decide: Callable[[Registered], Change | None]) -> Deferred[Any]:
+        """Read, let `decide` say what to change (None: nothing), commit; again on a conflict.
+
+        Fires with the change's `result`. `decide` may be called several times and must not have effects.
+        """
+        return self._turn.run(lambda: Deferred.fromCoroutine(self._edit(decide)))
+
+    async def _edit(self, decide: Callable[[Registered], Change | None]) -> Any:
+        for _ in range(ATTEMPTS_MAX):
+            before = await self._read()
+            change = decide(before)
+            if change is None:
+                return None
+            compares, operations = _transaction(before, change)
+            if not operations:
+                return change.result
+            try:
+                revision = await self._table.transact(compares, operations)
+            except Conflict:
+                continue
+            result = change.result
+            if isinstance(result, Server) and result.seniority == 0:
+                result = evolve(result, seniority=revision)
+            return result
+        raise Unavailable("too many changes of the server table at once")
+
+    def found(self, server: Server, options: FarmOptions, also: tuple[Operation, ...]) -> Deferred[Server]:
+        """The first transaction of a farm: its options, its first server and its secrets."""
+
+        def decide(before: Registered) -> Change:
+            joined = evolve(server, joined=self._now(), since=self._now(), seniority=0, state="up")
+            return Change(put=(joined,), options=options, also=also, result=joined)
+
+        return self.edit(decide)
+
+    def join(
+        self, server: Server, *, also: tuple[Operation, ...] = (), compares: tuple[Compare, ...] = ()
+    ) -> Deferred[Server]:
+        """Put a server at the end of the line.
+
+        A known id keeps its name, and whatever a person set in its row is left to the new row's owner. A new
+        id on the host and peer port of a row that is down replaces that row.
+        """
+
+        def decide(before: Registered) -> Change:
+            old = before.servers.get(server.id)
+            replaced = tuple(
+                other.id
+                for other in before.servers.values()
+                if other.id != server.id
+                and other.state == "down"
+                and other.host == server.host
+                and other.peer == server.peer
+            )
+            taken = {
+                other.name for other in before.servers.values() if other.id != server.id and other.id not in replaced
+            }
+            moment = max(self._now(), before.last_joined)
+            joined = evolve(
+                server,
+                name=old.name if old is not None else _free_name(server.name, taken),
+                joined=moment,
+                since=moment,
+                seniority=0,
+                state="up",
+            )
+            return Change(put=(joined,), delete=replaced, also=also, compares=compares, result=joined)
+
+        return self.edit(decide)
+
+    def resume(self, servers: Iterable[Server]) -> Deferred[None]:
+        """After a restart of the whole farm: those who are back keep their places in the line."""
+        back = {server.id: server for server in servers}
+
+        def decide(before: Registered) -> Change:
+            rows = []
+            for old in before.servers.values():
+                if (new := back.get(old.id)) is not None:
+                    rows.append(
+                        evolve(
+                            new,
+                            name=old.name,
+                            joined=old.joined,
+                            seniority=old.seniority,
+                            state="up",
+                            since=old.since if old.state == "up" else self._now(),
+                        )
+                    )
+            return Change(put=tuple(rows[:ROWS_A_TRANSACTION]))
+
+        return self.edit(decide)
+
+    def enter_state(self, ids: Iterable[str], state: str, *, only_from: tuple[str, ...]) -> Deferred[None]:
+        """Move servers into a state, in one transaction; rows in other states than `only_from` are left."""
+        wanted = tuple(ids)
+
+        def decide(before: Registered) -> Change | None:
+            rows = tuple(
+                evolve(before.servers[id], state=state, since=self._now())
+                for id in wanted
+                if id in before.servers and before.servers[id].state in only_from
+            )
+            return Change(put=rows[:ROWS_A_TRANSACTION]) if rows else None
+
+        return self.edit(decide)
+
+    def measure(self, figures: Mapping[str, Mapping[str, Any]]) -> Deferred[None]:
+        """Write what servers reported of themselves (`free`, `used`, `full`, `note`) into their rows."""
+
+        def decide(before: Registered) -> Change | None:
+            rows = tuple(
+                evolve(before.servers[id], **dict(changed)) for id, changed in figures.items() if id in before.servers
+            )
+            return Change(put=rows[:ROWS_A_TRANSACTION]) if rows else None
+
+        return self.edit(decide)
+
+    def set_server(self, server: str, change: Callable[[Server, Registered], Server]) -> Deferred[Server]:
+        """Change one row, named by id or name. Fails with `NotFound`; `change` may raise `InvalidRequest`."""
+
+        def decide(before: Registered) -> Change:
+            row = before.servers.get(server) or next(
+                (other for other in before.servers.values() if other.name == server), None
+            )
+            if row is None:
+                raise NotFound(f"there is no server {server!r}")
+            changed = change(row, before)
+            return Change(put=(changed,), result=changed)
+
+        return self.edit(decide)
+
+    def set_farm(self, change: Callable[[FarmOptions], FarmOptions]) -> Deferred[FarmOptions]:
+        """Change the farm's options; `change` may raise `InvalidRequest`."""
+
+        def decide(before: Registered) -> Change:
+            options = change(before.options)
+            return Change(options=options, result=options)
+
+        return self.edit(decide)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name itself, or the name with `-2`, `-3` ... if others have it."""
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name[:59]}-{number}" in taken:
+        number += 1
+    return f"{name[:59]}-{number}"
+
+
+def _transaction(before: Registered, change: Change) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
+    """The compares and operations of a change, with the generation raised if the file will look different."""
+    compares = list(change.compares)
+    operations: list[Operation] = []
+    after = dict(before.servers)
+    size = sum(len(value.value) for value in change.also if isinstance(value, Put))
+    for server in change.put:
+        if before.servers.get(server.id) == server:
+            continue
+        value = server.to_value()
+        size += len(value) + len(server.key)
+        if size > TRANSACTION_BYTES_MAX - 4096 and operations:
+            break
+        compares.append(Compare(server.key, "==", before.revisions.get(server.id, 0)))
+        operations.append(Put(server.key, value))
+        after[server.id] = server
+    for server_id in change.delete:
+        gone = after.pop(server_id)
+        compares.append(Compare(gone.key, "==", before.revisions[server_id]))
+        operations.append(Delete(gone.key))
+    options_changed = change.options is not None and (change.options != before.options or before.options_revision == 0)
+    if options_changed:
+        assert change.options is not None
+        compares.append(Compare(OPTIONS_KEY, "==", before.options_revision))
+        operations.append(Put(OPTIONS_KEY, change.options.to_value()))
+    if options_changed or _looks(before.servers) != _looks(after):
+        compares.append(Compare(GENERATION_KEY, "==", before.generation_revision))
+        operations.append(Put(GENERATION_KEY, b"%d" % (before.generation + 1)))
+    operations.extend(change.also)
+    return tuple(compares), tuple(operations)
+
+
+def _looks(servers: Mapping[str, Server]) -> list[tuple[Any, ...]]:
+    return [shown(server) for server in in_order(servers.values())]

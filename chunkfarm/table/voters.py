@@ -1,0 +1,102 @@
+"""Which change of the configuration comes next: a rule over rows and the core's view, pure.
+
+The voters should be the masters (`membership.masters`), the learners the next two in line. Each step is one
+single-server change (Ongaro's dissertation, 4.1), and copies are made before any is given up: a server
+learns, then votes, and only then does the one it replaces go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from attrs import frozen
+
+from chunkfarm import membership
+from chunkfarm.model import Server
+from chunkfarm.table.records import Configuration
+
+
+@frozen(kw_only=True)
+class View:
+    """What the first knows when it decides."""
+
+    servers: tuple[Server, ...]
+    configuration: Configuration
+    leader: str
+    caught_up: Collection[str]
+    """Members whose log follows the leader's closely, and who answered lately."""
+    silent: Mapping[str, float]
+    """Seconds since each server was heard."""
+    master_grace: float
+    repair_after: float
+
+
+def next_configuration(view: View) -> Configuration | None:
+    """The configuration that is one step nearer to what should be, or None when nothing is to be done now."""
+    wanted = [server.id for server in membership.masters(view.servers)]
+    next_in_line = [server.id for server in membership.learners(view.servers)]
+    voters, learners = view.configuration.voters, view.configuration.learners
+    rows = {server.id: server for server in view.servers}
+
+    for server_id in wanted:
+        if server_id not in voters and server_id in learners and server_id in view.caught_up:
+            if _may_grow(view, rows, wanted):
+                return Configuration(voters | {server_id}, learners - {server_id})
+            break
+    for server_id in _to_remove(view, rows, wanted):
+        return Configuration(voters - {server_id}, learners)
+    for server_id in (*wanted, *next_in_line):
+        if server_id not in voters and server_id not in learners:
+            return Configuration(voters, learners | {server_id})
+    for server_id in learners:
+        row = rows.get(server_id)
+        gone = row is None or not row.master or view.silent.get(server_id, 0.0) >= view.master_grace
+        if server_id not in wanted and server_id not in next_in_line and (gone or len(learners) > membership.LEARNERS):
+            return Configuration(voters, learners - {server_id})
+    return None
+
+
+def _may_grow(view: View, rows: Mapping[str, Server], wanted: Iterable[str]) -> bool:
+    """Whether one more voter may be added.
+
+    Up to the number of masters, always. Past that only to replace a voter that has been silent for
+    `master_grace`, or one that is alive but no longer a master.
+    """
+    voters = view.configuration.voters
+    if len(voters) < membership.MASTERS:
+        return True
+    if len(voters) > membership.MASTERS:
+        return False
+    return any(
+        rows.get(voter) is None
+        or rows[voter].state in membership.LIVE
+        or view.silent.get(voter, 0.0) >= view.master_grace
+        for voter in voters - frozenset(wanted)
+    )
+
+
+def _to_remove(view: View, rows: Mapping[str, Server], wanted: list[str]) -> list[str]:
+    """Voters that may go now, the least useful first; never the leader itself, which hands over before."""
+    voters = view.configuration.voters
+    surplus = [voter for voter in voters if voter not in wanted and voter != view.leader]
+    replaced = len(voters) > membership.MASTERS
+    enough = frozenset(wanted) <= voters
+    going: list[str] = []
+    for voter in sorted(surplus, key=lambda id: -view.silent.get(id, 0.0)):
+        row = rows.get(voter)
+        alive = row is not None and row.state in membership.LIVE
+        lost_for_good = not alive and view.silent.get(voter, 0.0) >= view.repair_after
+        if replaced or (alive and enough) or (lost_for_good and len(voters) > 2):
+            going.append(voter)
+    return going
+
+
+def heir(view: View) -> str | None:
+    """The senior that leadership should be handed to, or None if the leader is the right one already."""
+    line = [server.id for server in membership.masters(view.servers)]
+    for server_id in line:
+        if server_id == view.leader:
+            return None
+        if server_id in view.configuration.voters and server_id in view.caught_up:
+            return server_id
+    return None
