@@ -270,7 +270,7 @@ class Manifest:
 
     size: int
     chunk_size: int
-    digests: tuple[bytes, ...]
+    digests: Sequence[bytes]
 
     def chunk_length(self, position: int) -> int:
         """Bytes of the chunk at `position`."""

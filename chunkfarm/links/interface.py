@@ -1,0 +1,38 @@
+"""What is asked of other servers about chunks, as an interface: the file port's client gives the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+from chunkfarm.model import Server
+
+
+class IChunkLinks(Interface):
+    """Chunks on other servers. Every Deferred may be cancelled, which gives up the request.
+
+    Besides the errors named, any exception says that the server could not be asked (refused, lost, timed
+    out, not that server): the caller then goes to the next one.
+    """
+
+    def put(server: Server, digest: bytes, data: bytes | bytearray | memoryview) -> Deferred[None]:
+        """Store the chunk on `server`; fires once it is durable there.
+
+        `data` is not changed while the request runs, and is not copied. Fails with `Full` if that server has
+        no room, with `Mismatch` if the bytes do not have this digest.
+        """
+
+    def get(server: Server, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[bytes]:
+        """Bytes of the chunk (to its end if `length` is None) from `server`; fails with `NotFound` if it has none.
+
+        They are not checked against the digest yet: the caller does that.
+        """
+
+    def have(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+        """For each of at most `HAVE_DIGESTS_MAX` digests whether `server` holds that chunk, whole."""
+
+
+HAVE_DIGESTS_MAX = 1000
+"""Digests in one question to another server: 64 KiB in hexadecimal."""
