@@ -7,6 +7,8 @@ has a fault: AMP logs it and closes the link.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from twisted.protocols import amp
 
 PROTOCOL_VERSION = 1
@@ -134,7 +136,7 @@ class Consensus(amp.Command):
     """One encoded message of the consensus core, or one page of a snapshot; the latter waits for its answer."""
 
     arguments = [(b"payload", amp.String())]
-    response: list[tuple[bytes, amp.Argument]] = []
+    response: ClassVar[list[tuple[bytes, amp.Argument]]] = []
     errors = _REFUSALS
 
 

@@ -72,15 +72,6 @@ class OpenLink(Protocol):
     def __call__(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]: ...
 
 
-def with_timeout(deferred: Deferred[Any], clock: IReactorTime, seconds: float, what: str) -> Deferred[Any]:
-    """The same Deferred, failed with `LinkFailed` if it takes longer."""
-
-    def explain(value: Any, _timeout: float) -> Any:
-        raise LinkFailed(f"timed out: {what}")
-
-    return deferred.addTimeout(seconds, clock, onTimeoutCancel=explain)
-
-
 @define
 class _Place:
     """What is known of the link to one server."""
@@ -120,7 +111,15 @@ class Peers:
     ) -> Deferred[dict[str, Any]]:
         """Ask a server of the farm. Fails with the command's errors or `LinkFailed`."""
         deferred = self.link_to(server_id).addCallback(_call, command, arguments)
-        return with_timeout(deferred, self._clock, timeout, f"{command.__name__} to {server_id}")
+        return self.limit(deferred, timeout, f"{command.__name__} to {server_id}")
+
+    def limit(self, deferred: Deferred[Any], seconds: float, what: str) -> Deferred[Any]:
+        """The same Deferred, failed with `LinkFailed` if it takes longer than that."""
+
+        def explain(value: Any, _timeout: float) -> Any:
+            raise LinkFailed(f"no answer within {seconds:g} s: {what}")
+
+        return deferred.addTimeout(seconds, self._clock, onTimeoutCancel=explain)
 
     def send(self, server_id: str, command: type[amp.Command], **arguments: Any) -> None:
         """Send a command that has no answer, if there is a link; if not, open one for the next time."""

@@ -1,0 +1,101 @@
+"""Who may do what: a key id and a secret become a principal.
+
+Servers that hold the table's rows look the key up themselves; the others ask one that does, and remember a
+yes for a minute. The secret itself never leaves this process: what is asked with is its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from chunkfarm.errors import AuthenticationFailed, Waiting
+from chunkfarm.links import commands
+from chunkfarm.links.peers import LinkFailed, Peers
+from chunkfarm.model import KEYS, Principal, Server
+from chunkfarm.table.interface import ITable, TableError
+from chunkfarm.trust.keys import KeyRow, check
+
+REMEMBER_SECONDS = 60.0
+"""How long a good key is remembered by a server that cannot see when it is disabled."""
+REMEMBER_MAX = 4096
+"""Good keys remembered at once, so that a flood of them fills no memory."""
+
+REFUSAL = "the key is not known or the secret is wrong"
+"""One sentence for every failure: it must not tell which of the two it was."""
+
+
+class Access:
+    """Authenticates keys for all ports of one server."""
+
+    def __init__(
+        self,
+        table: ITable,
+        holds_rows: Callable[[], bool],
+        peers: Peers,
+        masters: Callable[[], tuple[Server, ...]],
+        clock: IReactorTime,
+    ) -> None:
+        self._table = table
+        self._holds_rows = holds_rows
+        self._peers = peers
+        self._masters = masters
+        self._clock = clock
+        self._remembered: dict[tuple[str, bytes], tuple[float, str]] = {}
+
+    def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
+        """Fails with `AuthenticationFailed`, or with `Waiting` when nobody who holds keys can be asked."""
+        proof = hashlib.sha256(secret.encode()).digest()
+        return self.check(key_id, proof).addCallback(lambda role: Principal(key_id, role))
+
+    def check(self, key_id: str, proof: bytes) -> Deferred[str]:
+        """The role of a key, given the SHA-256 of its secret; fails as `authenticate` does."""
+        return Deferred.fromCoroutine(self._check(key_id, proof))
+
+    async def _check(self, key_id: str, proof: bytes) -> str:
+        if self._holds_rows():
+            return await self.check_here(key_id, proof)
+        now = self._clock.seconds()
+        until, role = self._remembered.get((key_id, proof), (0.0, ""))
+        if now < until:
+            return role
+        role = await self._ask(key_id, proof)
+        if len(self._remembered) >= REMEMBER_MAX:
+            self._remembered.clear()
+        self._remembered[(key_id, proof)] = (now + REMEMBER_SECONDS, role)
+        return role
+
+    async def check_here(self, key_id: str, proof: bytes) -> str:
+        """The role of a key, looked up in the rows that this server holds."""
+        try:
+            key = KEYS + key_id.encode()
+            page = await self._table.read(key, limit=1, stale=True)
+        except (TableError, UnicodeEncodeError):
+            raise Waiting("the table with the keys cannot be read now") from None
+        row = next((row for row in page.rows if row.key == key), None)
+        if row is None:
+            raise AuthenticationFailed(REFUSAL)
+        known = KeyRow.from_value(row.value)
+        if not check(known, proof):
+            raise AuthenticationFailed(REFUSAL)
+        return known.role
+
+    async def _ask(self, key_id: str, proof: bytes) -> str:
+        problem = "no master is known"
+        for server in self._masters():
+            try:
+                box = await self._peers.call(server.id, commands.Authenticate, key=key_id, proof=proof)
+            except CancelledError:
+                raise
+            except (LinkFailed, commands.NotNow, commands.NotFirst) as error:
+                problem = f"{server.name}: {error}"
+                continue
+            except commands.BadRequest:
+                raise AuthenticationFailed(REFUSAL) from None
+            if not box["role"]:
+                raise AuthenticationFailed(REFUSAL)
+            return str(box["role"])
+        raise Waiting(f"no master answers for the keys now ({problem})")

@@ -1,0 +1,233 @@
+"""Each server's report to the first, once a second, and what its answers mean for this server.
+
+An answered report is the proof that this server belongs: while none comes back the server is read-only and
+says whom it waits for. The first reports to itself, by the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import asdict
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from chunkfarm.links import commands
+from chunkfarm.links.peers import LinkFailed, Peers
+from chunkfarm.membership import masters
+from chunkfarm.model import Address, Server
+from chunkfarm.state import ServerState, Wait
+from chunkfarm.table.duties import Duties, Report
+from chunkfarm.table.interface import TableError
+
+INTERVAL = 1.0
+"""Seconds between reports (DESIGN: once a second)."""
+LOST_AFTER = 3.0
+"""Seconds without an answered report until this server calls itself read-only: two may be lost by chance."""
+REPORT_TIMEOUT = 2.0
+"""Seconds to wait for the answer of one report."""
+PUT_TIMEOUT = 10.0
+"""Seconds to wait until a row given anew is committed, which may take an election."""
+
+
+class LedTable(Protocol):
+    """What the reporter asks of this server's part of the table."""
+
+    @property
+    def leader(self) -> str: ...
+
+    @property
+    def is_leader(self) -> bool: ...
+
+    @property
+    def has_quorum(self) -> bool: ...
+
+
+class Reporter:
+    """Reports to the first, finds out who that is, and keeps the server's phase true."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        state: ServerState,
+        make_report: Callable[[], Report],
+        own_row: Callable[[], Server],
+        table: LedTable,
+        duties: Duties,
+        peers: Peers,
+        servers: Callable[[], tuple[Server, ...]],
+        learn: Callable[[str, Address], None],
+        clock: IReactorTime,
+        now: Callable[[], int],
+    ) -> None:
+        self._state = state
+        self._make_report = make_report
+        self._own_row = own_row
+        self._table = table
+        self._duties = duties
+        self._peers = peers
+        self._servers = servers
+        self._learn = learn
+        self._clock = clock
+        self._now = now
+        self._first = ""
+        self._tried = 0
+        self._acknowledged = clock.seconds()
+        self._lost_since = 0
+        self._tries = 0
+        self._errors: dict[str, str] = {}
+        self._busy: Deferred[None] | None = None
+        self._loop: LoopingCall | None = None
+        self._joined: list[Deferred[None]] = []
+        self.belongs = False
+        """Whether the first has acknowledged this process's row."""
+
+    @property
+    def first(self) -> str:
+        """The server that leads, as far as this one knows; empty if it does not."""
+        return self._table.leader or self._first
+
+    def start(self, first: str = "") -> None:
+        """Begin to report, to `first` at the start."""
+        self._first = first
+        self._acknowledged = self._clock.seconds()
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = self._clock
+        self._loop.start(INTERVAL)
+
+    def stop(self) -> Deferred[None]:
+        """End reporting; fires when the report under way has ended."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+        waiting, self._joined = self._joined, []
+        for waiter in waiting:
+            waiter.cancel()
+        if self._busy is None:
+            return succeed(None)
+        busy, self._busy = self._busy, None
+        busy.cancel()
+        return busy
+
+    def when_belonging(self) -> Deferred[None]:
+        """Fires when the first has acknowledged this process's row."""
+        if self.belongs:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._joined.append(waiter)
+        return waiter
+
+    def report_now(self) -> Deferred[None]:
+        """One report at once, such as the last one of a server that is leaving."""
+        return Deferred.fromCoroutine(self._report())
+
+    def _tick(self) -> None:
+        if self._busy is None:
+            busy = Deferred.fromCoroutine(self._report())
+            if not busy.called:
+                self._busy = busy
+            busy.addErrback(self._failed).addCallback(self._rest)
+        self._judge()
+
+    def _failed(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("while reporting to the first", failure)
+
+    def _rest(self, _: object) -> None:
+        self._busy = None
+
+    async def _report(self) -> None:
+        target = self._target()
+        self._tries += 1
+        if not target:
+            return
+        try:
+            if target == self._state.server_id:
+                await self._report_here()
+            else:
+                await self._report_to(target)
+        except CancelledError:
+            raise
+        except commands.NotFirst as error:
+            self._errors.pop(target, None)
+            self._follow(str(error), target)
+            return
+        except (LinkFailed, commands.NotNow, commands.BadRequest, commands.JoinRefused, TableError) as error:
+            self._errors[target] = str(error) or type(error).__name__
+            self._first = ""
+            return
+        self._errors.clear()
+        self._tries = 0
+        self._acknowledged = self._clock.seconds()
+        self._first = target
+        if not self.belongs:
+            self.belongs = True
+            waiting, self._joined = self._joined, []
+            for waiter in waiting:
+                waiter.callback(None)
+
+    def _target(self) -> str:
+        """Whom to report to: the leader if known, else one of the others in turn, masters first."""
+        if self.first:
+            return self.first
+        line = [server.id for server in masters(self._servers())]
+        line += [server.id for server in self._servers() if server.id not in line]
+        others = [server_id for server_id in line if server_id != self._state.server_id]
+        if not others:
+            return ""
+        self._tried += 1
+        return others[self._tried % len(others)]
+
+    def _follow(self, hint: str, asked: str) -> None:
+        try:
+            told = json.loads(hint)
+            server_id, address = str(told["id"]), Address(str(told["host"]), int(told["peer"]))
+        except (ValueError, KeyError, TypeError):
+            self._first = ""
+            return
+        self._learn(server_id, address)
+        self._first = server_id if server_id != asked else ""
+
+    async def _report_here(self) -> None:
+        if not self._table.is_leader or not self._table.has_quorum:
+            raise TableError("no majority of the masters answers")
+        if not self._duties.report(self._state.server_id, self._make_report()):
+            await self._duties.put(self._own_row())
+
+    async def _report_to(self, target: str) -> None:
+        report = json.dumps(asdict(self._make_report()))
+        box = await self._peers.call(target, commands.Report, REPORT_TIMEOUT, report=report)
+        if not json.loads(box["answer"])["known"]:
+            row = self._own_row().to_value().decode()
+            await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)
+
+    def _judge(self) -> None:
+        """Serving while reports are answered, else read-only with the reason."""
+        if self._state.phase not in ("serving", "readonly"):
+            return
+        if self._clock.seconds() - self._acknowledged < LOST_AFTER:
+            if self._state.phase == "readonly":
+                self._lost_since = 0
+            self._state.change("serving")
+            return
+        self._lost_since = self._lost_since or self._now()
+        self._state.change(
+            "readonly",
+            waits=self.waits(self._lost_since),
+            cures=("start the masters named above again: a majority of them must be up",),
+        )
+
+    def waits(self, since: int) -> tuple[Wait, ...]:
+        """The masters that do not answer, and why."""
+        return tuple(
+            Wait(
+                server.peer_address, self._errors.get(server.id) or self._peers.error_of(server.id), since, self._tries
+            )
+            for server in masters(self._servers())
+            if server.id != self._state.server_id and (self._errors.get(server.id) or self._peers.error_of(server.id))
+        )
