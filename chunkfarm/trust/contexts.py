@@ -1,0 +1,277 @@
+"""TLS on ports and links, from the identity that this server has at the moment.
+
+No handshake here fails for a certificate: a peer may have none yet (it wants to join), and between servers the
+row in the table decides, not a date. So every context asks the other side for its certificate, accepts what
+comes, and leaves the judgement to who opened or accepted the connection: `Contexts.peer_of` on a server,
+`verify.check_chain` for those who know the CA's fingerprint only. A connection whose other side nobody judged has
+proved nothing.
+
+A context is frozen by its first connection, so a new identity means new contexts; the factories here look theirs up
+for each connection, so that listening ports and reconnecting links need not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field, frozen
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLContextFactory,
+    IOpenSSLServerConnectionCreator,
+)
+from zope.interface import implementer
+
+from chunkfarm.trust.authority import issued_by, server_id_of
+from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.private import TrustError, read_private, read_public
+
+if TYPE_CHECKING:
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+HTTP_1_1 = b"http/1.1"
+
+CIPHERS = b":".join(
+    [
+        b"ECDHE-ECDSA-AES128-GCM-SHA256",
+        b"ECDHE-RSA-AES128-GCM-SHA256",
+        b"ECDHE-ECDSA-AES256-GCM-SHA384",
+        b"ECDHE-RSA-AES256-GCM-SHA384",
+        b"ECDHE-ECDSA-CHACHA20-POLY1305",
+        b"ECDHE-RSA-CHACHA20-POLY1305",
+    ]
+)
+"""For TLS 1.2: forward secrecy and authenticated encryption only. RSA is there for a `Certificate` from elsewhere."""
+CIPHERS_1_3 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+"""The quickest first. It is the client's order that counts, since only the client may be a machine without AES."""
+
+MODE_ENABLE_PARTIAL_WRITE = 0x1
+"""OpenSSL's SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets on each new context and has no name for."""
+MODE_ACCEPT_MOVING_WRITE_BUFFER = 0x2
+"""OpenSSL's SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER; pyOpenSSL sets it, and our writing depends on it."""
+OP_NO_RENEGOTIATION = 1 << 30
+"""OpenSSL's SSL_OP_NO_RENEGOTIATION: a TLS 1.2 client could else have us do handshakes without end."""
+
+
+@frozen
+class Certificate:
+    """A certificate from elsewhere for the file port, with its chain and key."""
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    key: Any = field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], key_path: str | os.PathLike[str] | None = None) -> Certificate:
+        """From a PEM file with the certificate, then its chain; the key in the same file or in one of its own.
+
+        The file with the key must be closed to others. Raises `TrustError`. Blocks for the disk.
+        """
+        secret = read_private(key_path if key_path is not None else path)
+        text = read_public(path) if key_path is not None else secret
+        try:
+            certificates = x509.load_pem_x509_certificates(text)
+        except ValueError as error:
+            raise TrustError(f"{path} holds no certificate in PEM form") from error
+        try:
+            key = serialization.load_pem_private_key(_key_part(secret), None)
+        except (ValueError, TypeError) as error:
+            raise TrustError(f"{key_path or path} holds no private key in PEM form without a password") from error
+        if key.public_key() != certificates[0].public_key():
+            raise TrustError(f"the key in {key_path or path} does not belong to the first certificate in {path}")
+        return cls(certificates[0], tuple(certificates[1:]), key)
+
+
+@implementer(IOpenSSLContextFactory, IOpenSSLServerConnectionCreator, IOpenSSLClientConnectionCreator)
+@frozen
+class ContextFactory:
+    """What Twisted wants for `startTLS`, `TLSMemoryBIOFactory` and `wrapClientTLS`.
+
+    The context is looked up for each connection. As a client, `server_name` is sent ahead (SNI) if given.
+    """
+
+    _lookup: Callable[[], SSL.Context]
+    server_name: bytes | None = None
+
+    def getContext(self) -> SSL.Context:
+        return self._lookup()
+
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        return SSL.Connection(self._lookup(), None)
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._lookup(), None)
+        if self.server_name is not None:
+            connection.set_tlsext_host_name(self.server_name)
+        return connection
+
+
+@define
+class Contexts:
+    """The TLS contexts of one process, made from its identity when they are first needed.
+
+    Without an identity (a client of the farm) only `client` contexts can be had. `file_certificate` is shown on the
+    file port in place of the farm's, except to a client that asks for the server id by name.
+    """
+
+    identity: Identity | None = None
+    file_certificate: Certificate | None = None
+    _made: dict[object, SSL.Context] = field(factory=dict, init=False, repr=False)
+
+    def replace(self, identity: Identity) -> None:
+        """Use another identity for all connections from now on; those that are open keep theirs."""
+        self.identity = identity
+        self._made.clear()
+
+    def peer_of(self, certificate: x509.Certificate | crypto.X509 | None) -> str | None:
+        """The server id that a peer's certificate proves, or None.
+
+        It must be signed by this farm's CA itself and state a server id. Its dates do not count: whether that server
+        is one of the farm is for the table to say. None while this server has no CA.
+        """
+        if certificate is None or self.identity is None or self.identity.ca is None:
+            return None
+        try:
+            shown = certificate.to_cryptography() if isinstance(certificate, crypto.X509) else certificate
+            return server_id_of(shown) if issued_by(shown, self.identity.ca) else None
+        except ValueError:
+            # Bytes that OpenSSL lets pass and a stricter reader does not are no certificate of ours.
+            return None
+
+    def peer_server(self) -> SSL.Context:
+        """For the peer port: TLS 1.3, asks for a certificate."""
+        return self._cached("peer server", lambda: self._server(SSL.TLS1_3_VERSION))
+
+    def peer_client(self) -> SSL.Context:
+        """For links to peer ports: TLS 1.3, shows this server's certificate."""
+        return self._cached("peer client", lambda: self._with_identity(_new_context(SSL.TLS1_3_VERSION)))
+
+    def client_port(self) -> SSL.Context:
+        """For STARTTLS on the client port."""
+        return self._cached("client port", lambda: self._server(SSL.TLS1_2_VERSION))
+
+    def file_port(self) -> SSL.Context:
+        """For the file port: speaks HTTP/1.1 only, and says so."""
+        return self._cached("file port", self._make_file_port)
+
+    def client(self, protocols: Sequence[bytes] = ()) -> SSL.Context:
+        """For connections to client and file ports, offering `protocols` (ALPN).
+
+        Shows this server's certificate if there is one.
+        """
+        return self._cached(("client", tuple(protocols)), lambda: self._make_client(tuple(protocols)))
+
+    def peer_server_factory(self) -> ContextFactory:
+        """`peer_server`, looked up for each connection."""
+        return ContextFactory(self.peer_server)
+
+    def peer_client_factory(self) -> ContextFactory:
+        """`peer_client`, looked up for each connection."""
+        return ContextFactory(self.peer_client)
+
+    def client_port_factory(self) -> ContextFactory:
+        """`client_port`, looked up for each connection."""
+        return ContextFactory(self.client_port)
+
+    def file_port_factory(self) -> ContextFactory:
+        """`file_port`, looked up for each connection."""
+        return ContextFactory(self.file_port)
+
+    def client_factory(self, protocols: Sequence[bytes] = (), server_id: str = "") -> ContextFactory:
+        """`client`, looked up for each connection.
+
+        With a `server_id` the farm's certificate is asked for, also where the file port has another.
+        """
+        return ContextFactory(lambda: self.client(protocols), server_id.encode() or None)
+
+    def _cached(self, name: object, make: Callable[[], SSL.Context]) -> SSL.Context:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _with_identity(self, context: SSL.Context) -> SSL.Context:
+        assert self.identity is not None, "a server has an identity, if only a provisional one"
+        context.use_certificate(self.identity.certificate)
+        context.use_privatekey(self.identity.key)
+        if self.identity.ca is not None:
+            # With the CA in the chain, its fingerprint is all that a client needs to know.
+            context.add_extra_chain_cert(self.identity.ca)
+        return context
+
+    def _server(self, minimum: int, own: Certificate | None = None) -> SSL.Context:
+        context = _new_context(minimum)
+        # Without a name of our own for sessions, OpenSSL refuses to resume one when a certificate was asked for.
+        context.set_session_id(b"chunkfarm")
+        assert self.identity is not None
+        if self.identity.ca is not None:
+            # A browser then does not bother people who have certificates of other CAs.
+            context.add_client_ca(self.identity.ca)
+        if own is None:
+            return self._with_identity(context)
+        context.use_certificate(own.certificate)
+        context.use_privatekey(own.key)
+        for link in own.chain:
+            context.add_extra_chain_cert(link)
+        return context
+
+    def _make_file_port(self) -> SSL.Context:
+        context = self._server(SSL.TLS1_2_VERSION)
+        context.set_alpn_select_callback(_choose_http)
+        if self.file_certificate is None:
+            return context
+        assert self.identity is not None
+        farm, farm_name = context, self.identity.server_id.encode()
+
+        def choose_certificate(connection: SSL.Connection) -> None:
+            if connection.get_servername() == farm_name:
+                connection.set_context(farm)
+
+        context = self._server(SSL.TLS1_2_VERSION, self.file_certificate)
+        context.set_alpn_select_callback(_choose_http)
+        context.set_tlsext_servername_callback(choose_certificate)
+        return context
+
+    def _make_client(self, protocols: tuple[bytes, ...]) -> SSL.Context:
+        context = _new_context(SSL.TLS1_2_VERSION)
+        if protocols:
+            context.set_alpn_protos(list(protocols))
+        # A provisional certificate would prove nothing.
+        return self._with_identity(context) if self.identity is not None and self.identity.ca_pem else context
+
+
+def _new_context(minimum: int) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(minimum)
+    context.set_cipher_list(CIPHERS)
+    context.set_tls13_ciphersuites(CIPHERS_1_3)
+    # A partial write ends after one record of 16 KiB, which makes sixteen calls of a piece of 256 KiB.
+    context.clear_mode(MODE_ENABLE_PARTIAL_WRITE)
+    # Idle links, of which there may be thousands, then keep no buffers.
+    context.set_mode(MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL.MODE_RELEASE_BUFFERS)
+    context.set_options(SSL.OP_NO_COMPRESSION | OP_NO_RENEGOTIATION)
+    context.set_verify(SSL.VERIFY_PEER, _accept)
+    return context
+
+
+def _accept(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+    return True
+
+
+def _choose_http(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    # A client that offers only others is better served by an HTTP answer that says so than by a failed handshake.
+    return HTTP_1_1 if HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _key_part(pem: bytes) -> bytes:
+    """The private key in a PEM text that holds certificates too."""
+    start = pem.find(b"-----BEGIN")
+    while start >= 0:
+        if b"PRIVATE KEY" in pem[start : pem.find(b"\n", start)]:
+            return pem[start:]
+        start = pem.find(b"-----BEGIN", start + 1)
+    return pem
