@@ -1,0 +1,115 @@
+"""What a leader knows of one follower, and how much it may send to it.
+
+Three states, as in etcd/raft: `probe` looks for the place where the logs match, one message at a time;
+`replicate` streams entries ahead of the answers, within limits; `snapshot` waits until the follower has
+received a whole state, because the entries it needs are gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from attrs import define, field
+
+PROBE = "probe"
+REPLICATE = "replicate"
+SNAPSHOT = "snapshot"
+
+INFLIGHT_ENTRIES_MAX = 4096
+"""Entries sent and not answered: more than a disk commits in one turn, so the stream never starves."""
+INFLIGHT_BYTES_MAX = 1024 * 1024
+"""Bytes sent and not answered: eight milliseconds of a gigabit link, and a bound on what a lost link wastes."""
+
+
+@define
+class Progress:
+    """One follower, seen from the leader."""
+
+    next: int
+    """The next entry to send."""
+    match: int = 0
+    """The last entry that the follower has acknowledged as durable, in this term."""
+    state: str = PROBE
+    recently_active: bool = True
+    """Whether it has answered within the last election timeout."""
+    silent_ticks: int = 0
+    """Ticks since its last answer."""
+    waiting: bool = False
+    """A probe is out; nothing more is sent before an answer or a heartbeat's answer."""
+    nudge: bool = False
+    """Send a message even without entries: the answer shows whether something was lost."""
+    sent_commit: int = -1
+    """The commit index of the last append."""
+    round: int = 0
+    """The last read round that it has acknowledged."""
+    _inflight: deque[tuple[int, int]] = field(factory=deque)
+    _inflight_bytes: int = 0
+
+    def heard(self) -> None:
+        self.silent_ticks = 0
+        self.recently_active = True
+
+    def tick(self, election_ticks: int) -> None:
+        self.silent_ticks += 1
+        if self.silent_ticks >= election_ticks:
+            self.recently_active = False
+
+    @property
+    def room(self) -> bool:
+        """Whether entries may be sent now."""
+        if self.state == REPLICATE:
+            return self._inflight_bytes < INFLIGHT_BYTES_MAX and self.next - self.match <= INFLIGHT_ENTRIES_MAX
+        return self.state == PROBE and not self.waiting
+
+    def sent(self, last: int, size: int, commit: int) -> None:
+        """An append that ends at `last` (or with nothing new, if below `next`) has gone out."""
+        self.sent_commit = commit
+        self.nudge = False
+        if self.state == REPLICATE:
+            if last >= self.next:
+                self.next = last + 1
+                self._inflight.append((last, size))
+                self._inflight_bytes += size
+        else:
+            self.waiting = True
+
+    def accept(self, index: int) -> bool:
+        """The follower matches up to `index`; returns whether that was news."""
+        news = index > self.match
+        if news:
+            self.match = index
+            self.waiting = False
+        self.next = max(self.next, index + 1)
+        while self._inflight and self._inflight[0][0] <= index:
+            self._inflight_bytes -= self._inflight.popleft()[1]
+        return news
+
+    def refuse(self, rejected: int, hint: int) -> bool:
+        """The follower does not match at `rejected`, but may at `hint`; returns False if that is old news."""
+        if self.state == REPLICATE:
+            if rejected <= self.match:
+                return False
+            self.become_probe(self.match + 1)
+            return True
+        if self.state == SNAPSHOT or self.next - 1 != rejected:
+            return False
+        self.next = max(min(rejected, hint + 1), self.match + 1)
+        self.waiting = False
+        return True
+
+    def become_probe(self, start: int) -> None:
+        self._become(PROBE)
+        self.next = start
+
+    def become_replicate(self) -> None:
+        self._become(REPLICATE)
+        self.next = self.match + 1
+
+    def become_snapshot(self) -> None:
+        self._become(SNAPSHOT)
+
+    def _become(self, state: str) -> None:
+        self.state = state
+        self.waiting = False
+        self._inflight.clear()
+        self._inflight_bytes = 0
