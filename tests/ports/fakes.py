@@ -1,8 +1,8 @@
 """A server's inside in memory, for tests of the ports: the same interface as the real parts, no disk, no links.
 
-`MemoryBackend` answers at once. A test that wants an answer later, or an error, sets what it needs:
-`backend.catalog.waits` (a Deferred that every answer of the catalog waits for), `backend.catalog.fails_at` (the offset at
-which the bytes of a download end in an error), `backend.catalog.error` (what a commit, stat, list or remove fails with).
+`MemoryBackend` answers at once. A test that wants something else sets it: `backend.catalog.waits` (a Deferred
+that every answer of the catalog waits for), `backend.catalog.error` (what every answer of the catalog fails
+with), `backend.catalog.fails_at` (the offset at which the bytes of a download end in an error).
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, fail, succeed
 
-from chunkfarm.errors import AuthenticationFailed, MissingChunks, Mismatch, NotFound, PreconditionFailed
+from chunkfarm.catalog import Condition, Found, Listing
+from chunkfarm.chunks.pieces import Digests
+from chunkfarm.chunks.transfer import ChunkReceipt
+from chunkfarm.chunks.upload import Uploaded
+from chunkfarm.errors import AuthenticationFailed, InvalidRequest, Mismatch, MissingChunks, NotFound, PreconditionFailed
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
     FarmOptions,
@@ -37,7 +41,7 @@ T = TypeVar("T")
 
 
 class MemorySource:
-    """Pieces of bytes, one a call, then None."""
+    """Pieces of bytes, one a call, then None. `fails_at` is the offset at which the bytes end in an error."""
 
     def __init__(self, data: bytes, piece: int = 64 * 1024, fails_at: int | None = None) -> None:
         self._data = memoryview(data)
@@ -47,6 +51,7 @@ class MemorySource:
         self.closed = False
 
     def next(self) -> Deferred[bytes | memoryview | None]:
+        assert not self.closed
         if self._fails_at is not None and self._offset >= self._fails_at:
             return fail(NotFound("no holder of the chunk answers"))
         if self._offset >= len(self._data):
@@ -68,8 +73,11 @@ class MemoryStore:
 
     chunks: dict[bytes, bytes] = field(factory=dict)
     error: Exception | None = None
+    sources: list[MemorySource] = field(factory=list)
 
-    def put(self, digest: bytes | None, data: bytes | bytearray | memoryview) -> Deferred[bytes]:
+    def put(
+        self, digest: bytes | None, data: bytes | bytearray | memoryview, *, checked: bool = False
+    ) -> Deferred[bytes]:
         if self.error is not None:
             return fail(self.error)
         found = digest_of(data)
@@ -78,61 +86,76 @@ class MemoryStore:
         self.chunks[found] = bytes(data)
         return succeed(found)
 
-    def has(self, digest: bytes) -> bool:
-        return digest in self.chunks
+    def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[MemorySource]:
+        if digest not in self.chunks:
+            return fail(NotFound(f"there is no chunk {digest.hex()} here"))
+        data = self.chunks[digest]
+        self.sources.append(MemorySource(data[offset : None if length is None else offset + length]))
+        return succeed(self.sources[-1])
 
+    def size(self, digest: bytes) -> Deferred[int]:
+        if digest not in self.chunks:
+            return fail(NotFound(f"there is no chunk {digest.hex()} here"))
+        return succeed(len(self.chunks[digest]))
 
-@frozen
-class MemoryChunkReceipt:
-    digest: bytes
-    holders: tuple[str, ...]
+    def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+        return succeed([digest in self.chunks for digest in digests])
 
 
 @define
 class MemoryTransfer:
-    """Chunks of the farm: all of them are on this disk."""
+    """Chunks of the farm: all of them are on this disk and on another server's."""
 
     store: MemoryStore
 
-    def write(self, data: bytes | bytearray | memoryview, digest: bytes | None = None) -> Deferred[MemoryChunkReceipt]:
-        return self.store.put(digest, data).addCallback(lambda found: MemoryChunkReceipt(found, (SERVER_ID, OTHER_ID)))
+    def write(self, data: bytes | bytearray | memoryview, digest: bytes | None = None) -> Deferred[ChunkReceipt]:
+        return self.store.put(digest, data).addCallback(lambda found: ChunkReceipt(found, (SERVER_ID, OTHER_ID)))
 
-    def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> MemorySource:
-        data = self.store.chunks[digest]
-        return MemorySource(data[offset : None if length is None else offset + length])
+    def open(
+        self, digest: bytes, offset: int = 0, length: int | None = None, chunk_length: int | None = None
+    ) -> Deferred[MemorySource]:
+        return self.store.open(digest, offset, length)
 
     def have(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
         return succeed(
-            {digest: (SERVER_ID, OTHER_ID) if self.store.has(digest) else () for digest in digests},
+            {digest: (SERVER_ID, OTHER_ID) if digest in self.store.chunks else () for digest in digests},
         )
 
 
 class MemoryUpload:
-    """Cuts what is written into chunks; `abort` forgets it. A test makes it `full` by calling `fill` and `drain`."""
+    """Cuts what is written into chunks. A test makes it full with `on_pause()`, empty again with `on_resume()`."""
 
-    def __init__(self, transfer: MemoryTransfer, chunk_size: int) -> None:
+    def __init__(
+        self,
+        transfer: MemoryTransfer,
+        chunk_size: int,
+        on_pause: Callable[[], None],
+        on_resume: Callable[[], None],
+    ) -> None:
         self._transfer = transfer
         self._chunk_size = chunk_size
         self._data = bytearray()
+        self.on_pause = on_pause
+        self.on_resume = on_resume
         self.written: list[int] = []
         self.aborted = False
         self.error: Exception | None = None
-        self.full: Callable[[bool], None] = lambda full: None
 
     def write(self, data: bytes | memoryview) -> None:
         assert not self.aborted
         self.written.append(len(data))
         self._data += data
 
-    def finish(self) -> Deferred[tuple[int, tuple[bytes, ...], tuple[MemoryChunkReceipt, ...]]]:
+    def finish(self) -> Deferred[Uploaded]:
         if self.error is not None:
             return fail(self.error)
-        receipts = []
+        digests = []
         for start in range(0, len(self._data), self._chunk_size):
             piece = bytes(self._data[start : start + self._chunk_size])
-            self._transfer.store.chunks[digest_of(piece)] = piece
-            receipts.append(MemoryChunkReceipt(digest_of(piece), (SERVER_ID, OTHER_ID)))
-        return succeed((len(self._data), tuple(receipt.digest for receipt in receipts), tuple(receipts)))
+            digests.append(digest_of(piece))
+            self._transfer.store.chunks[digests[-1]] = piece
+        found = Digests(b"".join(digests))
+        return succeed(Uploaded(len(self._data), self._chunk_size, found, 2, (SERVER_ID, OTHER_ID)))
 
     def abort(self) -> None:
         self.aborted = True
@@ -145,8 +168,9 @@ class MemoryCatalog:
         self.transfer = transfer
         self.files: dict[str, File] = {}
         self.revision = 0
-        self.waits: Deferred[Any] | None = None
+        self.waits: Deferred[None] | None = None
         self.error: Exception | None = None
+        self.stale = 0
         self.fails_at: int | None = None
         self.piece = 64 * 1024
         self.calls: list[tuple[Any, ...]] = []
@@ -162,7 +186,7 @@ class MemoryCatalog:
             piece = data[start : start + chunk_size]
             digests.append(digest_of(piece))
             self.transfer.store.chunks[digests[-1]] = piece
-        return self._set(name, len(data), chunk_size, tuple(digests), content_type)
+        return self._set(name, len(data), chunk_size, digests, content_type)
 
     def content(self, name: str) -> bytes:
         """The bytes of a file, for a test to look at."""
@@ -170,26 +194,29 @@ class MemoryCatalog:
 
     def stat(self, name: str) -> Deferred[File]:
         self.calls.append(("stat", name))
-        if name not in self.files:
-            return self._answer(NotFound(f"there is no file {name!r}"))
-        return self._answer(self.files[name])
+        return self._answer(lambda: self._file(name))
 
-    def list(self, prefix: str, after: str = "", limit: int = 1000) -> Deferred[tuple[tuple[File, ...], bool]]:
+    def find(self, name: str) -> Deferred[Found]:
+        self.calls.append(("find", name))
+        return self._answer(lambda: Found(self._file(name), self.stale))
+
+    def list(self, prefix: str = "", after: str = "", limit: int = 1000) -> Deferred[Listing]:
         self.calls.append(("list", prefix, after, limit))
-        names = sorted(
-            (name for name in self.files if name.startswith(prefix) and name.encode() > after.encode()), key=str.encode
-        )
-        return self._answer((tuple(self.files[name] for name in names[:limit]), len(names) > limit))
+        names = sorted(self.files, key=str.encode)
+        chosen = [name for name in names if name.startswith(prefix) and name.encode() > after.encode()]
+        files = tuple(self.files[name] for name in chosen[:limit])
+        return self._answer(lambda: Listing(files, len(chosen) > limit, self.stale))
 
-    def remove(self, name: str, if_match: str | None = None) -> Deferred[None]:
+    def remove(self, name: str, if_match: Sequence[str] = ()) -> Deferred[None]:
         self.calls.append(("remove", name, if_match))
-        if name not in self.files:
-            return self._answer(NotFound(f"there is no file {name!r}"))
-        if if_match is not None and if_match != self.files[name].etag:
-            return self._answer(PreconditionFailed(f"{name!r} has changed"))
-        if self.error is None:
+
+        def remove() -> None:
+            file = self._file(name)
+            if if_match and not {"*", file.etag}.intersection(if_match):
+                raise PreconditionFailed(f"{name!r} has changed")
             del self.files[name]
-        return self._answer(None)
+
+        return self._answer(remove)
 
     def commit(
         self,
@@ -198,45 +225,63 @@ class MemoryCatalog:
         chunk_size: int,
         digests: Sequence[bytes],
         content_type: str = "application/octet-stream",
-        condition: Any = None,
+        condition: Condition = Condition(),  # noqa: B008
+        written: Uploaded | None = None,
     ) -> Deferred[Receipt]:
         self.calls.append(("commit", name, size, condition))
-        there = self.files.get(name)
-        if condition is not None:
-            if condition.if_none_match and there is not None:
-                return self._answer(PreconditionFailed(f"{name!r} exists"))
-            if condition.if_match and (there is None or condition.if_match not in ("*", there.etag)):
-                return self._answer(PreconditionFailed(f"{name!r} has changed"))
-        if len(digests) != chunk_count(size, chunk_size):
-            return self._answer(Mismatch(f"{len(digests)} chunks are not what {size} bytes need"))
-        for digest in digests:
-            if not self.transfer.store.has(digest):
-                return self._answer(MissingChunks(f"the farm does not hold {digest.hex()}"))
-        if self.error is not None:
-            return self._answer(None)
-        file = self._set(name, size, chunk_size, tuple(digests), content_type)
-        return self._answer(Receipt(file, 2, (SERVER_ID, OTHER_ID)))
+
+        def commit() -> Receipt:
+            there = self.files.get(name)
+            there_is = {"*", there.etag} if there is not None else set()
+            if condition.if_none_match and there_is.intersection(condition.if_none_match):
+                raise PreconditionFailed(f"{name!r} exists")
+            if condition.if_match and not there_is.intersection(condition.if_match):
+                raise PreconditionFailed(f"{name!r} has changed")
+            if len(digests) != chunk_count(size, chunk_size):
+                raise InvalidRequest(f"{len(digests)} chunks are not what {size} bytes need")
+            for digest in digests:
+                if digest not in self.transfer.store.chunks:
+                    raise MissingChunks(f"the farm does not hold {digest.hex()}")
+            file = self._set(name, size, chunk_size, digests, content_type)
+            return Receipt(file, 2, (SERVER_ID, OTHER_ID))
+
+        return self._answer(commit)
 
     def manifest(self, file: File) -> Deferred[Manifest]:
-        return self._answer(Manifest(file.size, file.chunk_size, file.digests))
+        return self._answer(lambda: Manifest(file.size, file.chunk_size, file.digests))
 
-    def download(self, file: File, offset: int = 0, length: int | None = None) -> MemorySource:
-        data = b"".join(self.transfer.store.chunks[digest] for digest in file.digests)
-        end = None if length is None else offset + length
-        self.sources.append(MemorySource(data[offset:end], self.piece, self.fails_at))
-        return self.sources[-1]
+    def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[MemorySource]:
+        def download() -> MemorySource:
+            if self.fails_at == 0:
+                raise NotFound("no holder of the chunk answers")
+            data = b"".join(self.transfer.store.chunks[digest] for digest in file.digests)
+            end = None if length is None else offset + length
+            self.sources.append(MemorySource(data[offset:end], self.piece, self.fails_at))
+            return self.sources[-1]
 
-    def upload(self, chunk_size: int) -> MemoryUpload:
-        self.uploads.append(MemoryUpload(self.transfer, chunk_size))
+        return self._answer(download)
+
+    def upload(
+        self,
+        chunk_size: int | None = None,
+        on_pause: Callable[[], None] = lambda: None,
+        on_resume: Callable[[], None] = lambda: None,
+    ) -> MemoryUpload:
+        self.uploads.append(MemoryUpload(self.transfer, chunk_size or 4096, on_pause, on_resume))
         return self.uploads[-1]
 
-    def _set(self, name: str, size: int, chunk_size: int, digests: tuple[bytes, ...], content_type: str) -> File:
+    def _file(self, name: str) -> File:
+        if name not in self.files:
+            raise NotFound(f"there is no file {name!r}")
+        return self.files[name]
+
+    def _set(self, name: str, size: int, chunk_size: int, digests: Sequence[bytes], content_type: str) -> File:
         self.revision += 1
         self.files[name] = File(
             name=name,
             size=size,
             chunk_size=chunk_size,
-            digests=digests,
+            digests=tuple(digests),
             modified=NOW,
             content_type=content_type,
             etag=etag_of(size, chunk_size, digests),
@@ -244,12 +289,24 @@ class MemoryCatalog:
         )
         return self.files[name]
 
-    def _answer(self, result: T | Exception) -> Deferred[T]:
-        error = self.error if self.error is not None else result if isinstance(result, Exception) else None
-        answer: Deferred[T] = Deferred() if self.waits is not None else fail(error) if error else succeed(result)
-        if self.waits is not None:
-            self.waits.addBoth(lambda _: answer.errback(error) if error else answer.callback(result))
-        return answer
+    def _answer(self, call: Callable[[], T]) -> Deferred[T]:
+        def answer(_: object) -> T:
+            if self.error is not None:
+                raise self.error
+            return call()
+
+        if self.waits is None:
+            return succeed(None).addCallback(answer)
+        # The waiting answer is a Deferred of its own, so that giving up on one does not give up on all.
+        waiting: Deferred[None] = Deferred()
+
+        def wake(result: T) -> T:
+            if not waiting.called:
+                waiting.callback(None)
+            return result
+
+        self.waits.addBoth(wake)
+        return waiting.addCallback(answer)
 
 
 class MemoryBackend:
@@ -303,12 +360,12 @@ class MemoryBackend:
     def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
         for position, row in enumerate(self.rows):
             if server in (row.id, row.name):
-                self.rows[position] = evolve(row, **fields)
+                self.rows[position] = evolve(row, **dict[str, Any](fields))
                 return succeed(self.rows[position])
         return fail(NotFound(f"there is no server {server!r}"))
 
     def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
-        self.farm = evolve(self.farm, **fields)
+        self.farm = evolve(self.farm, **dict[str, Any](fields))
         return succeed(self.farm)
 
     def status(self) -> Deferred[list[tuple[str, str]]]:
