@@ -77,7 +77,6 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
     everyone = in_order(servers)
     chosen = masters(everyone)
     chosen_ids = [server.id for server in chosen]
-    zones = {server.zone or server.id: server.name for server in reversed(chosen)}
     line: list[Standing] = []
     for server in everyone:
         if server.id in chosen_ids:
@@ -90,18 +89,19 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
                 reason += "; it is still catching up"
         else:
             role = "server"
-            reason = _why_not(server, zones, len(chosen))
+            reason = _why_not(server, chosen)
         if server.id == leader and role != "first":
             reason += "; it leads until it has handed over"
         line.append(Standing(server, role, reason))
     return tuple(line)
 
 
-def _why_not(server: Server, zones: dict[str, str], chosen: int) -> str:
+def _why_not(server: Server, chosen: tuple[Server, ...]) -> str:
     if server.state not in LIVE:
         return f"it is {server.state}"
     if not server.master:
         return "its config says master = no"
-    if (zone := server.zone or server.id) in zones and chosen == MASTERS:
-        return f"passed over: {zones[zone]} stands for the same zone"
+    if any(other.seniority > server.seniority for other in chosen):
+        rival = next(other for other in chosen if other.zone == server.zone)
+        return f"passed over: {rival.name} stands for the same zone, {server.zone}"
     return f"there are {MASTERS} masters ahead of it"

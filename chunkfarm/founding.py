@@ -1,0 +1,104 @@
+"""The first server of a farm makes everything that the farm is.
+
+Founding happens under the lock of `config.ini`, in which the file is read again, so that of servers that start
+on one shared file exactly one founds. A marker in the data directory stands from before the first step until
+the farm is recorded in `config.ini`: a crash between the two leaves a farm of one server and no files that
+nobody knows of, and the next start discards it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from pathlib import Path
+
+from attrs import evolve
+from twisted.logger import Logger
+
+from chunkfarm.config import HeldConfig
+from chunkfarm.issuer import secret_rows
+from chunkfarm.model import Server
+from chunkfarm.parts import Parts
+from chunkfarm.table.interface import Put
+from chunkfarm.trust.authority import Authority, usable_names
+from chunkfarm.trust.keys import KeyPair, new_key, write_admin_key, write_netrc
+from chunkfarm.trust.private import AlreadyExists, NoSuchFile
+from chunkfarm.trust.proof import make_join_key, read_join_key, write_join_key
+from chunkfarm.trust.seal import SealKey
+
+MARKER = "founding"
+"""In the data directory while a farm is made that `config.ini` does not record yet."""
+JOIN_FILE = "farm.join"
+
+_log = Logger()
+
+
+def join_file(config_path: str) -> Path:
+    """Where the join key lies: beside `config.ini`."""
+    return Path(config_path).absolute().parent / JOIN_FILE
+
+
+def discard_unrecorded(directory: Path, recorded_farm: str) -> bool:
+    """Remove what a founder left that crashed before the farm was recorded; says whether there was any.
+
+    Call it before the journal is opened. Nothing is removed if `config.ini` names a farm: then the crash came
+    after the record, and only the marker is left over.
+    """
+    marker = directory / MARKER
+    if not marker.exists():
+        return False
+    if not recorded_farm:
+        for name in ("table.sqlite", "table.sqlite-wal", "table.sqlite-shm", "server.pem", "server.key", "ca.pem"):
+            (directory / name).unlink(missing_ok=True)
+        for name in ("seal.key", "admin.key", "netrc"):
+            (directory / name).unlink(missing_ok=True)
+    marker.unlink()
+    return not recorded_farm
+
+
+def join_key_for_founding(path: Path) -> bytes:
+    """The join key that lies there already, or a new one written there. Raises `TrustError`."""
+    with contextlib.suppress(NoSuchFile):
+        return read_join_key(path)
+    key = make_join_key()
+    try:
+        write_join_key(path, key)
+    except AlreadyExists:
+        return read_join_key(path)
+    return key
+
+
+async def found(parts: Parts, held: HeldConfig) -> Server:
+    """Make the farm, its CA, keys and table, and record it in the locked `config.ini`; returns our row."""
+    farm_id = uuid.uuid4().hex
+    directory = parts.data.path
+    run = parts.run_in_thread
+    join_key = await run(join_key_for_founding, join_file(parts.config_file.path))
+    await run((directory / MARKER).touch)
+
+    now = parts.now()
+    authority = await run(Authority.create, farm_id, now)
+    seal = SealKey.create()
+    identity = parts.contexts.identity
+    assert identity is not None
+    identity = identity.signed_by(authority, usable_names(parts.certificate_names()), now)
+    await run(identity.save, directory)
+    await run(seal.save, directory)
+    parts.contexts.replace(identity)
+    parts.seal = seal
+
+    row, secret = new_key("admin", created=now, seal=seal)
+    pair = KeyPair(row.id, secret)
+    await run(write_admin_key, directory, pair)
+    await run(write_netrc, directory, [parts.host], pair)
+
+    await parts.journal.set_farm_id(farm_id)
+    parts.state.farm_id = farm_id
+    await parts.embedded.found()
+    options = evolve(parts.config.farm, id=farm_id, ca=identity.ca_fingerprint)
+    also = (*secret_rows(seal, authority, join_key), Put(row.key, row.to_value()))
+    server = await parts.registry.found(parts.own_row(), options, also)
+    await run(held.write, 1, options, [server])
+    await run((directory / MARKER).unlink)
+    _log.info("This server founded the farm {name}, {farm}.", name=options.name, farm=farm_id)
+    return server

@@ -1,0 +1,119 @@
+"""A server that is not the first proves its right to join, and receives its certificate and its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.defer import CancelledError
+
+from chunkfarm.errors import FarmError
+from chunkfarm.founding import join_file
+from chunkfarm.links import commands
+from chunkfarm.links.peers import LinkFailed
+from chunkfarm.model import Address, Server
+from chunkfarm.parts import Parts
+from chunkfarm.trust.authority import fingerprint_of, usable_names
+from chunkfarm.trust.private import NoSuchFile, TrustError
+from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, exporter_of, proof, read_join_key
+from chunkfarm.trust.seal import SealKey
+
+REDIRECTS_MAX = 8
+"""Servers asked in a row for the one that leads: more means that they do not agree yet."""
+JOIN_TIMEOUT = 20.0
+"""Seconds for the call back, the signature and the commit together."""
+
+
+class CannotJoin(FarmError):
+    """The farm refused this server, or cannot be trusted by it; waiting would not help."""
+
+
+class JoinLater(Exception):
+    """The farm cannot take this server in now; the text says why."""
+
+
+async def join(parts: Parts, address: Address) -> Server:
+    """Join the farm of which a server listens at `address`; returns our row.
+
+    Raises `CannotJoin` for what a person must mend and `JoinLater` for what time may.
+    """
+    path = join_file(parts.config_file.path)
+    try:
+        key = await parts.run_in_thread(read_join_key, path)
+    except NoSuchFile:
+        raise CannotJoin(
+            f"{path} is missing: copy farm.join from beside the config.ini of a server of this farm (mode 0600)"
+        ) from None
+    except TrustError as error:
+        raise CannotJoin(str(error)) from None
+    for _ in range(REDIRECTS_MAX):
+        try:
+            return await _join_at(parts, address, key)
+        except commands.NotFirst as error:
+            told = json.loads(str(error))
+            address = Address(str(told["host"]), int(told["peer"]))
+    raise JoinLater("the servers do not agree on who leads yet")
+
+
+async def _join_at(parts: Parts, address: Address, key: bytes) -> Server:
+    try:
+        link = await parts.peers.open(address)
+    except CancelledError:
+        raise
+    except Exception as error:
+        raise JoinLater(f"{address}: {error}") from None
+    try:
+        exporter = exporter_of(link.transport)
+        _check_authority(parts, link.transport, address)
+        identity = parts.contexts.identity
+        assert identity is not None
+        request = identity.signing_request(usable_names(parts.certificate_names()))
+        call = link.callRemote(
+            commands.Join,
+            version=commands.PROTOCOL_VERSION,
+            farm=parts.config.farm.id,
+            proof=proof(key, JOINER, exporter),
+            request=request,
+            row=parts.own_row().to_value().decode(),
+        )
+        box = await parts.peers.limit(call, JOIN_TIMEOUT, f"Join at {address}")
+        if not check_proof(key, MEMBER, exporter, box["proof"]):
+            raise CannotJoin(f"{address} does not know the join key of {join_file(parts.config_file.path)}")
+        return await _accept(parts, box)
+    except commands.JoinRefused as error:
+        raise CannotJoin(f"{address} does not let this server join: {error}") from None
+    except TrustError as error:
+        raise CannotJoin(f"{address}: {error}") from None
+    except (commands.NotNow, commands.BadRequest, LinkFailed) as error:
+        raise JoinLater(f"{address}: {error}") from None
+    finally:
+        link.close()
+
+
+def _check_authority(parts: Parts, transport: Any, address: Address) -> None:
+    """If `config.ini` names the CA, nobody else's server gets so far as to see a proof."""
+    expected = parts.config.farm.ca
+    if not expected:
+        return
+    chain: Iterable[Any] = transport.getHandle().get_peer_cert_chain(as_cryptography=True) or ()
+    if expected not in (fingerprint_of(certificate) for certificate in chain):
+        raise CannotJoin(f"{address} does not show the CA that {parts.config_file.path} names ({expected})")
+
+
+async def _accept(parts: Parts, box: dict[str, Any]) -> Server:
+    """Keep what the farm gave: certificate, CA, sealing key, farm id."""
+    identity = parts.contexts.identity
+    assert identity is not None
+    identity = identity.certified(box["certificate"], box["ca"])
+    directory = parts.data.path
+    if box["seal"]:
+        parts.seal = SealKey(box["seal"])
+        await parts.run_in_thread(parts.seal.save, directory)
+    await parts.journal.set_farm_id(str(box["farm"]))
+    await parts.run_in_thread(identity.save, directory)
+    parts.contexts.replace(identity)
+    parts.state.farm_id = str(box["farm"])
+    parts.config = evolve(parts.config, farm=evolve(parts.config.farm, id=str(box["farm"]), ca=identity.ca_fingerprint))
+    return Server.from_value(box["row"].encode())

@@ -1,0 +1,384 @@
+"""The parts that one server is made of, built and wired once; nothing runs yet when this returns.
+
+Startup decides what to do with them, `farm` starts and stops the process around them, and the ports see them
+as their backend.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+from attrs import define, evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from chunkfarm import __version__, membership
+from chunkfarm.access import Access
+from chunkfarm.catalog import Catalog
+from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.chunks.store import ChunkStore, Space
+from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.config import Config, ConfigFile, Listed
+from chunkfarm.data_directory import DataDirectory
+from chunkfarm.issuer import Issuer
+from chunkfarm.ledger import Ledger
+from chunkfarm.links.chunks import ChunkClient
+from chunkfarm.links.followers import FollowersWatch
+from chunkfarm.links.peers import Peers
+from chunkfarm.membership import Standing
+from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
+from chunkfarm.reporter import Reporter
+from chunkfarm.settings import changed_farm, changed_server
+from chunkfarm.state import ServerState
+from chunkfarm.table.duties import Duties, Report
+from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.interface import ITable
+from chunkfarm.table.journal import Journal
+from chunkfarm.table.over_peers import TableOverPeers
+from chunkfarm.table.registry import Registered, Registry
+from chunkfarm.table.roster import Roster
+from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.seal import SealKey
+from chunkfarm.wire import transport
+
+INCARNATION_BYTES = 8
+"""Random bytes that tell this process from every other start of the same server."""
+
+
+def advertised_host(wanted: str | None) -> str:
+    """The address that others are told: the configured one, else the source address of the default route.
+
+    Connecting a UDP socket sends nothing; it only asks the kernel for a route. The address asked about is
+    of the range that RFC 5737 keeps for documentation.
+    """
+    if wanted is not None:
+        return wanted
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def capacity_weight(directory: os.PathLike[str]) -> int:
+    """The default weight: the size of the disk in GiB, at least 1."""
+    status = os.statvfs(directory)
+    return max(1, status.f_blocks * status.f_frsize // GIB)
+
+
+@define
+class AddressBook:
+    """Where servers listen, as far as this one has heard: the table first, then hints."""
+
+    servers: Callable[[], tuple[Server, ...]]
+    hints: dict[str, Address]
+
+    def learn(self, server_id: str, address: Address) -> None:
+        """Take a hint; a certificate proves later whether it was right."""
+        self.hints[server_id] = address
+
+    def lookup(self, server_id: str) -> Address | None:
+        """The peer address of a server."""
+        if (hint := self.hints.get(server_id)) is not None:
+            return hint
+        return next((server.peer_address for server in self.servers() if server.id == server_id), None)
+
+
+class Parts:
+    """One server's parts. Implements `ports.backend.Backend`."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        config_file: ConfigFile,
+        data: DataDirectory,
+        pool: ThreadPool,
+        *,
+        now: Callable[[], int],
+        random: Random,
+        on_fatal: Callable[[Failure], None],
+    ) -> None:
+        self.reactor = reactor
+        self.config = config
+        self.config_file = config_file
+        self.data = data
+        self.now = now
+        self.host = advertised_host(config.server.host)
+        self.weight = config.server.weight if config.server.weight is not None else capacity_weight(data.path)
+        self.leaving = False
+        self.note = ""
+        self.space = Space(0, 0, False)
+        self.seal: SealKey | None = None
+        self._state = ServerState(
+            server_id=data.server_id,
+            name=config.server.name,
+            stamp=now(),
+            incarnation=secrets.token_hex(INCARNATION_BYTES),
+            chunksize=config.farm.chunksize,
+        )
+        self.contexts = Contexts(Identity.provisional(data.server_id, now()))
+
+        def run_in_thread(function: Any, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
+            return deferToThreadPool(reactor, pool, function, *args, **kwargs)
+
+        self.run_in_thread: RunInThread = run_in_thread
+        self.book = AddressBook(self.servers, {})
+        self.peers = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
+        # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
+        self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
+        self.journal = Journal.open(os.fspath(data.path / "table.sqlite"))
+        self._build_table(random, on_fatal)
+        self._build_chunks()
+        self.ledger = Ledger(
+            config_file,
+            self.roster,
+            reactor,
+            self.run_in_thread,
+            lambda: self.first() == data.server_id,
+            self._take_note,
+        )
+
+    def _build_table(self, random: Random, on_fatal: Callable[[Failure], None]) -> None:
+        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable)
+        links = TableOverPeers(self.peers, self.streams, self.watches.open, lambda: self.reporter.first)
+        self._table = EmbeddedTable(
+            self.data.server_id,
+            self.journal,
+            links,
+            self.reactor,
+            random,
+            client_id=self._state.incarnation,
+            rank=self._rank,
+            on_fatal=on_fatal,
+        )
+        self.roster = Roster(self._table, self.reactor)
+        self.roster.subscribe(self._roster_changed)
+        self.registry = Registry(self._table, self.now)
+        self.issuer = Issuer(self._table, lambda: self.seal, self.now)
+        self.duties = Duties(
+            self.data.server_id,
+            self._state.incarnation,
+            self._table,
+            self.registry,
+            lambda: self.roster.servers,
+            lambda: self.roster.options,
+            self.reactor,
+        )
+        self.reporter = Reporter(
+            state=self._state,
+            make_report=self.make_report,
+            own_row=self.own_row,
+            table=self._table,
+            duties=self.duties,
+            peers=self.peers,
+            servers=self.servers,
+            learn=self.book.learn,
+            clock=self.reactor,
+            now=self.now,
+        )
+        self.access = Access(
+            self._table,
+            lambda: self._table.holds_rows,
+            self.peers,
+            lambda: membership.masters(self.servers()),
+            self.reactor,
+        )
+
+    def _build_chunks(self) -> None:
+        self._store = ChunkStore(self.data.path / "chunks", self.run_in_thread, reserve=self.config.server.reserve)
+        self.chunk_links = ChunkClient(self.reactor, self.contexts, transport.connect)
+        self._transfer = Transfer(
+            self._store,
+            self.servers,
+            self.data.server_id,
+            self.chunk_links,
+            lambda: self.options().replicas,
+            self.reactor,
+            self.run_in_thread,
+        )
+        self._catalog = Catalog(self._table, self._transfer, self.options, self.now, self.reactor)
+
+    # What the parts ask of each other.
+
+    def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
+        tls = self.contexts.peer_client_factory()
+        return transport.connect(self.reactor, address.host, address.port, factory, tls, timeout)
+
+    def _rank(self, server_id: str) -> int:
+        line = [server.id for server in membership.candidates(self.roster.servers)]
+        return line.index(server_id) if server_id in line else len(line)
+
+    def _watchable(self) -> list[Address]:
+        """Client ports of servers that hold rows, as far as this one knows, the first ahead."""
+        line = [server for server in membership.masters(self.servers()) if server.id != self.data.server_id]
+        return [server.client_address for server in line]
+
+    def _roster_changed(self) -> None:
+        self._state.revision = self.roster.revision
+        self._state.chunksize = self.roster.options.chunksize
+        for server in self.roster.servers:
+            self.book.hints.pop(server.id, None)
+            if server.id == self.data.server_id:
+                self._state.name = server.name
+
+    def _take_note(self, note: str) -> None:
+        self.note = note
+
+    def first(self) -> str:
+        """The server that leads, as far as this one knows; empty if it does not."""
+        return self.reporter.first
+
+    def make_report(self) -> Report:
+        """What this server says of itself once a second."""
+        return Report(
+            incarnation=self._state.incarnation,
+            free=self.space.free,
+            used=self.space.used,
+            full=self.space.full,
+            revision=self._state.revision,
+            note=self.note,
+            leaving=self.leaving,
+        )
+
+    def own_row(self) -> Server:
+        """This server's row as it would join with it now."""
+        options = self.config.server
+        return Server(
+            id=self.data.server_id,
+            name=self._state.name,
+            host=self.host,
+            client=options.client.port,
+            peer=options.peer.port,
+            files=options.files.port,
+            weight=self.weight,
+            zone=options.zone or self.host,
+            free=self.space.free,
+            used=self.space.used,
+            full=self.space.full,
+            version=__version__,
+            master=options.master,
+            incarnation=self._state.incarnation,
+            note=self.note,
+        )
+
+    def certificate_names(self) -> tuple[str, ...]:
+        """The names this server's certificate should carry, besides its id and the loopback ones."""
+        return (self.host, socket.gethostname(), *self.config.server.names)
+
+    # The backend of the ports.
+
+    @property
+    def state(self) -> ServerState:
+        return self._state
+
+    @property
+    def table(self) -> ITable:
+        return self._table
+
+    @property
+    def embedded(self) -> EmbeddedTable:
+        return self._table
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._catalog
+
+    @property
+    def store(self) -> ChunkStore:
+        return self._store
+
+    @property
+    def transfer(self) -> Transfer:
+        return self._transfer
+
+    def servers(self) -> tuple[Server, ...]:
+        """The server table as this server knows it; before it has seen the table, the list in its config."""
+        if self.roster.servers:
+            return self.roster.servers
+        return tuple(_listed_server(row, number) for number, row in enumerate(self.config.servers) if row.id)
+
+    def options(self) -> FarmOptions:
+        return self.roster.options if self.roster.servers else self.config.farm
+
+    def succession(self) -> tuple[Standing, ...]:
+        return membership.succession(self.servers(), self._table.configuration.voters, self.first())
+
+    def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
+        return self.access.authenticate(key_id, secret)
+
+    def peer_of(self, certificate: Any) -> str | None:
+        return self.contexts.peer_of(certificate)
+
+    def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
+        def change(row: Server, before: Registered) -> Server:
+            taken = {other.name for other in before.servers.values() if other.id != row.id}
+            return changed_server(row, fields, taken)
+
+        return self.registry.set_server(server, change)
+
+    def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
+        return self.registry.set_farm(lambda options: changed_farm(options, fields))
+
+    def status(self) -> Deferred[list[tuple[str, str]]]:
+        return Deferred.fromCoroutine(self._status())
+
+    async def _status(self) -> list[tuple[str, str]]:
+        self.space = await self._store.space()
+        first = next((server.name for server in self.servers() if server.id == self.first()), "-")
+        stored_on = sum(1 for server in self.servers() if server.state in membership.LIVE and server.stores)
+        configuration = self._table.configuration
+        pairs = [
+            ("state", self._state.phase),
+            ("farm", self._state.farm_id),
+            ("name", self._state.name),
+            ("first", first),
+            ("term", str(self._table.term)),
+            ("revision", str(self._state.revision)),
+            ("generation", str(self.roster.generation)),
+            ("servers", str(len(self.servers()))),
+            ("servers-up", str(sum(1 for server in self.servers() if server.state in membership.LIVE))),
+            ("table-copies", str(len(configuration.voters))),
+            ("table-learners", str(len(configuration.learners))),
+            ("holds-table", "yes" if self._table.holds_rows else "no"),
+            ("replicas", str(self.options().replicas)),
+            ("copies-possible", str(min(self.options().replicas, stored_on))),
+            ("free", str(self.space.free)),
+            ("used", str(self.space.used)),
+            ("full", "yes" if self.space.full else "no"),
+        ]
+        pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
+        pairs += [("cure", cure) for cure in self._state.cures]
+        pairs += [("drift", str(difference)) for difference in self.ledger.drift]
+        pairs += [("note", f"{server.name}: {server.note}") for server in self.servers() if server.note]
+        return pairs
+
+    def measure_space(self) -> Deferred[None]:
+        """Look at the disk, for the next report."""
+
+        def take(space: Space) -> None:
+            self.space = space
+
+        return self._store.space().addCallback(take)
+
+
+def _listed_server(row: Listed, number: int) -> Server:
+    return evolve(
+        Server(id=row.id, name=row.name, host=row.host, client=row.client, peer=row.peer, files=row.files),
+        joined=row.joined or 0,
+        seniority=number + 1,
+        state=row.state or "up",
+    )

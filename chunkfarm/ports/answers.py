@@ -1,0 +1,307 @@
+"""What this server answers on its peer port: the rules behind `ports.peer`, without a transport."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Callable
+from typing import Any
+
+from attrs import fields
+from cryptography.hazmat.primitives import serialization
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from chunkfarm.access import Access
+from chunkfarm.errors import AuthenticationFailed, FarmError
+from chunkfarm.finding import Candidate
+from chunkfarm.issuer import Issuer
+from chunkfarm.links import commands
+from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers
+from chunkfarm.model import FARM, SERVERS, Address, Server, check_server_id, check_server_name
+from chunkfarm.ports.peer import Joiner
+from chunkfarm.state import ServerState
+from chunkfarm.table import codec
+from chunkfarm.table.duties import Duties, Report
+from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.interface import TableError
+from chunkfarm.table.registry import Registry
+from chunkfarm.trust.authority import public_key_digest
+from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.private import TrustError
+from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
+
+ASKED_BY_MAX = 1024
+"""Starting servers remembered as probers in one round; more than a farm ever starts at once."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an advertised host can only be reached from its own machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class PeerAnswers:
+    """Implements `ports.peer.PeerBackend`."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        state: ServerState,
+        contexts: Contexts,
+        peers: Peers,
+        table: EmbeddedTable,
+        registry: Registry,
+        duties: Duties,
+        access: Access,
+        issuer: Issuer,
+        first: Callable[[], str],
+        servers: Callable[[], tuple[Server, ...]],
+        learn: Callable[[str, Address], None],
+        has_data: Callable[[], bool],
+    ) -> None:
+        self._state = state
+        self._contexts = contexts
+        self._peers = peers
+        self._table = table
+        self._registry = registry
+        self._duties = duties
+        self._access = access
+        self._issuer = issuer
+        self._first = first
+        self._servers = servers
+        self._learn = learn
+        self._has_data = has_data
+        self.asked_by: list[Candidate] = []
+        """Starting servers that probed this one since the list was last cleared."""
+
+    def peer_of(self, certificate: Any) -> str | None:
+        return self._contexts.peer_of(certificate)
+
+    def probe(self, server_id: str, stamp: int, farm: str) -> dict[str, Any]:
+        if self._state.phase in ("starting", "waiting") and len(self.asked_by) < ASKED_BY_MAX:
+            self.asked_by.append(Candidate(stamp=stamp, server_id=server_id))
+        return {
+            "version": commands.PROTOCOL_VERSION,
+            "server": self._state.server_id,
+            "state": self._state.phase,
+            "farm": self._state.farm_id if self._has_data() else "",
+            "name": self._state.name,
+            "stamp": self._state.stamp,
+            "revision": self._state.revision,
+            "first": self._hint(),
+        }
+
+    def _hint(self) -> dict[str, Any]:
+        first = self._first()
+        row = next((server for server in self._servers() if server.id == first), None)
+        return {} if row is None else {"id": row.id, "host": row.host, "peer": row.peer}
+
+    def _not_first(self) -> commands.NotFirst | commands.NotNow:
+        hint = self._hint()
+        if not hint or hint["id"] == self._state.server_id:
+            return commands.NotNow("no server leads the farm now")
+        return commands.NotFirst(json.dumps(hint))
+
+    def _must_lead(self) -> None:
+        if not self._table.is_leader:
+            raise self._not_first()
+
+    def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]:
+        return Deferred.fromCoroutine(self._join(joiner))
+
+    async def _join(self, joiner: Joiner) -> dict[str, Any]:
+        if self._state.phase not in ("serving", "readonly"):
+            raise commands.NotNow(f"this server is {self._state.phase}")
+        self._must_lead()
+        if joiner.version not in (commands.PROTOCOL_VERSION, commands.PROTOCOL_VERSION - 1):
+            raise commands.JoinRefused(
+                f"it speaks version {joiner.version} of the peer protocol, and this farm version "
+                f"{commands.PROTOCOL_VERSION} or the one before"
+            )
+        if joiner.farm and joiner.farm != self._state.farm_id:
+            raise commands.JoinRefused(f"it asks for farm {joiner.farm}, and this is farm {self._state.farm_id}")
+        try:
+            key = await self._issuer.join_key()
+            if not check_proof(key, JOINER, joiner.exporter, joiner.proof):
+                self._log.warn("A server at {host} tried to join with a wrong join key.", host=joiner.host)
+                raise commands.JoinRefused("its join key (farm.join) is not this farm's")
+            row = _row(joiner.row)
+            await self._call_back(joiner, row)
+            certificate, ca = await self._issuer.sign(joiner.request, row.id, row.host)
+            seal = self._issuer.seal_key if row.master else b""
+            joined = await self._registry.join(row)
+        except TrustError as error:
+            raise commands.JoinRefused(str(error)) from None
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
+        self._log.info("{name} joined at {address}.", name=joined.name, address=str(joined.peer_address))
+        return {
+            "proof": proof(key, MEMBER, joiner.exporter),
+            "farm": self._state.farm_id,
+            "certificate": certificate,
+            "ca": ca,
+            "seal": seal,
+            "row": joined.to_value().decode(),
+        }
+
+    async def _call_back(self, joiner: Joiner, row: Server) -> None:
+        """Check that the advertised address leads to the server that is joining, and to no other."""
+        if is_loopback(row.host) and not is_loopback(joiner.host):
+            raise commands.JoinRefused(
+                f"it advertises {row.host}, which only its own machine can reach: set host in its config.ini"
+            )
+        where = f"the address it advertises, {row.peer_address},"
+        try:
+            link = await self._peers.open(row.peer_address)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise commands.JoinRefused(f"{where} cannot be reached from here: {error}") from None
+        try:
+            call = link.callRemote(
+                commands.Probe, server=self._state.server_id, stamp=self._state.stamp, farm=self._state.farm_id
+            )
+            box = await self._peers.limit(call, CONNECT_TIMEOUT, "call back")
+            found = json.loads(box["answer"])["server"]
+            # The id is public; the key of its certificate is what only the joiner has.
+            same_key = _key_digest(link.certificate()) == public_key_digest(joiner.request)
+        except CancelledError:
+            raise
+        except TrustError:
+            raise
+        except Exception as error:
+            raise commands.JoinRefused(f"{where} gives no answer that could be understood: {error}") from None
+        finally:
+            link.close()
+        if found != row.id or not same_key:
+            raise commands.JoinRefused(f"{where} leads to another server, {found}")
+
+    def renew(self, server_id: str, request: bytes) -> Deferred[dict[str, Any]]:
+        return Deferred.fromCoroutine(self._renew(server_id, request))
+
+    async def _renew(self, server_id: str, request: bytes) -> dict[str, Any]:
+        self._must_lead()
+        row = self._known(server_id)
+        try:
+            certificate, ca = await self._issuer.sign(request, row.id, row.host)
+        except TrustError as error:
+            raise commands.BadRequest(str(error)) from None
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
+        return {"certificate": certificate, "ca": ca}
+
+    def _known(self, server_id: str) -> Server:
+        row = next((server for server in self._servers() if server.id == server_id), None)
+        if row is None:
+            raise commands.BadRequest(f"server {server_id} is not in the table of this farm")
+        return row
+
+    def report(self, server_id: str, report: dict[str, Any]) -> dict[str, Any]:
+        self._must_lead()
+        known = {attribute.name for attribute in fields(Report)}
+        try:
+            told = Report(**{name: value for name, value in report.items() if name in known})
+            is_known = self._duties.report(server_id, told)
+        except TypeError:
+            raise commands.BadRequest("this is not a report") from None
+        return {
+            "term": self._table.term,
+            "first": self._state.server_id,
+            "voters": sorted(self._table.configuration.voters),
+            "learners": sorted(self._table.configuration.learners),
+            "revision": self._state.revision,
+            "known": is_known,
+        }
+
+    def put_server(self, server_id: str, row: str) -> Deferred[str]:
+        return Deferred.fromCoroutine(self._put_server(server_id, row))
+
+    async def _put_server(self, server_id: str, text: str) -> str:
+        self._must_lead()
+        row = _row(text)
+        if row.id != server_id:
+            raise commands.BadRequest("a server gives its own row only")
+        self._known(server_id)
+        self._learn(server_id, row.peer_address)
+        try:
+            return (await self._duties.put(row)).to_value().decode()
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
+
+    def get_server(self, server_id: str) -> str:
+        return self._known(server_id).to_value().decode()
+
+    def transact(self, server_id: str, request: bytes) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._asked(server_id, self._table.answer_transact, request))
+
+    def read(self, server_id: str, request: bytes) -> Deferred[bytes]:
+        # Keys and sealed secrets stay with those who hold the whole table.
+        secret = server_id in self._table.configuration.members
+        return Deferred.fromCoroutine(
+            self._asked(server_id, lambda told: self._table.answer_read(told, allow_secret=secret), request)
+        )
+
+    async def _asked(self, server_id: str, answer: Callable[[bytes], Deferred[bytes]], request: bytes) -> bytes:
+        if self._servers():
+            self._known(server_id)
+        try:
+            return await answer(request)
+        except commands.NotFirst:
+            raise self._not_first() from None
+        except codec.CodecError as error:
+            raise commands.BadRequest(str(error)) from None
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
+
+    def get_table(self, request: bytes) -> Deferred[bytes]:
+        async def page() -> bytes:
+            prefix = codec.decode_read(request).prefix
+            if not prefix.startswith((SERVERS, FARM)):
+                raise commands.BadRequest("only servers/ and farm/ are given out as a table")
+            return await self._table.answer_read(request, allow_secret=False)
+
+        return Deferred.fromCoroutine(page())
+
+    def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
+        return self._table.receive(server_id, payload)
+
+    def authenticate(self, key: str, proof: bytes) -> Deferred[str]:
+        return Deferred.fromCoroutine(self._authenticate(key, proof))
+
+    async def _authenticate(self, key: str, proof: bytes) -> str:
+        if not self._table.holds_rows:
+            raise commands.NotNow("this server holds no keys")
+        try:
+            return await self._access.check_here(key, proof)
+        except AuthenticationFailed:
+            return ""
+        except FarmError as error:
+            raise commands.NotNow(str(error)) from None
+
+
+def _key_digest(certificate: Any) -> str:
+    key = certificate.to_cryptography().public_key()
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key.public_bytes(*form)).hexdigest()
+
+
+def _row(text: str) -> Server:
+    """A row that another server gave of itself, checked field by field."""
+    try:
+        row = Server.from_value(text.encode())
+        check_server_id(row.id)
+        check_server_name(row.name)
+        ports_good = all(isinstance(port, int) and 0 < port < 65536 for port in (row.client, row.peer, row.files))
+        if not ports_good or not isinstance(row.weight, int) or row.weight < 0 or not row.host.strip():
+            raise ValueError("ports, weight or host are out of range")
+        if len(text) > 4096:
+            raise ValueError("it is too long")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise commands.BadRequest(f"this is not a row of the server table: {error}") from None
+    return row

@@ -1,0 +1,336 @@
+"""How a server starts: read_config -> find_farm -> first_server | subsequent_server -> serve.
+
+One Deferred chain, cancellable at every wait. What a person must mend ends it with a `FarmError`, one sentence;
+whatever time may mend is waited for, and the state says what that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from random import Random
+from typing import Any, Protocol
+from uuid import UUID
+
+from attrs import evolve, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
+from chunkfarm.data_directory import DataDirectory
+from chunkfarm.errors import FarmError
+from chunkfarm.finding import Answer, Candidate, Found, Join, Wait, ask, decide
+from chunkfarm.founding import MARKER, discard_unrecorded, found
+from chunkfarm.joining import JoinLater, join
+from chunkfarm.model import Address
+from chunkfarm.parts import Parts
+from chunkfarm.ports.answers import PeerAnswers
+from chunkfarm.state import Wait as StateWait
+from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.private import NoSuchFile
+from chunkfarm.trust.seal import SealKey
+
+SOON = 0.3
+"""Seconds until the next look when a farm is just being made: founding takes about as long."""
+WAIT_FIRST = 0.5
+WAIT_MOST = 2.0
+"""Seconds between looks while waiting, growing: a farm that comes back is joined within a few seconds."""
+EXPLAIN_INTERVAL = 1.0
+"""Seconds between two updates of what a server says it waits for."""
+
+
+class CannotStart(FarmError):
+    """This server must not start as things are; the sentence says why."""
+
+
+@frozen(kw_only=True)
+class Wish:
+    """What the command line asks for."""
+
+    config: str
+    overrides: Mapping[str, str | None]
+    host_name: str
+    found_anyway: bool = False
+
+
+@frozen(kw_only=True)
+class Surroundings:
+    """What the process gives to a starting server."""
+
+    reactor: Any
+    pool: ThreadPool
+    now: Callable[[], int]
+    random: Random
+    new_id: Callable[[], UUID]
+    on_fatal: Callable[[Failure], None]
+    on_parts: Callable[[Parts], None]
+    """Told as soon as there is anything that a shutdown must take down again."""
+
+
+class OpenPorts(Protocol):
+    """What opens the three ports; each raises `CannotStart` if its port is taken."""
+
+    def open_peer(self, parts: Parts, answers: PeerAnswers) -> None: ...
+
+    def open_client(self, parts: Parts) -> None: ...
+
+    def open_files(self, parts: Parts) -> None: ...
+
+
+class Startup:
+    """One start of one server."""
+
+    _log = Logger()
+
+    def __init__(self, wish: Wish, surroundings: Surroundings, ports: OpenPorts) -> None:
+        self._wish = wish
+        self._surroundings = surroundings
+        self._ports = ports
+        self._file = ConfigFile(wish.config)
+        self._answers: PeerAnswers | None = None
+        self._since: dict[Address, int] = {}
+        self._tries = 0
+        self._said: tuple[Any, ...] = ()
+
+    def run(self) -> Deferred[Parts]:
+        """Start; fires with the parts of a server that serves."""
+        startup: Deferred[Any] = Deferred.fromCoroutine(self._read_config())
+        startup.addCallback(_step(self._find_farm))
+        startup.addCallback(_step(self._first_or_subsequent))
+        startup.addCallback(_step(self._serve))
+        return startup
+
+    async def _read_config(self) -> Parts:
+        config = self._file.read(self._wish.overrides, self._wish.host_name)
+        data = DataDirectory.open(config.server.data, self._surroundings.new_id())
+        try:
+            if discard_unrecorded(data.path, config.farm.id):
+                self._log.warn("Discarded a farm that was never recorded: its founder stopped half-way.")
+            parts = Parts(
+                self._surroundings.reactor,
+                config,
+                self._file,
+                data,
+                self._surroundings.pool,
+                now=self._surroundings.now,
+                random=self._surroundings.random,
+                on_fatal=self._surroundings.on_fatal,
+            )
+        except BaseException:
+            data.close()
+            raise
+        self._surroundings.on_parts(parts)
+        self._answers = PeerAnswers(
+            state=parts.state,
+            contexts=parts.contexts,
+            peers=parts.peers,
+            table=parts.embedded,
+            registry=parts.registry,
+            duties=parts.duties,
+            access=parts.access,
+            issuer=parts.issuer,
+            first=parts.first,
+            servers=parts.servers,
+            learn=parts.book.learn,
+            has_data=lambda: bool(parts.contexts.identity and parts.contexts.identity.ca_pem),
+        )
+        return parts
+
+    async def _find_farm(self, parts: Parts) -> tuple[Parts, Decided]:
+        assert self._answers is not None
+        # The peer port is open before anybody else is asked: of two that start at once, at least one sees the other.
+        self._ports.open_peer(parts, self._answers)
+        self._ports.open_client(parts)
+        if await self._owns_data(parts):
+            return parts, Resumes()
+        me = Candidate(stamp=parts.state.stamp, server_id=parts.state.server_id)
+        delay = WAIT_FIRST
+        while True:
+            parts.config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
+            self._answers.asked_by.clear()
+            farm = parts.config.farm.id
+            addresses = [Address(row.host, row.peer) for row in parts.config.servers if row.id != parts.state.server_id]
+            answers = await ask(parts.peers, addresses, me, farm)
+            decision = decide(
+                farm=farm,
+                me=me,
+                answers=answers,
+                asked_by=self._answers.asked_by,
+                found_anyway=self._wish.found_anyway,
+            )
+            if isinstance(decision, Join):
+                return parts, decision
+            if isinstance(decision, Found):
+                parts.state.change("founding")
+                held = await self._lock_to_found(parts)
+                if held is not None:
+                    return parts, Founds(held)
+                decision = Wait((), (), again_soon=True)
+            self._explain(parts, decision)
+            await self._sleep(SOON if decision.again_soon else delay)
+            delay = min(delay * 1.5, WAIT_MOST)
+
+    async def _owns_data(self, parts: Parts) -> bool:
+        """Whether the data directory already belongs to this farm; then the identity in it is taken up."""
+        farm = parts.journal.farm_id
+        identity = await parts.run_in_thread(Identity.load, parts.data.path, parts.data.server_id)
+        if not farm or identity is None:
+            return False
+        recorded = parts.config.farm.id
+        if self._wish.found_anyway:
+            raise CannotStart(f"--found is refused: the data directory {parts.data.path} belongs to farm {farm}")
+        if recorded and recorded != farm:
+            raise CannotStart(
+                f"{self._file.path} names farm {recorded}, but the data directory {parts.data.path} belongs to "
+                f"farm {farm}: give the one that goes with the other"
+            )
+        parts.contexts.replace(identity)
+        parts.state.farm_id = farm
+        try:
+            parts.seal = await parts.run_in_thread(SealKey.load, parts.data.path)
+        except NoSuchFile:
+            parts.seal = None
+        return True
+
+    async def _lock_to_found(self, parts: Parts) -> HeldConfig | None:
+        """The lock under which to found, or None if somebody else was first (or may be)."""
+        try:
+            held = await parts.run_in_thread(self._file.locked)
+        except LockHeld:
+            return None
+        except OSError as error:
+            raise CannotStart(f"no farm can be founded: {self._file.path} cannot be locked: {error}") from None
+        try:
+            config = await parts.run_in_thread(held.read, self._wish.overrides, self._wish.host_name)
+            unchanged = (config.farm.id, config.servers) == (parts.config.farm.id, parts.config.servers)
+            if not unchanged:
+                held.release()
+                return None
+            if self._wish.found_anyway:
+                config = evolve(config, farm=evolve(config.farm, id="", ca=""), generation=0, servers=())
+            parts.config = config
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+    def _explain(self, parts: Parts, decision: Wait) -> None:
+        """Say what is waited for: in the state always, in the log once a change."""
+        self._tries += 1
+        waits = tuple(
+            StateWait(answer.address, answer.error, self._since_of(answer), self._tries) for answer in decision.reasons
+        )
+        parts.state.change("waiting" if waits else "starting", waits=waits, cures=decision.cures)
+        said = tuple((str(wait.address), wait.error) for wait in waits)
+        if said != self._said:
+            self._said = said
+            if waits:
+                self._log.info(
+                    "Waiting for the farm: {waits}. Cure: {cures}.",
+                    waits="; ".join(f"{address}: {error}" for address, error in said),
+                    cures=", or ".join(decision.cures) or "none needed, this passes by itself",
+                )
+
+    def _since_of(self, answer: Answer) -> int:
+        return self._since.setdefault(answer.address, self._surroundings.now())
+
+    def _sleep(self, seconds: float) -> Deferred[None]:
+        return deferLater(self._surroundings.reactor, seconds, lambda: None)
+
+    async def _first_or_subsequent(self, found_out: tuple[Parts, Decided]) -> tuple[Parts, str]:
+        parts, decided = found_out
+        # From here on the farm hears of this server, so a port that is taken must show before.
+        self._ports.open_files(parts)
+        await parts.store.start()
+        await parts.measure_space()
+        if isinstance(decided, Founds):
+            with decided.held:
+                return await self._first_server(parts, decided.held)
+        if isinstance(decided, Join):
+            return await self._subsequent_server(parts, decided)
+        return await self._resumed_server(parts)
+
+    async def _first_server(self, parts: Parts, held: HeldConfig) -> tuple[Parts, str]:
+        await found(parts, held)
+        return parts, parts.state.server_id
+
+    async def _subsequent_server(self, parts: Parts, decision: Join) -> tuple[Parts, str]:
+        answer = decision.answer
+        addresses = [answer.address]
+        if answer.first:
+            parts.book.learn(str(answer.first["id"]), Address(str(answer.first["host"]), int(answer.first["peer"])))
+            addresses.insert(0, Address(str(answer.first["host"]), int(answer.first["peer"])))
+        turn = 0
+        while True:
+            address = addresses[turn % len(addresses)]
+            turn += 1
+            try:
+                await join(parts, address)
+            except JoinLater as error:
+                self._log.info("Cannot join at {address} yet: {error}", address=str(address), error=str(error))
+                waiting = Answer(address=address, outcome="", error=str(error))
+                self._explain(parts, Wait((waiting,), ()))
+                await self._sleep(SOON if turn % len(addresses) else WAIT_MOST)
+                known = [server.peer_address for server in parts.servers() if server.state != "down"]
+                addresses += [other for other in known if other not in addresses]
+            else:
+                parts.embedded.start()
+                return parts, str(answer.first["id"]) if answer.first else answer.server_id
+
+    async def _resumed_server(self, parts: Parts) -> tuple[Parts, str]:
+        (parts.data.path / MARKER).unlink(missing_ok=True)
+        await parts.roster.adopt_stored()
+        parts.embedded.start()
+        return parts, ""
+
+    async def _serve(self, begun: tuple[Parts, str]) -> Parts:
+        parts, first = begun
+        parts.duties.start()
+        parts.reporter.start(first)
+        explaining = LoopingCall(self._explain_missing, parts, self._surroundings.now())
+        explaining.clock = self._surroundings.reactor
+        explaining.start(EXPLAIN_INTERVAL, now=False)
+        try:
+            roster = parts.roster.start()
+            await parts.reporter.when_belonging()
+            await roster
+        finally:
+            explaining.stop()
+        parts.ledger.start()
+        parts.state.change("serving")
+        self._log.info(
+            "Serving as {name} of farm {farm}: client port {client}, peer port {peer}, file port {files}.",
+            name=parts.state.name,
+            farm=parts.state.farm_id,
+            client=parts.config.server.client.port,
+            peer=parts.config.server.peer.port,
+            files=parts.config.server.files.port,
+        )
+        return parts
+
+    def _explain_missing(self, parts: Parts, since: int) -> None:
+        waits = parts.reporter.waits(since)
+        answers = tuple(Answer(address=wait.address, outcome="", error=wait.error) for wait in waits)
+        if answers:
+            self._explain(parts, Wait(answers, ("start a majority of the masters again",)))
+
+
+@frozen
+class Founds:
+    """This server founds, and holds the lock under which that happens."""
+
+    held: HeldConfig
+
+
+@frozen
+class Resumes:
+    """The data directory belongs to the farm: go on with it, whoever answers."""
+
+
+Decided = Founds | Join | Resumes
+
+
+def _step(coroutine: Callable[[Any], Coroutine[Deferred[Any], Any, Any]]) -> Callable[[Any], Deferred[Any]]:
+    return lambda value: Deferred.fromCoroutine(coroutine(value))

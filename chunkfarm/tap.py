@@ -1,0 +1,84 @@
+"""What `twistd chunkfarm` sees: the options, and the service that they make."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from chunkfarm.config import read_config
+from chunkfarm.errors import FarmError
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+class Options(usage.Options):
+    """The command line. What it says overrides `[server]` of the config file."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "One server of a chunkfarm: start it on each machine with the same config.ini (or a copy of it), "
+        "and the servers find each other."
+    )
+    optParameters = [
+        ["config", "c", "config.ini", "The farm's config file.", _plain],
+        ["data", None, None, "The data directory (relative to the working directory).", _plain],
+        ["name", None, None, "This server's name.", _plain],
+        ["host", None, None, "The address that other servers and clients are told.", _plain],
+        ["ports", None, None, "Client port; peer port and file port are the next two.", _plain],
+        ["weight", None, None, "Share of the chunks (0: none).", _plain],
+        ["zone", None, None, "What fails together with this server, such as a rack.", _plain],
+    ]
+    optFlags = [
+        ["found", None, "Make a new farm although config.ini names one that nobody answers for."],
+    ]
+
+    def __getitem__(self, name: str) -> str | None:
+        value: str | None = super().__getitem__(name)
+        return value
+
+    @property
+    def overrides(self) -> dict[str, str | None]:
+        """What overrides `[server]`."""
+        return {name: self[name] for name in ("data", "name", "host", "ports", "weight", "zone")}
+
+    def postOptions(self) -> None:
+        """Refuse a bad config before anything else happens, and put the pid file where this server's data are."""
+        if isinstance(self["data"], str):
+            self["data"] = os.path.abspath(self["data"])
+        self["config"] = os.path.abspath(self["config"] or "config.ini")
+        try:
+            config = read_config(self["config"], self.overrides, socket.gethostname())
+        except FarmError as error:
+            # UsageError would print the whole usage before the sentence.
+            raise SystemExit(f"chunkfarm: {error}") from None
+        self._place_pid_file(os.fspath(config.server.data))
+
+    def _place_pid_file(self, data: str) -> None:
+        parent = self.parent
+        if parent is None or parent.get("pidfile") != "twistd.pid":
+            return
+        try:
+            os.makedirs(data, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"chunkfarm: the data directory {data} cannot be made: {error.strerror}") from None
+        parent["pidfile"] = os.path.join(data, "twistd.pid")
+
+
+def makeService(options: Options) -> IService:
+    """The farm's service: one MultiService with the three ports."""
+    # Imported late: importing the reactor installs one, and twistd may have been told which.
+    from chunkfarm.farm import make_farm
+    from chunkfarm.startup import Wish
+
+    wish = Wish(
+        config=options["config"] or "config.ini",
+        overrides=options.overrides,
+        host_name=socket.gethostname(),
+        found_anyway=bool(options["found"]),
+    )
+    return make_farm(wish)
