@@ -230,7 +230,7 @@ class Authority:
         Of the request only the public key is used: who it is for and which `names` (host names, addresses) it
         carries is the caller's word. The server id and the loopback names are always in it. Raises
         `TrustError` for a request that its own key has not signed, a key that is not on P-256, a bad server
-        id, a name that can be none, or too many names.
+        id, a name that can be none, too many names, or a clock outside the CA's own life.
         """
         key = _parse_request(request_pem).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, CURVE):
@@ -243,14 +243,21 @@ class Authority:
         if len(hosts) > NAMES_MAX:
             raise TrustError(f"a certificate has at most {NAMES_MAX} names, and {len(hosts)} were asked for")
         own = self.certificate
+        start = max(moment(now - BACKDATED_MS), own.not_valid_before_utc)
+        end = min(moment(now + SERVER_LIFE_MS), own.not_valid_after_utc)
+        if start >= end:
+            raise TrustError(
+                f"cannot sign: this machine's clock says {moment(now):%Y-%m-%d %H:%M} UTC, and the farm's CA is valid "
+                f"from {own.not_valid_before_utc:%Y-%m-%d} to {own.not_valid_after_utc:%Y-%m-%d}"
+            )
         return (
             x509.CertificateBuilder()
             .subject_name(_server_name(server_id))
             .issuer_name(own.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(max(moment(now - BACKDATED_MS), own.not_valid_before_utc))
-            .not_valid_after(min(moment(now + SERVER_LIFE_MS), own.not_valid_after_utc))
+            .not_valid_before(start)
+            .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(
