@@ -1,0 +1,262 @@
+"""One server as a service of twistd: its three ports under one MultiService, its start and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from random import SystemRandom
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from chunkfarm import membership
+from chunkfarm.config import ListenDescription
+from chunkfarm.errors import FarmError
+from chunkfarm.parts import Parts
+from chunkfarm.ports.answers import PeerAnswers
+from chunkfarm.ports.client.factory import ClientFactory
+from chunkfarm.ports.files import FileFactory
+from chunkfarm.ports.peer import PeerPortFactory
+from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
+from chunkfarm.systemd import Systemd
+from chunkfarm.wire import transport
+
+EXIT_FAILED = 1
+DISK_THREADS = 8
+"""Threads for files and hashes: enough to keep a disk and two cores busy, few enough not to thrash either."""
+LEAVE_SECONDS = 2.0
+"""How long a leaving server tries to tell the first, and to hand leadership on: what that is missing is noticed
+by silence a few seconds later anyway."""
+SPACE_INTERVAL = 5.0
+"""Seconds between looks at the disk's free space."""
+
+
+class PortService(Service):
+    """One listening port, opened by the startup when its turn comes."""
+
+    def __init__(self, name: str, reactor: Any) -> None:
+        self.setName(name)
+        self._reactor = reactor
+        self._port: IListeningPort | None = None
+
+    def open(self, description: ListenDescription, factory: IProtocolFactory, tls: Any) -> None:
+        """Listen; raises `CannotStart` if the port is taken."""
+        try:
+            self._port = transport.listen(self._reactor, description, factory, tls)
+        except CannotListenError as error:
+            reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+            raise CannotStart(f"the {self.name} port {description} cannot be opened: {reason}") from None
+
+    def stopService(self) -> Deferred[None]:
+        """Accept no more connections; the open ones stay."""
+        super().stopService()
+        port, self._port = self._port, None
+        if port is None:
+            return maybeDeferred(lambda: None)
+        return maybeDeferred(port.stopListening).addCallback(lambda _: None)
+
+
+class Farm(MultiService):
+    """The service that `twistd chunkfarm` runs."""
+
+    _log = Logger()
+
+    def __init__(self, wish: Wish, reactor: Any, systemd: Systemd) -> None:
+        super().__init__()
+        self._wish = wish
+        self._reactor = reactor
+        self._systemd = systemd
+        self._pool = ThreadPool(0, DISK_THREADS, "chunkfarm-disk")
+        self._parts: Parts | None = None
+        self._startup: Deferred[Any] | None = None
+        self._loops: list[LoopingCall] = []
+        self._stopping = False
+        self._client_factory: ClientFactory | None = None
+        self._file_factory: FileFactory | None = None
+        self._peer_factory: PeerPortFactory | None = None
+        self._client = PortService("client", reactor)
+        self._peer = PortService("peer", reactor)
+        self._files = PortService("file", reactor)
+        for port in (self._client, self._peer, self._files):
+            port.setServiceParent(self)
+
+    # Opening the ports, on behalf of the startup.
+
+    def open_peer(self, parts: Parts, answers: PeerAnswers) -> None:
+        self._peer_factory = PeerPortFactory(answers, self._reactor)
+        self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
+
+    def open_client(self, parts: Parts) -> None:
+        self._client_factory = ClientFactory(parts, self._reactor, parts.contexts.client_port_factory())
+        self._client.open(parts.config.server.client, self._client_factory, None)
+
+    def open_files(self, parts: Parts) -> None:
+        self._file_factory = FileFactory(parts, self._reactor)
+        self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
+
+    # Start and end.
+
+    def startService(self) -> None:
+        super().startService()
+        self._pool.start()
+        surroundings = Surroundings(
+            reactor=self._reactor,
+            pool=self._pool,
+            now=lambda: time.time_ns() // 1_000_000,
+            random=SystemRandom(),
+            new_id=uuid.uuid4,
+            on_fatal=self._fatal,
+            on_parts=self._built,
+        )
+        self._loop(self._systemd.watchdog_interval, self._systemd.watchdog)
+        self._startup = Startup(self._wish, surroundings, self).run()
+        self._startup.addCallbacks(self._serving, self._failed)
+
+    def _loop(self, interval: float, call: Any, *arguments: Any) -> None:
+        if interval > 0:
+            loop = LoopingCall(call, *arguments)
+            loop.clock = self._reactor
+            loop.start(interval, now=False)
+            self._loops.append(loop)
+
+    def _built(self, parts: Parts) -> None:
+        self._parts = parts
+        parts.state.subscribe(lambda: self._tell_systemd(parts))
+        self._tell_systemd(parts)
+
+    def _tell_systemd(self, parts: Parts) -> None:
+        state = parts.state
+        waits = "; ".join(f"{wait.address}: {wait.error}" for wait in state.waits)
+        self._systemd.status(f"{state.phase} {waits}".strip())
+        if state.phase in ("starting", "founding", "waiting"):
+            self._systemd.extend_timeout()
+
+    def _serving(self, parts: Parts) -> None:
+        self._startup = None
+        self._loop(SPACE_INTERVAL, self._look_at_disk, parts)
+        self._systemd.ready()
+
+    def _look_at_disk(self, parts: Parts) -> Deferred[None]:
+        return parts.measure_space().addErrback(
+            lambda failure: self._log.failure("while looking at the free space", failure)
+        )
+
+    def _failed(self, failure: Failure) -> None:
+        self._startup = None
+        if self._stopping or failure.check(CancelledError):
+            return
+        if failure.check(FarmError):
+            self._log.critical("chunkfarm: {sentence}", sentence=str(failure.value))
+        else:
+            self._log.failure("while starting", failure)
+        self._exit()
+
+    def _fatal(self, failure: Failure) -> None:
+        """The journal cannot be written: nothing may be promised any more, so the process ends at once."""
+        self._log.failure("while writing the table's journal; this process ends", failure)
+        self._exit()
+        # A disk that hangs would keep an orderly end waiting for ever.
+        self._reactor.callLater(LEAVE_SECONDS, os._exit, EXIT_FAILED)
+
+    def _exit(self) -> None:
+        """Stop with status 1; `reactor.stop` alone would exit with 0."""
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EXIT_FAILED)
+
+        def stop() -> None:
+            try:
+                self._reactor.stop()
+            except ReactorNotRunning:
+                pass
+
+        self._reactor.callWhenRunning(stop)
+
+    def stopService(self) -> Deferred[None]:
+        """Leave in order; a second SIGTERM ends the process at once, and loses nothing that was acknowledged."""
+        self._stopping = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._systemd.stopping()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        if self._startup is not None:
+            self._startup.cancel()
+        try:
+            if self._parts is not None:
+                await self._leave(self._parts)
+        except Exception:
+            self._log.failure("while leaving")
+        await maybeDeferred(MultiService.stopService, self)
+        if self._peer_factory is not None:
+            self._peer_factory.close_all()
+        self._pool.stop()
+
+    async def _leave(self, parts: Parts) -> None:
+        served = parts.state.phase in ("serving", "readonly")
+        parts.state.change("leaving")
+        parts.leaving = True
+        if served:
+            await self._within(LEAVE_SECONDS, parts.reporter.report_now())
+            await self._hand_over(parts)
+        await self._client.stopService()
+        await self._files.stopService()
+        await self._drain(parts)
+        for stop in (parts.reporter.stop, parts.duties.stop, parts.ledger.stop, parts.roster.stop, parts.transfer.stop):
+            await self._within(LEAVE_SECONDS, maybeDeferred(stop))
+        # The table stops before the peer port closes: who sees that port refuse knows that nothing is committed here.
+        await parts.embedded.stop()
+        await self._peer.stopService()
+        parts.chunk_links.close()
+        parts.peers.close()
+        parts.streams.close()
+        parts.data.close()
+
+    async def _hand_over(self, parts: Parts) -> None:
+        """Give leadership to the next in line that is caught up, and wait until it leads."""
+        table = parts.embedded
+        heirs = [
+            server.id
+            for server in membership.masters(server for server in parts.servers() if server.id != parts.data.server_id)
+            if server.id in table.configuration.voters and server.id in table.caught_up()
+        ]
+        if not table.is_leader or not heirs:
+            return
+        table.transfer(heirs[0])
+        for _ in range(int(LEAVE_SECONDS / 0.1)):
+            if not table.is_leader:
+                return
+            await deferLater(self._reactor, 0.1, lambda: None)
+
+    async def _drain(self, parts: Parts) -> None:
+        """Let running requests end, for at most `drain_timeout`; then cut them off."""
+        for factory in (self._client_factory, self._file_factory):
+            if factory is not None:
+                await self._within(parts.config.server.drain_timeout, factory.finish())
+                factory.abort()
+
+    async def _within(self, seconds: float, deferred: Deferred[Any]) -> None:
+        """Wait for it, but not longer than that, and whatever comes of it."""
+        try:
+            await deferred.addTimeout(seconds, self._reactor)
+        except Exception as error:
+            self._log.debug("while leaving: {error}", error=error)
+
+
+def make_farm(wish: Wish) -> Farm:
+    """The farm's service on the process's reactor, with every timer on the monotonic clock."""
+    from twisted.internet import reactor
+
+    # The reactor's clock is the wall clock by default: a step of it would fire or freeze every timer.
+    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    return Farm(wish, reactor, Systemd(os.environ))

@@ -1,0 +1,155 @@
+"""Which server votes next, and which one goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.membership import masters
+from chunkfarm.model import Server
+from chunkfarm.table.records import Configuration
+from chunkfarm.table.voters import View, heir, next_configuration
+from tests.builders import make_server, server_id
+
+
+def numbers(*values: int) -> frozenset[str]:
+    return frozenset(server_id(value) for value in values)
+
+
+class NextConfigurationTests(SynchronousTestCase):
+    """One single-server change at a time, copies before losses."""
+
+    def make_view(
+        self,
+        servers: list[Server],
+        voters: frozenset[str],
+        learners: frozenset[str] = frozenset(),
+        leader: int = 1,
+        **changes: Any,
+    ) -> View:
+        arguments: dict[str, Any] = {
+            "caught_up": numbers(*range(1, 20)),
+            "silent": {},
+            "master_grace": 10.0,
+            "repair_after": 600.0,
+        }
+        return View(
+            servers=tuple(servers),
+            configuration=Configuration(voters, learners),
+            leader=server_id(leader),
+            **(arguments | changes),
+        )
+
+    def test_a_new_server_learns_first(self) -> None:
+        """The second server of a farm becomes a learner before it votes."""
+        view = self.make_view([make_server(1), make_server(2)], numbers(1))
+        assert next_configuration(view) == Configuration(numbers(1), numbers(2))
+
+    def test_a_caught_up_learner_votes(self) -> None:
+        """Once it has the whole log it votes."""
+        view = self.make_view([make_server(1), make_server(2)], numbers(1), numbers(2))
+        assert next_configuration(view) == Configuration(numbers(1, 2))
+
+    def test_a_learner_that_lags_does_not_vote(self) -> None:
+        """A vote without the log would hold up every commit, or lose one."""
+        view = self.make_view([make_server(1), make_server(2)], numbers(1), numbers(2), caught_up=numbers(1))
+        assert next_configuration(view) is None
+
+    def test_three_and_two_are_at_rest(self) -> None:
+        """Three voters and two learners is how a farm of six stays."""
+        servers = [make_server(number) for number in range(1, 7)]
+        assert next_configuration(self.make_view(servers, numbers(1, 2, 3), numbers(4, 5))) is None
+
+    def test_a_lost_voter_is_replaced(self) -> None:
+        """A voter silent for `master_grace` makes room: the learner is promoted first, then the lost one goes."""
+        servers = [make_server(1), make_server(2), make_server(3, state="down"), make_server(4)]
+        silent = {server_id(3): 10.0}
+        view = self.make_view(servers, numbers(1, 2, 3), numbers(4), silent=silent)
+        promoted = next_configuration(view)
+        assert promoted == Configuration(numbers(1, 2, 3, 4))
+        view = self.make_view(servers, promoted.voters, silent=silent)
+        assert next_configuration(view) == Configuration(numbers(1, 2, 4))
+
+    def test_a_short_silence_replaces_nobody(self) -> None:
+        """A reboot of the network is no reason to move the table."""
+        servers = [make_server(1), make_server(2), make_server(3, state="down"), make_server(4)]
+        view = self.make_view(servers, numbers(1, 2, 3), numbers(4), silent={server_id(3): 9.9})
+        assert next_configuration(view) is None
+
+    def test_with_nobody_to_promote_the_lost_one_stays(self) -> None:
+        """Three servers, one down for a minute: it still votes, or the farm would shrink too eagerly."""
+        servers = [make_server(1), make_server(2), make_server(3, state="down")]
+        view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 60.0})
+        assert next_configuration(view) is None
+
+    def test_after_repair_after_it_goes(self) -> None:
+        """Gone for `repair_after`, it is no longer counted."""
+        servers = [make_server(1), make_server(2), make_server(3, state="down")]
+        view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 600.0})
+        assert next_configuration(view) == Configuration(numbers(1, 2))
+
+    def test_two_voters_are_not_shrunk_by_this_rule(self) -> None:
+        """Dropping one of two voters takes more proof than silence."""
+        servers = [make_server(1), make_server(2, state="down")]
+        view = self.make_view(servers, numbers(1, 2), silent={server_id(2): 6000.0})
+        assert next_configuration(view) is None
+
+    def test_a_first_that_came_back_makes_room(self) -> None:
+        """The old first rejoined at the end of the line: the fourth votes in its place, and it learns."""
+        servers = [make_server(2), make_server(3), make_server(4), make_server(1, seniority=9)]
+        view = self.make_view(servers, numbers(1, 2, 3), numbers(4), leader=2)
+        promoted = next_configuration(view)
+        assert promoted == Configuration(numbers(1, 2, 3, 4))
+        reduced = next_configuration(self.make_view(servers, promoted.voters, leader=2))
+        assert reduced == Configuration(numbers(2, 3, 4))
+        again = next_configuration(self.make_view(servers, reduced.voters, leader=2))
+        assert again == Configuration(numbers(2, 3, 4), numbers(1))
+
+    def test_the_leader_never_removes_itself(self) -> None:
+        """It hands over first."""
+        servers = [make_server(2), make_server(3), make_server(4), make_server(1, seniority=9)]
+        view = self.make_view(servers, numbers(1, 2, 3, 4), leader=1)
+        assert next_configuration(view) is None
+        assert heir(view) == server_id(2)
+
+    def test_the_most_senior_leads(self) -> None:
+        """Nothing is handed over when the right one leads."""
+        servers = [make_server(1), make_server(2)]
+        assert heir(self.make_view(servers, numbers(1, 2))) is None
+        assert heir(self.make_view(servers, numbers(1, 2), leader=2)) == server_id(1)
+
+    def test_a_senior_that_lags_is_not_handed_the_lead(self) -> None:
+        """Leadership goes only to a voter that has everything."""
+        servers = [make_server(1), make_server(2)]
+        view = self.make_view(servers, numbers(1, 2), leader=2, caught_up=numbers(2))
+        assert heir(view) is None
+
+    @given(st.data())
+    def test_it_comes_to_rest_at_the_masters(self, data: st.DataObject) -> None:
+        """From any configuration with everyone alive, single steps lead to the masters and stop there."""
+        count = data.draw(st.integers(1, 7))
+        servers = [make_server(number, zone=f"z{data.draw(st.integers(0, 4))}") for number in range(1, count + 1)]
+        leader = data.draw(st.integers(1, count))
+        voters = numbers(leader) | frozenset(
+            data.draw(st.sets(st.sampled_from([server.id for server in servers]), max_size=2))
+        )
+        configuration = Configuration(voters)
+        leading = server_id(leader)
+        for _ in range(40):
+            view = self.make_view(servers, configuration.voters, configuration.learners, leader=int(leading, 16))
+            step = next_configuration(view)
+            if step is None:
+                new = heir(view)
+                if new is None:
+                    break
+                leading = new
+                continue
+            assert len(step.voters ^ configuration.voters) <= 1
+            assert leading in step.voters
+            configuration = step
+        else:
+            self.fail("it never came to rest")
+        assert configuration.voters == {server.id for server in masters(servers)}
