@@ -1,0 +1,541 @@
+"""One connection of the client port: cuts what is read into commands, runs them, writes their answers in order.
+
+What a command does is in `looking`, `moving` and `watching`; who may give it is in `commands`. Here are the
+order of things and the limits.
+
+A command is *pending* from the moment its line is read until its answer is written. It starts once every
+earlier one is done, unless it and all unfinished earlier ones may overlap (PUT, HAVE, PING). Reading pauses
+while too much is pending, while a payload finds no room, and while the other side does not take its answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded, ReadOnly, Waiting
+from chunkfarm.ports.client import commands
+from chunkfarm.ports.client.limits import (
+    CHECK_INTERVAL,
+    CLOSE_TIMEOUT,
+    EMIT_WHOLE,
+    IDLE_TIMEOUT,
+    PAYLOAD_BYTES_MAX,
+    PAYLOAD_PATIENCE,
+    PAYLOAD_RATE_MIN,
+    PENDING_MAX,
+    STRANGER_TIMEOUT,
+    WATCH_BACKLOG_MAX,
+)
+from chunkfarm.ports.client.pending import Payload, Pending, is_loopback
+from chunkfarm.ports.client.session import Answer, Command, Request, Session, refusal
+from chunkfarm.table.interface import TableClosed, Unavailable
+from chunkfarm.wire.lines import LineBuffer, LineTooLong, text_of, unquote, words
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+    from chunkfarm.ports.client.factory import ClientFactory
+
+_HTTP = re.compile(rb"[A-Za-z]+ [^ ]+ HTTP/[0-9.]+ *\Z|[A-Za-z][A-Za-z0-9-]*:")
+_TLS_HELLO = b"\x16\x03"
+
+
+@implementer(IPushProducer)
+class ClientConnection(Protocol):
+    """A link to a client; see the head of this package for what is spoken."""
+
+    _log = Logger()
+
+    factory: ClientFactory
+    _session: Session
+
+    def __init__(self, factory: ClientFactory) -> None:
+        self.factory = factory
+        self._clock = factory.clock
+        self._buffer = LineBuffer()
+        self._queue: deque[Pending] = deque()
+        self._payload: Payload | None = None
+        self._spoken = False
+        self._ending = False
+        """Nothing more is read; what is pending is still answered."""
+        self._ended = False
+        """Nothing more is written."""
+        self._awaits_tls = False
+        self._streaming = False
+        self._turning = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._room: Deferred[None] | None = None
+        """Fires when the other side takes bytes again."""
+        self._backlog: list[bytes] = []
+        self._backlog_bytes = 0
+        self._active = 0.0
+        self._checks: IDelayedCall | None = None
+        self._pauses: set[IDelayedCall] = set()
+
+    # What Twisted calls.
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self._session = Session(
+            backend=self.factory.backend,
+            link=self,
+            local=is_loopback(getattr(self.transport.getPeer(), "host", "")),
+            encrypted=ISSLTransport.providedBy(self.transport),
+            certificate=self._certificate,
+        )
+        self._active = self._clock.seconds()
+        self._checks = self._clock.callLater(CHECK_INTERVAL, self._check)
+        transport: Any = self.transport
+        transport.registerProducer(self, True)
+        self.factory.opened(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._active = self._clock.seconds()
+        if self._ending:
+            return
+        if self._awaits_tls:
+            # Somebody in between may have put them there (CVE-2011-0411).
+            self._cut()
+            return
+        if not self._spoken:
+            self._spoken = True
+            if data.startswith(_TLS_HELLO) and not self._session.encrypted:
+                self.fail(InvalidRequest("this port begins in plain text: say STARTTLS first"))
+                return
+        self._buffer.feed(data)
+        self._turn()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ending = self._ended = True
+        if self._checks is not None and self._checks.active():
+            self._checks.cancel()
+        for call in self._pauses:
+            if call.active():
+                call.cancel()
+        if self._session.watching is not None:
+            self._session.watching.stop()
+        room, self._room = self._room, None
+        for pending in list(self._queue):
+            if pending.running is not None and pending.command is not None and pending.command.once_begun:
+                # It runs to its end, and gives the memory back then.
+                continue
+            self._release(pending)
+            if pending.running is not None:
+                pending.running.cancel()
+        self._queue.clear()
+        if room is not None:
+            room.cancel()
+        self.factory.closed(self)
+
+    def pauseProducing(self) -> None:
+        """The other side does not take what was written."""
+        self._writing_paused = True
+        self._adjust_reading()
+
+    def resumeProducing(self) -> None:
+        """There is room again."""
+        self._writing_paused = False
+        room, self._room = self._room, None
+        if room is not None:
+            room.callback(None)
+        self._flush_backlog()
+        self._turn()
+
+    def stopProducing(self) -> None:
+        """The transport is going away; `connectionLost` follows."""
+
+    # Reading.
+
+    def _held(self) -> bool:
+        """Whether no further command may be read now."""
+        if self._awaits_tls or self._writing_paused or len(self._queue) >= PENDING_MAX:
+            return True
+        if self._payload is not None:
+            return not self._admit(self._payload)
+        last = self._queue[-1].command if self._queue else None
+        return last is not None and last.changes_session
+
+    def _turn(self) -> None:
+        """Read, start and write whatever may be read, started and written, until nothing moves."""
+        if self._turning:
+            return
+        self._turning = True
+        try:
+            while not self._ended and (self._read_some() or self._start_some() or self._write_some()):
+                pass
+        finally:
+            self._turning = False
+        self._adjust_reading()
+
+    def _read_some(self) -> bool:
+        """Take from the buffer what may be taken; whether anything was."""
+        taken = False
+        while not self._ending and not self._held():
+            if self._payload is not None:
+                if not self._take_payload(self._payload):
+                    break
+            else:
+                try:
+                    line = self._buffer.line()
+                except LineTooLong as error:
+                    self._answered(refusal(error, self.end))
+                    self._stop_reading()
+                    return True
+                if line is None:
+                    break
+                self._line(line)
+            taken = True
+        return taken
+
+    def _adjust_reading(self) -> None:
+        # While TLS is awaited reading goes on, to notice bytes that must not be there.
+        hold = not self._awaits_tls and not self._ending and self._held()
+        if hold == self._reading_paused or self._ended:
+            return
+        self._reading_paused = hold
+        transport: Any = self.transport
+        if hold:
+            transport.pauseProducing()
+        else:
+            transport.resumeProducing()
+
+    def _stop_reading(self) -> None:
+        self._ending = True
+        self._payload = None
+
+    def _line(self, line: bytes) -> None:
+        if _HTTP.match(line):
+            # A browser that was tricked into posting here shall not get one of its later lines run.
+            self._cut()
+            return
+        try:
+            given = words(text_of(line))
+            if not given:
+                return
+            command = commands.find(given[0])
+        except FarmError as error:
+            self._answered(refusal(error))
+            return
+        if command.payload_at is not None:
+            self._with_payload(command, given[1:])
+            return
+        try:
+            commands.check_words(command, given[1:])
+            commands.check_access(self._session, command)
+            request = Request(tuple(unquote(word) for word in given[1:]))
+        except FarmError as error:
+            self._answered(refusal(error))
+            return
+        self._queue.append(Pending(command, request))
+        if command.name == "STARTTLS":
+            if len(self._buffer):
+                self._cut()
+                return
+            self._awaits_tls = not self._session.encrypted
+
+    def _with_payload(self, command: Command, given: list[str]) -> None:
+        try:
+            length = commands.payload_length(command, given)
+        except FarmError as error:
+            # Where the payload ends is not known: to read on would be to run it as commands.
+            self._answered(refusal(error, self.end))
+            self._stop_reading()
+            return
+        answer = None
+        decoded: tuple[str, ...] = ()
+        try:
+            commands.check_access(self._session, command)
+            decoded = tuple(unquote(word) for word in given)
+        except FarmError as error:
+            answer = refusal(error)
+        pending = Pending(command, Request(decoded), answer, whole=False)
+        self._queue.append(pending)
+        self._payload = Payload(pending, length, answer is None, self._clock.seconds())
+
+    def _admit(self, payload: Payload) -> bool:
+        """Whether there is memory for it; asked again whenever some has been given back."""
+        if payload.admitted:
+            return True
+        if payload.keep:
+            held = sum(pending.reserved for pending in self._queue)
+            if held and held + payload.length > PAYLOAD_BYTES_MAX:
+                return False
+            if not self.factory.reserve(payload.length, self):
+                return False
+            payload.pending.reserved = payload.length
+            payload.target = bytearray(payload.length)
+        payload.admitted = True
+        payload.began = self._clock.seconds()
+        return True
+
+    def try_again(self) -> None:
+        """Memory for payloads has been given back."""
+        if not self._ended:
+            self._turn()
+
+    def _take_payload(self, payload: Payload) -> bool:
+        """Take what there is of it; whether it is whole."""
+        piece = self._buffer.take(payload.length - payload.received)
+        if payload.target is not None:
+            payload.target[payload.received : payload.received + len(piece)] = piece
+        payload.received += len(piece)
+        if payload.received < payload.length:
+            return False
+        self._payload = None
+        payload.pending.request = Request(payload.pending.request.words, payload.target)
+        payload.pending.whole = True
+        return True
+
+    # Running and answering.
+
+    def _answered(self, answer: Answer) -> None:
+        """Queue an answer that needs no running."""
+        self._queue.append(Pending(None, Request(()), answer))
+
+    def _start_some(self) -> bool:
+        overlap = True
+        for position, pending in enumerate(self._queue):
+            overlap = overlap and pending.overlaps
+            if not pending.whole or not (position == 0 or overlap):
+                return False
+            if pending.answer is None and pending.running is None:
+                pending.running = Deferred.fromCoroutine(self._run(pending))
+                return True
+        return False
+
+    async def _run(self, pending: Pending) -> None:
+        assert pending.command is not None
+        try:
+            answer = await pending.command.run(self._session, pending.request)
+        except CancelledError:
+            return
+        except FarmError as error:
+            answer = refusal(error)
+        except Unavailable:
+            answer = refusal(ReadOnly("no majority of the masters answers now"))
+        except TableClosed:
+            answer = refusal(Waiting("this server is leaving; ask another"))
+        except Exception:
+            self._log.failure("while answering {command}", command=pending.command.name)
+            answer = refusal(FarmError("this server has a fault; its log says more"))
+        self._release(pending)
+        if pending.command.name == "STARTTLS" and answer.then is None:
+            self._awaits_tls = False
+        if self._ended:
+            if answer.source is not None:
+                answer.source.close()
+            return
+        pending.answer = answer
+        self._turn()
+
+    def _release(self, pending: Pending) -> None:
+        """Give its payload's memory back."""
+        reserved, pending.reserved = pending.reserved, 0
+        pending.request = Request(pending.request.words)
+        if reserved:
+            self.factory.release(reserved)
+
+    def _write_some(self) -> bool:
+        """Write finished answers from the head of the queue."""
+        if self._streaming:
+            return False
+        out: list[bytes] = []
+        size = 0
+        then = None
+        while self._queue and self._queue[0].whole and size < EMIT_WHOLE and then is None:
+            answer = self._queue[0].answer
+            if answer is None:
+                break
+            text = "".join(f"{line}\r\n" for line in answer.lines).encode()
+            out.append(text)
+            size += len(text)
+            if answer.source is not None:
+                self._streaming = True
+                self._write(b"".join(out))
+                head = self._queue[0]
+                head.running = Deferred.fromCoroutine(self._stream(answer))
+                return True
+            self._queue.popleft()
+            then = answer.then
+        if not out:
+            return False
+        self._write(b"".join(out))
+        if then is not None:
+            then()
+        return True
+
+    async def _stream(self, answer: Answer) -> None:
+        """Write the bytes that an answer announced; whatever goes wrong now can only end the link."""
+        assert answer.source is not None
+        left = answer.length
+        try:
+            while left and not self._ended:
+                piece = await answer.source.next()
+                if piece is None or len(piece) > left:
+                    raise FarmError("the bytes are not as many as were announced")
+                left -= len(piece)
+                self._write(piece)
+                self._active = self._clock.seconds()
+                if self._writing_paused and not self._ended:
+                    self._room = Deferred()
+                    await self._room
+        except CancelledError:
+            return
+        except FarmError as error:
+            self._log.info("cut off a client in the middle of its bytes: {error}", error=error.sentence)
+            self._cut()
+            return
+        except Exception:
+            self._log.failure("while sending bytes to a client")
+            self._cut()
+            return
+        finally:
+            answer.source.close()
+        if self._ended:
+            return
+        self._queue.popleft()
+        self._streaming = False
+        self._flush_backlog()
+        if answer.then is not None:
+            answer.then()
+        self._turn()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        transport: Any = self.transport
+        if isinstance(data, memoryview) and not getattr(transport, "accepts_memoryview", False):
+            data = bytes(data)
+        transport.write(data)
+
+    # What commands do to their link (`session.Link`).
+
+    @property
+    def can_start_tls(self) -> bool:
+        return self.factory.tls is not None
+
+    def start_tls(self) -> None:
+        assert self.factory.tls is not None
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.startTLS(self.factory.tls)
+        transport.registerProducer(self, True)
+        self._awaits_tls = False
+        self._session.encrypted = True
+        # What was proved in the clear counts no more.
+        self._session.principal = None
+
+    def end(self) -> None:
+        """Write nothing more, and close once everything written has left."""
+        if self._ended:
+            return
+        self._ending = self._ended = True
+        self._payload = None
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.loseConnection()
+        self._pauses.add(self._clock.callLater(CLOSE_TIMEOUT, transport.abortConnection))
+
+    def fail(self, error: FarmError) -> None:
+        """Say why, unless bytes are on their way, and close."""
+        if self._ended:
+            return
+        if not self._streaming:
+            self._write("".join(f"{line}\r\n" for line in refusal(error).lines).encode())
+        self.end()
+
+    def _cut(self) -> None:
+        """Close at once, without a word."""
+        self._ending = self._ended = True
+        self._payload = None
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.abortConnection()
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        call: IDelayedCall
+
+        def cancelled(_: Deferred[None]) -> None:
+            if call.active():
+                call.cancel()
+            self._pauses.discard(call)
+
+        waiting: Deferred[None] = Deferred(cancelled)
+
+        def over() -> None:
+            self._pauses.discard(call)
+            waiting.callback(None)
+
+        call = self._clock.callLater(seconds, over)
+        self._pauses.add(call)
+        return waiting
+
+    def emit(self, lines: list[str]) -> None:
+        if self._ended:
+            return
+        text = "".join(f"{line}\r\n" for line in lines).encode()
+        if not (self._streaming or self._writing_paused):
+            self._write(text)
+            return
+        self._backlog.append(text)
+        self._backlog_bytes += len(text)
+        if self._backlog_bytes > WATCH_BACKLOG_MAX:
+            self.fail(LimitExceeded("this watcher is too slow: read, then watch again"))
+
+    def forget_emitted(self) -> None:
+        self._backlog.clear()
+        self._backlog_bytes = 0
+
+    def _flush_backlog(self) -> None:
+        while self._backlog and not (self._streaming or self._writing_paused or self._ended):
+            text = self._backlog.pop(0)
+            self._backlog_bytes -= len(text)
+            self._write(text)
+
+    # Limits of time.
+
+    def finish(self) -> None:
+        """The server is leaving: end once what is pending has been answered."""
+        if self._ended:
+            return
+        self._stop_reading()
+        self._drop_unfinished()
+        if not self._queue:
+            self.end()
+        else:
+            self._answered(refusal(Waiting("this server is leaving; ask another"), self.end))
+            self._turn()
+
+    def _drop_unfinished(self) -> None:
+        """Forget a command whose payload will not come."""
+        if self._queue and not self._queue[-1].whole:
+            self._release(self._queue.pop())
+
+    def _check(self) -> None:
+        self._checks = self._clock.callLater(CHECK_INTERVAL, self._check)
+        now = self._clock.seconds()
+        payload = self._payload
+        if payload is not None and payload.admitted and not self._writing_paused:
+            elapsed = now - payload.began
+            if elapsed > PAYLOAD_PATIENCE and payload.received < PAYLOAD_RATE_MIN * elapsed:
+                self.fail(LimitExceeded(f"a payload must come with at least {PAYLOAD_RATE_MIN} bytes a second"))
+                return
+        answering = any(pending.whole for pending in self._queue)
+        if self._ended or (not self._writing_paused and (self._session.watching is not None or answering)):
+            # It waits for us.
+            return
+        limit = IDLE_TIMEOUT if self._session.principal is not None else STRANGER_TIMEOUT
+        if now - self._active > limit:
+            self.fail(LimitExceeded(f"nothing moved on this link for {limit:.0f} seconds"))
+
+    def _certificate(self) -> Any:
+        show = getattr(self.transport, "getPeerCertificate", None)
+        return show() if show is not None else None

@@ -1,0 +1,141 @@
+"""Commands that look and say: HELLO, SERVERS, SERVER, WHO, LIST, STAT, STATUS, and SET and REMOVE beside them."""
+
+from __future__ import annotations
+
+from attrs import asdict
+
+from chunkfarm.errors import Denied, InvalidRequest, LimitExceeded, NotFound
+from chunkfarm.links.rows import file_row, server_row
+from chunkfarm.model import Server, check_file_name, timestamp
+from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
+from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
+
+PROTOCOL = "chunkfarm/1"
+LIST_LIMIT = 1000
+"""Rows of one LIST: up to about a megabyte, which one answer holds in memory."""
+NUMBER_DIGITS_MAX = 18
+"""Every size and offset stays below 10^18, so no number can be made costly to read."""
+
+
+def number(word: str, what: str) -> int:
+    """A decimal number; raises `InvalidRequest`."""
+    if not (word.isascii() and word.isdigit() and len(word) <= NUMBER_DIGITS_MAX):
+        raise InvalidRequest(f"{what} must be a decimal number, not {word[:40]!r}")
+    return int(word)
+
+
+def stale_mark(stale: int) -> str:
+    """Says of an answer that it shows an earlier state, because nobody who knows the last one answers."""
+    return f"stale={stale}" if stale else ""
+
+
+async def hello(session: Session, request: Request) -> Answer:
+    state = session.backend.state
+    fields = format_fields(
+        [
+            ("farm", state.farm_id or "-"),
+            ("name", state.name),
+            ("state", state.phase),
+            ("server", state.server_id),
+            ("revision", state.revision),
+            ("chunksize", state.chunksize),
+        ]
+    )
+    lines = [f"OK {PROTOCOL} {fields}"]
+    if state.phase == "waiting":
+        rows = [
+            f"PEER {quote(str(wait.address))} "
+            + format_fields([("error", Sentence(wait.error)), ("since", timestamp(wait.since)), ("tries", wait.tries)])
+            for wait in state.waits
+        ]
+        rows += [f"CURE {quote_sentence(cure)}" for cure in state.cures]
+        lines += [f"WAIT {len(rows)}", *rows, "END"]
+    return Answer(lines=tuple(lines))
+
+
+async def ping(session: Session, request: Request) -> Answer:
+    return ok()
+
+
+def _roles(session: Session) -> dict[str, str]:
+    return {standing.server.id: standing.role for standing in session.backend.succession()}
+
+
+async def servers(session: Session, request: Request) -> Answer:
+    roles = _roles(session)
+    rows = [server_row(server, roles.get(server.id, "server")) for server in session.backend.servers()]
+    return block("TABLE", rows, f"revision={session.backend.state.revision}")
+
+
+def _find(session: Session, wanted: str) -> Server:
+    for server in session.backend.servers():
+        if wanted in (server.id, server.name):
+            return server
+    raise NotFound(f"there is no server {wanted!r}")
+
+
+async def server(session: Session, request: Request) -> Answer:
+    found = _find(session, request.words[0])
+    return ok(server_row(found, _roles(session).get(found.id, "server")))
+
+
+async def set_fields(session: Session, request: Request) -> Answer:
+    target = request.words[0]
+    values: dict[str, str] = {}
+    for assignment in request.words[1:]:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise InvalidRequest(f"{assignment!r} is not <field>=<value>")
+        if name in values:
+            raise InvalidRequest(f"{name} is set twice")
+        values[name] = value
+    principal = session.principal
+    assert principal is not None
+    if principal.role == "server" and (target == "farm" or _find(session, target).id != principal.id):
+        raise Denied("a server may change its own row only")
+    if target == "farm":
+        options = await session.backend.set_farm(values)
+        return ok("FARM " + format_fields(asdict(options).items()))
+    changed = await session.backend.set_server(target, values)
+    return ok(server_row(changed, _roles(session).get(changed.id, "server")))
+
+
+async def who(session: Session, request: Request) -> Answer:
+    rows = [
+        format_fields(
+            [
+                ("rank", rank),
+                ("role", standing.role),
+                ("id", standing.server.id),
+                ("name", standing.server.name),
+                ("state", standing.server.state),
+                ("because", Sentence(standing.reason)),
+            ]
+        )
+        for rank, standing in enumerate(session.backend.succession(), 1)
+    ]
+    return block("WHO", rows)
+
+
+async def list_files(session: Session, request: Request) -> Answer:
+    limit = number(request.word(2, str(LIST_LIMIT)), "limit")
+    if not 0 < limit <= LIST_LIMIT:
+        raise LimitExceeded(f"one LIST shows 1 to {LIST_LIMIT} files; ask again with `after`")
+    listing = await session.backend.catalog.list(request.word(0), request.word(1), limit)
+    header = f"revision={session.backend.state.revision} {stale_mark(listing.stale)}".rstrip()
+    return block("FILES", [file_row(file) for file in listing.files], header + (" more" if listing.more else ""))
+
+
+async def stat(session: Session, request: Request) -> Answer:
+    found = await session.backend.catalog.find(check_file_name(request.words[0]))
+    return ok(f"{file_row(found.file)} {stale_mark(found.stale)}")
+
+
+async def remove(session: Session, request: Request) -> Answer:
+    await session.backend.catalog.remove(check_file_name(request.words[0]))
+    return ok()
+
+
+async def status(session: Session, request: Request) -> Answer:
+    pairs = await session.backend.status()
+    return block("STATUS", [field(quote(name), Sentence(value) if " " in value else value) for name, value in pairs])

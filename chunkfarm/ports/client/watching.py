@@ -1,0 +1,129 @@
+"""WATCH and UNWATCH: changes of the table as lines, for clients and for servers that follow."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chunkfarm.errors import Busy, Denied, FarmError, InvalidRequest, PreconditionFailed, Waiting
+from chunkfarm.links.rows import event_lines, event_server_id, more_follows
+from chunkfarm.model import FARM, FILES, SERVERS
+from chunkfarm.ports.client.looking import number
+from chunkfarm.ports.client.session import Answer, Link, Request, Session, ok
+from chunkfarm.table.interface import Batch, Compacted, IWatch, TableClosed, Unavailable
+
+OPEN_TO_KEYS = (SERVERS, FARM, FILES)
+OPEN_TO_SERVERS = (SERVERS, FARM)
+"""`keys/`, `invites/` and `secret/` are for nobody to watch."""
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two lines that only move the revision on: a watcher is told of changes that are not its own, but a
+busy farm does not send it a line for each."""
+
+
+def compacted(error: Compacted) -> PreconditionFailed:
+    """What a watcher is told whose revision is too old; the links read the number back from the sentence."""
+    return PreconditionFailed(
+        f"changes before revision {error.first_revision} are no longer kept; read, then watch again"
+    )
+
+
+class Following:
+    """One running watch."""
+
+    _log = Logger()
+
+    def __init__(self, session: Session, watch: IWatch, open_to: tuple[bytes, ...], revision: int) -> None:
+        self._session = session
+        self._link: Link = session.link
+        self._watch = watch
+        self._open_to = open_to
+        self._told = self._reached = revision
+        self._stopped = False
+        self._progress: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Begin to emit."""
+        if not self._stopped:
+            Deferred.fromCoroutine(self._follow()).addErrback(self._failed)
+
+    def stop(self) -> None:
+        """End it without a word."""
+        if self._stopped:
+            return
+        self._stopped = True
+        # A waiting `next` then fails, and with it the loop ends.
+        self._watch.close()
+        if self._progress is not None:
+            self._progress.cancel()
+
+    async def _follow(self) -> None:
+        while not self._stopped:
+            batch = await self._watch.next()
+            if self._stopped:
+                return
+            self._tell(batch)
+
+    def _tell(self, batch: Batch) -> None:
+        events = [event for event in batch.events if event.key.startswith(self._open_to)]
+        lines: list[str] = []
+        roles: dict[str, str] = {}
+        if any(event_server_id(event) for event in events):
+            roles = {standing.server.id: standing.role for standing in self._session.backend.succession()}
+        for event, more in more_follows(events):
+            lines += event_lines(event, roles.get(event_server_id(event), "server"), more)
+        if events:
+            self._told = events[-1].revision
+            self._link.emit(lines)
+        self._reached = max(self._reached, batch.revision)
+        if self._reached > self._told and self._progress is None:
+            self._progress = self._link.pause(PROGRESS_INTERVAL)
+            self._progress.addCallbacks(lambda _: self._tell_progress(), lambda _: None)
+
+    def _tell_progress(self) -> None:
+        self._progress = None
+        if self._reached > self._told and not self._stopped:
+            self._told = self._reached
+            self._link.emit([f"EVENT {self._told} NONE"])
+
+    def _failed(self, failure: Failure) -> None:
+        if self._stopped:
+            return
+        error = failure.value
+        if isinstance(error, Compacted):
+            told: FarmError = compacted(error)
+        elif isinstance(error, TableClosed):
+            told = Waiting("this server is leaving; watch another")
+        elif isinstance(error, Unavailable):
+            told = Busy("this watch cannot go on; read and watch again")
+        else:
+            self._log.failure("while watching the table", failure)
+            told = FarmError("this server has a fault; its log says more")
+        self._link.fail(told)
+
+
+async def watch(session: Session, request: Request) -> Answer:
+    principal = session.principal
+    assert principal is not None
+    open_to = OPEN_TO_SERVERS if principal.role == "server" else OPEN_TO_KEYS
+    prefix = request.word(0).encode()
+    if prefix and not prefix.startswith(open_to):
+        raise Denied(f"only {', '.join(one.decode() for one in open_to)} can be watched")
+    if session.watching is not None:
+        raise InvalidRequest("a watch is running on this link; say UNWATCH first")
+    revision = number(request.word(1, str(session.backend.state.revision)), "revision")
+    try:
+        running = await session.backend.table.watch(prefix, revision)
+    except Compacted as error:
+        raise compacted(error) from None
+    following = Following(session, running, open_to, revision)
+    session.watching = following
+    return Answer(lines=(f"OK revision={revision}",), then=following.start)
+
+
+async def unwatch(session: Session, request: Request) -> Answer:
+    if session.watching is not None:
+        session.watching.stop()
+        session.watching = None
+        session.link.forget_emitted()
+    return ok()
