@@ -21,6 +21,7 @@ from attrs import field, frozen
 
 from chunkfarm.errors import AuthenticationFailed
 from chunkfarm.model import KEYS, ROLES
+from chunkfarm.trust.authority import LOOPBACK_NAMES
 from chunkfarm.trust.private import TrustError, read_private, write_private
 from chunkfarm.trust.seal import SealKey
 
@@ -170,9 +171,9 @@ def write_admin_key(directory: str | os.PathLike[str], pair: KeyPair) -> None:
 def write_netrc(directory: str | os.PathLike[str], hosts: Iterable[str], pair: KeyPair) -> None:
     """Write `netrc` in a data directory, for `curl --netrc-file`.
 
-    It names localhost, 127.0.0.1 and `hosts`. Raises `TrustError`. Blocks for the disk.
+    It names the loopback addresses and `hosts`. Raises `TrustError`. Blocks for the disk.
     """
-    names = dict.fromkeys(["localhost", "127.0.0.1", *hosts])
+    names = dict.fromkeys([*LOOPBACK_NAMES, *hosts])
     # A host that is no single word would begin another entry.
     lines = [f"machine {name} login {pair.id} password {pair.secret}\n" for name in names if _HOST.match(name)]
     write_private(Path(directory) / NETRC_FILE, "".join(lines).encode())

@@ -53,6 +53,7 @@ def forge(
     server_ids: Sequence[str] = (ALPHA,),
     subject: x509.Name | None = None,
     ca: bool = False,
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
 ) -> x509.Certificate:
     """A certificate with whatever an attacker wants to have in it."""
     names = [x509.UniformResourceIdentifier(SERVER_URI + server_id) for server_id in server_ids]
@@ -65,7 +66,7 @@ def forge(
         .not_valid_before(moment(NOW - DAY_MS))
         .not_valid_after(moment(NOW + DAY_MS))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

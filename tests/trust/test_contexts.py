@@ -305,6 +305,20 @@ class OwnCertificateTests(SynchronousTestCase):
             assert make_contexts(authority).peer_of(chain[0]) == expected
             assert link.client.connection.get_alpn_proto_negotiated() == HTTP_1_1
 
+    def test_replaced_while_running(self) -> None:
+        """Connections made after a change see the other certificate."""
+        contexts = Contexts(make_identity(self.farm))
+        factory = contexts.file_port_factory()
+        for certificate, expected in (
+            (Certificate(self.own.certificate, (), self.own.key), self.own.certificate),
+            (None, make_identity(self.farm).certificate),
+        ):
+            contexts.show_on_file_port(certificate)
+            link = make_link(Contexts().client(), factory.getContext()).handshake()
+            shown = shown_by(link.client)
+            assert shown is not None
+            assert shown.subject == expected.subject
+
     def test_servers_still_show_theirs(self) -> None:
         """A server that fetches chunks from such a port is still known by its farm certificate."""
         path = self.write("both.pem", self.own.certificate_pem + self.own.key_pem)

@@ -211,11 +211,11 @@ class KeyFileTests(SynchronousTestCase):
         path = self.folder / "netrc"
         assert path.stat().st_mode & 0o777 == 0o600
         hosts = netrc.netrc(str(path)).hosts
-        assert list(hosts) == ["localhost", "127.0.0.1", "10.0.0.1", "fe80::1"]
+        assert list(hosts) == ["localhost", "127.0.0.1", "::1", "10.0.0.1", "fe80::1"]
         assert {(entry[0], entry[2]) for entry in hosts.values()} == {(PAIR.id, PAIR.secret)}
         assert path.read_text().count("127.0.0.1") == 1
 
     def test_netrc_with_an_odd_host(self) -> None:
         """A host that is no word cannot smuggle in an entry of its own."""
         write_netrc(self.folder, ["a\nmachine b", "", "two words"], PAIR)
-        assert list(netrc.netrc(str(self.folder / "netrc")).hosts) == ["localhost", "127.0.0.1"]
+        assert list(netrc.netrc(str(self.folder / "netrc")).hosts) == ["localhost", "127.0.0.1", "::1"]

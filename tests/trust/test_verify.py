@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -135,6 +136,12 @@ class CheckChainTests(SynchronousTestCase):
     def test_certificate_without_an_id(self) -> None:
         """Something else that the CA may once have signed is no server."""
         signed = forge(new_key(), issuer=self.ca.subject, signer=self.authority.key, server_ids=[])
+        assert "not one of a farm's server" in self.refusal((signed, self.ca))
+
+    def test_certificate_for_clients(self) -> None:
+        """A certificate that is not for servers makes no server."""
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        signed = forge(new_key(), issuer=self.ca.subject, signer=self.authority.key, usage=usage)
         assert "not one of a farm's server" in self.refusal((signed, self.ca))
 
     def test_dates(self) -> None:
