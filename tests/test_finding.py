@@ -1,0 +1,207 @@
+"""Whether a starting server joins, founds or waits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError, TimeoutError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.finding import (
+    ANSWERED,
+    FAILED,
+    FOUNDING,
+    REFUSED,
+    STARTING,
+    TIMED_OUT,
+    UNTRUSTED,
+    Answer,
+    Candidate,
+    Decision,
+    Found,
+    Join,
+    Wait,
+    ask,
+    decide,
+)
+from chunkfarm.links.peers import Peers
+from chunkfarm.model import Address
+from tests.builders import server_id
+
+FARM = "f" * 32
+
+
+def answer(number: int, outcome: str, **more: Any) -> Answer:
+    return Answer(
+        address=Address("127.0.0.1", 4001 + 10 * number), outcome=outcome, server_id=server_id(number), **more
+    )
+
+
+class DecideTests(SynchronousTestCase):
+    """Found only on proof that nobody else has, or will."""
+
+    def decide(self, *answers: Answer, farm: str = "", asked_by: tuple[Candidate, ...] = (), **more: Any) -> Decision:
+        me = Candidate(stamp=1000, server_id=server_id(5))
+        return decide(farm=farm, me=me, answers=answers, asked_by=asked_by, **more)
+
+    def test_an_empty_list_founds(self) -> None:
+        """Nobody is listed and no farm is recorded: this is the first server."""
+        assert isinstance(self.decide(), Found)
+
+    def test_an_answer_is_joined(self) -> None:
+        """Whoever answers for the farm is joined."""
+        decision = self.decide(answer(1, REFUSED), answer(2, ANSWERED, farm=FARM), farm=FARM)
+        assert isinstance(decision, Join)
+        assert decision.answer.server_id == server_id(2)
+
+    def test_another_farm_is_not_joined(self) -> None:
+        """A server of another farm on a listed address is waited out, and said."""
+        decision = self.decide(answer(2, ANSWERED, farm="e" * 32, error="it belongs to another farm"), farm=FARM)
+        assert isinstance(decision, Wait)
+        assert decision.reasons[0].error == "it belongs to another farm"
+
+    def test_a_recorded_farm_is_never_founded_over(self) -> None:
+        """The config names a farm and nobody answers: wait, explain, and name the override."""
+        decision = self.decide(answer(1, REFUSED), farm=FARM)
+        assert isinstance(decision, Wait)
+        assert any("--found" in cure for cure in decision.cures)
+
+    def test_the_override(self) -> None:
+        """`--found` founds all the same, but not when somebody answers."""
+        assert isinstance(self.decide(answer(1, REFUSED), farm=FARM, found_anyway=True), Found)
+        answered = self.decide(answer(1, ANSWERED, farm=FARM), farm=FARM, found_anyway=True)
+        assert isinstance(answered, Join)
+
+    def test_a_hand_made_list_of_which_all_refuse(self) -> None:
+        """All others are certainly not running: found."""
+        assert isinstance(self.decide(answer(1, REFUSED), answer(2, REFUSED)), Found)
+
+    def test_a_silent_address_may_be_a_farm(self) -> None:
+        """A time-out or an untrusted answer is no proof, so it is waited for."""
+        for outcome in (TIMED_OUT, UNTRUSTED, FAILED):
+            assert isinstance(self.decide(answer(1, REFUSED), answer(2, outcome)), Wait)
+
+    def test_of_two_that_start_the_earlier_founds(self) -> None:
+        """The order is (stamp, server id), the same on both sides."""
+        assert isinstance(self.decide(answer(1, STARTING, stamp=1001)), Found)
+        assert isinstance(self.decide(answer(1, STARTING, stamp=999)), Wait)
+        assert isinstance(self.decide(answer(1, STARTING, stamp=1000)), Wait)
+        assert isinstance(self.decide(answer(9, STARTING, stamp=1000)), Found)
+
+    def test_a_founder_is_waited_for(self) -> None:
+        """Somebody is making the farm at this moment: look again soon."""
+        decision = self.decide(answer(1, FOUNDING, stamp=2000))
+        assert isinstance(decision, Wait)
+        assert decision.again_soon
+
+    def test_asked_by_a_lower_candidate(self) -> None:
+        """One that refused a moment ago and has asked us since is alive and comes first: look again."""
+        lower = Candidate(stamp=900, server_id=server_id(1))
+        decision = self.decide(answer(1, REFUSED), asked_by=(lower,))
+        assert isinstance(decision, Wait)
+        assert decision.again_soon
+        higher = Candidate(stamp=1100, server_id=server_id(1))
+        assert isinstance(self.decide(answer(1, REFUSED), asked_by=(higher,)), Found)
+
+    def test_a_server_knows_itself_in_the_list(self) -> None:
+        """An answer with our own server id is ourselves."""
+        assert isinstance(self.decide(answer(5, STARTING, stamp=1000)), Found)
+
+    def test_two_that_see_each_other_never_both_found(self) -> None:
+        """Whatever the stamps, exactly one of two founds."""
+        for mine in (1, 2):
+            for other in (1, 2):
+                a = Candidate(stamp=mine, server_id=server_id(1))
+                b = Candidate(stamp=other, server_id=server_id(2))
+                of_a = decide(farm="", me=a, answers=[answer(2, STARTING, stamp=other)])
+                of_b = decide(farm="", me=b, answers=[answer(1, STARTING, stamp=mine)])
+                assert [isinstance(of_a, Found), isinstance(of_b, Found)].count(True) == 1
+
+
+class FakeLink:
+    """A link that answers a probe with what it was made for."""
+
+    def __init__(self, told: Any) -> None:
+        self.told = told
+        self.closed = False
+
+    def callRemote(self, command: Any, **arguments: Any) -> Deferred[Any]:
+        if isinstance(self.told, Exception):
+            return fail(self.told)
+        if self.told is None:
+            return Deferred()
+        return succeed({"answer": json.dumps(self.told)})
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class AskTests(SynchronousTestCase):
+    """A round of questions."""
+
+    def make_round(self, places: dict[int, Any], farm: str = "") -> Deferred[list[Answer]]:
+        """`places`: port -> an exception, None (never answers) or the answer."""
+        self.clock = Clock()
+        self.asked: list[int] = []
+
+        def open_link(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
+            self.asked.append(address.port)
+            place = places[address.port]
+            if isinstance(place, OSError | ConnectionRefusedError | TimeoutError):
+                return fail(place)
+            return succeed(FakeLink(place))
+
+        peers = Peers(self.clock, open_link, lambda certificate: None, lambda server_id: None)
+        addresses = [Address("127.0.0.1", port) for port in places]
+        return ask(peers, addresses, Candidate(stamp=1, server_id=server_id(0)), farm)
+
+    def told(self, number: int, state: str = "serving", farm: str = FARM) -> dict[str, Any]:
+        return {"server": server_id(number), "state": state, "farm": farm, "stamp": 5, "first": {}}
+
+    def test_the_masters_are_asked_first(self) -> None:
+        """When one of the first three answers, nobody else is bothered."""
+        places: dict[int, Any] = {port: self.told(port) for port in range(1, 7)}
+        answers = self.successResultOf(self.make_round(places))
+        assert [answer.outcome for answer in answers] == [ANSWERED] * 3
+        assert self.asked == [1, 2, 3]
+
+    def test_then_the_rest(self) -> None:
+        """When none of them does, all others are asked."""
+        places: dict[int, Any] = {port: ConnectionRefusedError() for port in range(1, 40)}
+        places[39] = self.told(39)
+        answers = self.successResultOf(self.make_round(places))
+        assert [answer.outcome for answer in answers] == [REFUSED] * 38 + [ANSWERED]
+
+    def test_every_ending_has_a_name(self) -> None:
+        """Refused, timed out, silent, broken and starting are told apart."""
+        places: dict[int, Any] = {
+            1: ConnectionRefusedError(),
+            2: TimeoutError(),
+            3: None,
+            4: ValueError("not AMP"),
+            5: self.told(5, "starting", ""),
+            6: self.told(6, "founding", ""),
+            7: self.told(7, "waiting", FARM),
+        }
+        waiting = self.make_round(places)
+        self.assertNoResult(waiting)
+        self.clock.advance(10)
+        answers = self.successResultOf(waiting)
+        assert [answer.outcome for answer in answers] == [
+            REFUSED,
+            TIMED_OUT,
+            TIMED_OUT,
+            UNTRUSTED,
+            STARTING,
+            FOUNDING,
+            FAILED,
+        ]
+        assert answers[6].error == f"it is waiting too, for farm {FARM}"
+
+    def test_another_farm_is_named(self) -> None:
+        """An answer for another farm says which."""
+        answers = self.successResultOf(self.make_round({1: self.told(1)}, farm="e" * 32))
+        assert answers[0].error == f"it belongs to another farm, {FARM}"
