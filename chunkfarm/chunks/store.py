@@ -88,6 +88,7 @@ class ChunkStore:
         # Held while a name appears or disappears together with its bytes in the count.
         self._lock = threading.Lock()
         self._counted: list[int | None] = [None] * _PREFIXES
+        self._directories: set[int] = set()
         self._stopped = False
 
     def start(self) -> Deferred[None]:
@@ -170,6 +171,7 @@ class ChunkStore:
         for prefix in range(_PREFIXES):
             with suppress(FileNotFoundError):
                 sync_directory(f"{self._directory}/{prefix:02x}")
+                self._directories.add(prefix)
         sync_directory(self._directory)
 
     def _count(self, prefix: int) -> None:
@@ -212,11 +214,12 @@ class ChunkStore:
         """Rename a durable file into its place, and make the name durable."""
         path = self._path(digest)
         directory = os.path.dirname(path)
-        if not os.path.isdir(directory):
-            with suppress(FileExistsError):
-                os.mkdir(directory, 0o700)
-            sync_directory(self._directory)
         with self._lock:
+            if digest[0] not in self._directories:
+                # Under the lock, or another thread could promise a chunk in a directory that is not durable yet.
+                os.makedirs(directory, 0o700, exist_ok=True)
+                sync_directory(self._directory)
+                self._directories.add(digest[0])
             if self._whole(digest) is None:
                 before = os.stat(path).st_size if os.path.exists(path) else 0
                 os.rename(temporary, path)
