@@ -1,0 +1,224 @@
+"""What the first does: who is alive, who is a master, who leads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.membership import in_order
+from chunkfarm.model import SERVERS, FarmOptions, Server
+from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, Duties, Report
+from chunkfarm.table.records import Configuration
+from chunkfarm.table.registry import Registry
+from tests.builders import make_server, server_id
+from tests.memory_table import MemoryTable
+
+
+class FakeLed:
+    """The leader's side of an engine, by hand."""
+
+    def __init__(self) -> None:
+        self.is_leader = True
+        self.leader = server_id(1)
+        self.term = 1
+        self.configuration = Configuration((server_id(1),))
+        self.change_pending = False
+        self.proposed: list[Configuration] = []
+        self.handed_to: list[str] = []
+        self.lagging: set[str] = set()
+
+    def caught_up(self) -> frozenset[str]:
+        return self.configuration.members - self.lagging
+
+    def propose_configuration(self, configuration: Configuration) -> Deferred[None]:
+        self.proposed.append(configuration)
+        self.configuration = configuration
+        return succeed(None)
+
+    def transfer(self, to: str) -> None:
+        self.handed_to.append(to)
+
+
+class DutiesTests(SynchronousTestCase):
+    """The first's rounds, on a clock of the test's own."""
+
+    def make_duties(self, *servers: Server, incarnation: str = "run1") -> Duties:
+        self.clock = Clock()
+        self.table = MemoryTable()
+        for server in servers:
+            self.table.put(server.key, server.to_value())
+        self.led = FakeLed()
+        registry = Registry(self.table, lambda: 7_000)
+        duties = Duties(
+            server_id(1), incarnation, self.led, registry, self.servers, lambda: FarmOptions(), self.clock
+        )
+        duties.start()
+        self.addCleanup(duties.stop)
+        return duties
+
+    def servers(self) -> tuple[Server, ...]:
+        rows = (row for key, row in self.table.rows.items() if key.startswith(SERVERS))
+        return in_order(Server.from_value(row.value, row.revision) for row in rows)
+
+    def states(self) -> dict[str, str]:
+        return {server.name: server.state for server in self.servers()}
+
+    def pass_time(self, duties: Duties, seconds: float, *reporting: int, **told: Any) -> None:
+        """Let time pass in rounds, with these servers reporting in each."""
+        for _ in range(round(seconds / ROUND)):
+            for number in reporting:
+                duties.report(server_id(number), Report(incarnation=f"run{number}", **told))
+            self.clock.advance(ROUND)
+
+    def test_silence(self) -> None:
+        """Five seconds without a report, and the server is down; not a round earlier."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 1, 2, 3)
+        self.pass_time(duties, DOWN_AFTER - 1, 2)
+        assert self.states()["s3"] == "up"
+        self.pass_time(duties, 2, 2)
+        assert self.states() == {"s1": "up", "s2": "up", "s3": "down"}
+
+    def test_all_that_are_silent_go_down_together(self) -> None:
+        """One transaction marks all of them."""
+        self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.clock.pump([ROUND] * 14)
+        changes = [operations for _, operations in self.table.transactions]
+        assert self.states() == {"s1": "up", "s2": "down", "s3": "down"}
+        assert len(changes) == 1
+
+    def test_only_the_leader_judges(self) -> None:
+        """A server that does not lead changes nothing, however silent the others are."""
+        self.make_duties(make_server(1), make_server(2))
+        self.led.is_leader = False
+        self.clock.pump([ROUND] * 40)
+        assert self.states() == {"s1": "up", "s2": "up"}
+
+    def test_a_new_leader_gives_everyone_a_full_round(self) -> None:
+        """Silence counts from the beginning of its term."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.is_leader = False
+        self.pass_time(duties, 60)
+        self.led.is_leader, self.led.term = True, 2
+        self.pass_time(duties, DOWN_AFTER - 1)
+        assert self.states()["s2"] == "up"
+
+    def test_after_a_pause_nobody_is_judged(self) -> None:
+        """A process that wakes waits a full round before it calls anyone silent."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2)
+        self.clock.advance(60)
+        self.pass_time(duties, DOWN_AFTER - 1)
+        assert self.states()["s2"] == "up"
+
+    def test_back_within_the_grace_keeps_its_place(self) -> None:
+        """It only lost contact: up again, and as senior as before."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        before = {server.id: server.seniority for server in self.servers()}
+        self.pass_time(duties, 6, 3)
+        assert self.states()["s2"] == "down"
+        assert duties.report(server_id(2), Report(incarnation="run2"))
+        assert self.states()["s2"] == "up"
+        assert {server.id: server.seniority for server in self.servers()} == before
+
+    def test_back_after_the_grace_goes_to_the_end(self) -> None:
+        """Gone for longer than `master_grace`, it must give its row anew."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 11, 3)
+        assert not duties.report(server_id(2), Report(incarnation="run2"))
+        self.successResultOf(duties.put(make_server(2)))
+        assert [server.name for server in self.servers()] == ["s1", "s3", "s2"]
+        assert self.states()["s2"] == "up"
+
+    def test_a_new_process_goes_to_the_end(self) -> None:
+        """A report of another incarnation is not known, and its row joins at the end of the line."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 1, 2, 3)
+        assert not duties.report(server_id(2), Report(incarnation="again"))
+        self.successResultOf(duties.put(make_server(2, incarnation="again")))
+        assert [server.name for server in self.servers()] == ["s1", "s3", "s2"]
+        assert duties.report(server_id(2), Report(incarnation="again"))
+
+    def test_a_restarted_farm_keeps_its_order(self) -> None:
+        """Servers that come back together, in whatever order, stand as they stood."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
+        order = [server.name for server in self.servers()]
+        self.clock.advance(ROUND)
+        waiting = [duties.put(make_server(number, incarnation="again")) for number in (3, 1, 2)]
+        self.clock.advance(ROUND)
+        assert [self.successResultOf(deferred).name for deferred in waiting] == ["s3", "s1", "s2"]
+        assert [server.name for server in self.servers()] == order
+        assert {server.incarnation for server in self.servers()} == {"again"}
+
+    def test_who_is_late_after_a_restart(self) -> None:
+        """Gathering ends after its time; whoever comes later joins at the end of the line."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
+        self.clock.advance(ROUND)
+        first = [duties.put(make_server(number, incarnation="again")) for number in (1, 3)]
+        self.clock.pump([ROUND] * round(RESTART_GATHER / ROUND + 1))
+        for deferred in first:
+            self.successResultOf(deferred)
+        self.successResultOf(duties.put(make_server(2, incarnation="again")))
+        assert [server.name for server in self.servers()] == ["s1", "s3", "s2"]
+
+    def test_a_leaving_server_says_so(self) -> None:
+        """Its row becomes `leaving` at once, and `down` when it is silent."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2, leaving=True)
+        assert self.states()["s2"] == "leaving"
+        self.pass_time(duties, 6)
+        assert self.states()["s2"] == "down"
+
+    def test_free_space_is_written_seldom(self) -> None:
+        """A percent more or less reaches the row, at most once a minute."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2, free=1_000_000)
+        assert {server.name: server.free for server in self.servers()}["s2"] == 1_000_000
+        count = len(self.table.transactions)
+        for step in range(40):
+            self.pass_time(duties, ROUND, 2, free=900_000 - 20_000 * step)
+        assert len(self.table.transactions) == count
+        self.pass_time(duties, MEASURE_INTERVAL, 2, free=500_000)
+        assert {server.name: server.free for server in self.servers()}["s2"] == 500_000
+
+    def test_a_full_disk_is_written_at_once(self) -> None:
+        """Others must not place chunks there any more."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2, full=True)
+        assert {server.name: server.full for server in self.servers()} == {"s1": False, "s2": True}
+
+    def test_at_rest_nothing_is_committed(self) -> None:
+        """Reports alone cost no transaction."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2, free=5)
+        count = len(self.table.transactions)
+        self.pass_time(duties, 300, 2, free=5)
+        assert len(self.table.transactions) == count
+
+    def test_voters_grow_with_the_farm(self) -> None:
+        """One change a round, until the three oldest vote and the next two learn."""
+        duties = self.make_duties(*(make_server(number) for number in range(1, 7)))
+        self.pass_time(duties, 8, 2, 3, 4, 5, 6)
+        assert self.led.configuration == Configuration(
+            [server_id(number) for number in (1, 2, 3)], [server_id(number) for number in (4, 5)]
+        )
+        assert len(self.led.proposed) == 6
+
+    def test_one_change_at_a_time(self) -> None:
+        """While one is under way no other is proposed."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.change_pending = True
+        self.pass_time(duties, 3, 2)
+        assert self.led.proposed == []
+
+    def test_a_junior_leader_hands_over(self) -> None:
+        """Once it has led for `master_grace`, to the most senior that is caught up, and not every round."""
+        duties = self.make_duties(make_server(1, seniority=9), make_server(2), make_server(3))
+        self.led.configuration = Configuration([server_id(number) for number in (1, 2, 3)])
+        self.pass_time(duties, 9, 2, 3)
+        assert self.led.handed_to == []
+        self.pass_time(duties, 2, 2, 3)
+        assert self.led.handed_to == [server_id(2)]

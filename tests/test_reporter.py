@@ -1,0 +1,169 @@
+"""Reports to the first, and what their answers make of this server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.links import commands
+from chunkfarm.links.peers import LinkFailed
+from chunkfarm.model import Address, Server
+from chunkfarm.reporter import INTERVAL, LOST_AFTER, Reporter
+from chunkfarm.state import ServerState
+from chunkfarm.table.duties import Report
+from tests.builders import make_server, server_id
+
+
+class FakePeers:
+    """Answers by server id: an exception, None (never) or the answer to a report."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.calls: list[tuple[str, str]] = []
+
+    def call(self, to: str, command: Any, timeout: float, **arguments: Any) -> Deferred[Any]:
+        self.calls.append((to, command.__name__))
+        answer = self.answers.get(to, LinkFailed("refused"))
+        if isinstance(answer, Exception):
+            return fail(answer)
+        if command is commands.PutServer:
+            self.answers[to] = {"known": True}
+            return succeed({"row": arguments["row"]})
+        return succeed({"answer": json.dumps(answer)})
+
+    def error_of(self, to: str) -> str:
+        return ""
+
+
+class FakeTable:
+    """Who leads, as this server's engine sees it."""
+
+    leader = ""
+    is_leader = False
+    has_quorum = True
+
+
+class FakeDuties:
+    """The local first."""
+
+    def __init__(self) -> None:
+        self.known = False
+        self.put_rows: list[Server] = []
+
+    def report(self, server: str, report: Report) -> bool:
+        return self.known
+
+    def put(self, row: Server) -> Deferred[Server]:
+        self.known = True
+        self.put_rows.append(row)
+        return succeed(row)
+
+
+class ReporterTests(SynchronousTestCase):
+    """One report a second; serving while they are answered."""
+
+    def make_reporter(self, first: str = "") -> Reporter:
+        self.clock = Clock()
+        self.peers, self.table, self.duties = FakePeers(), FakeTable(), FakeDuties()
+        self.state = ServerState(server_id=server_id(3), name="s3", stamp=0, incarnation="run3")
+        self.learned: dict[str, Address] = {}
+        reporter = Reporter(
+            state=self.state,
+            make_report=lambda: Report(incarnation="run3"),
+            own_row=lambda: make_server(3),
+            table=self.table,
+            duties=self.duties,  # type: ignore[arg-type]
+            peers=self.peers,  # type: ignore[arg-type]
+            servers=lambda: tuple(make_server(number) for number in (1, 2, 3)),
+            learn=self.learned.__setitem__,
+            clock=self.clock,
+            now=lambda: 77,
+        )
+        self.reporter = reporter
+        self.addCleanup(reporter.stop)
+        self.first = first
+        return reporter
+
+    def run_for(self, seconds: float) -> None:
+        for _ in range(round(seconds / INTERVAL)):
+            self.clock.advance(INTERVAL)
+
+    def test_a_known_server_belongs(self) -> None:
+        """The first answer of the first is what a starting server waits for."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        belonging = reporter.when_belonging()
+        reporter.start(server_id(1))
+        self.successResultOf(belonging)
+        assert self.peers.calls == [(server_id(1), "Report")]
+
+    def test_a_new_process_gives_its_row(self) -> None:
+        """Asked for, the row is given, and only then does the server belong."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": False}
+        reporter.start(server_id(1))
+        assert self.peers.calls == [(server_id(1), "Report"), (server_id(1), "PutServer")]
+        assert reporter.belongs
+
+    def test_it_follows_to_the_new_first(self) -> None:
+        """A server that does not lead names the one that does."""
+        reporter = self.make_reporter()
+        hint = json.dumps({"id": server_id(2), "host": "127.0.0.1", "peer": 4121})
+        self.peers.answers[server_id(1)] = commands.NotFirst(hint)
+        self.peers.answers[server_id(2)] = {"known": True}
+        reporter.start(server_id(1))
+        self.run_for(1)
+        assert reporter.first == server_id(2)
+        assert self.learned == {server_id(2): Address("127.0.0.1", 4121)}
+
+    def test_it_looks_for_the_first(self) -> None:
+        """When the first is gone the others are asked in turn until one leads."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(2)] = {"known": True}
+        reporter.start(server_id(1))
+        self.run_for(3)
+        assert reporter.first == server_id(2)
+
+    def test_read_only_and_why(self) -> None:
+        """Without answers the server calls itself read-only, and names whom it misses and the cure."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        self.state.change("serving")
+        self.peers.answers[server_id(1)] = LinkFailed("refused")
+        self.run_for(LOST_AFTER - 1)
+        assert self.state.phase == "serving"
+        self.run_for(3)
+        assert self.state.phase == "readonly"
+        assert {str(wait.address): wait.error for wait in self.state.waits} == {
+            "127.0.0.1:4111": "refused",
+            "127.0.0.1:4121": "refused",
+        }
+        assert self.state.waits[0].since == 77
+        assert "majority" in self.state.cures[0]
+        self.peers.answers[server_id(2)] = {"known": True}
+        self.run_for(3)
+        assert self.state.phase == "serving"
+        assert self.state.waits == ()
+
+    def test_the_first_reports_to_itself(self) -> None:
+        """Leading is no excuse: the first's own row must carry this process too."""
+        reporter = self.make_reporter()
+        self.table.leader, self.table.is_leader = server_id(3), True
+        reporter.start()
+        assert [row.name for row in self.duties.put_rows] == ["s3"]
+        assert reporter.belongs
+
+    def test_a_leader_without_a_majority_is_read_only(self) -> None:
+        """A leader that hears nobody does not count itself as served."""
+        reporter = self.make_reporter()
+        self.table.leader, self.table.is_leader = server_id(3), True
+        reporter.start()
+        self.state.change("serving")
+        self.table.has_quorum = False
+        self.run_for(LOST_AFTER + 1)
+        assert self.state.phase == "readonly"
