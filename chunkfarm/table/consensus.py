@@ -20,15 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
 
-from chunkfarm.table.progress import PROBE, REPLICATE, SNAPSHOT, Progress
-from chunkfarm.table.raft_log import ENTRY_OVERHEAD_BYTES, RaftLog, encode_configuration, encoded_size
-from chunkfarm.table.read_rounds import ReadQuestions, ReadRounds
+from chunkfarm.table.leadership import ChangeRefused, Dropped, Leadership
+from chunkfarm.table.progress import Progress
+from chunkfarm.table.raft_state import RaftState, majority
+from chunkfarm.table.read_rounds import ReadQuestions
 from chunkfarm.table.records import (
     Configuration,
     Entry,
-    EntryKind,
     HardState,
     Message,
     MessageKind,
@@ -37,21 +36,16 @@ from chunkfarm.table.records import (
     SnapshotMeta,
 )
 
+__all__ = ["ChangeRefused", "Consensus", "Dropped", "NotLeader", "majority"]
+
 FOLLOWER = "follower"
 PRE_CANDIDATE = "pre_candidate"
 CANDIDATE = "candidate"
 LEADER = "leader"
+_FROM_LEADER = frozenset({MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.SNAPSHOT})
 
-ENTRY_BYTES_MAX = 52 * 1024
-"""Data of one entry: a transaction of 48 KiB with its frame."""
-APPEND_BYTES_MAX = 56 * 1024
-"""Entries of one append: with the head of the message they fit one AMP value of 65,535 bytes."""
-UNCOMMITTED_BYTES_MAX = 16 * 1024 * 1024
-"""What a leader takes in ahead of its majority; beyond it proposals are dropped instead of filling memory."""
 APPLY_BYTES_MAX = 1024 * 1024
 """Committed entries in one Ready: applying them must not hold up the next append for long."""
-CHECK_QUORUM_VOTERS_MIN = 3
-"""From here on a leader that hears no majority steps down: without it, two others can go on."""
 RANK_MAX = 6
 """Ranks beyond this are stretched no further, so that even the last in line stands for election in time."""
 
@@ -64,20 +58,7 @@ class NotLeader(Exception):
         self.leader = leader
 
 
-class Dropped(Exception):
-    """The proposal was not taken: leadership is being handed over, or too much is under way."""
-
-
-class ChangeRefused(Exception):
-    """The change of configuration, or the transfer, is not allowed now; the text says why."""
-
-
-def majority(voters: int) -> int:
-    """How many of `voters` decide."""
-    return voters // 2 + 1
-
-
-class Consensus:
+class Consensus(RaftState):
     """One server's part in the consensus.
 
     `snapshot` is where the log begins, `entries` is the log after it, `applied` how far the rows are.
@@ -98,14 +79,10 @@ class Consensus:
         rank: Callable[[str], int] | None = None,
     ) -> None:
         assert election_ticks > heartbeat_ticks > 0
-        self.id = id
-        self.term = hard_state.term
-        self.vote = hard_state.vote
+        super().__init__(id, hard_state, snapshot, entries)
         self.role = FOLLOWER
         self.leader = ""
-        self.progress: dict[str, Progress] = {}
-        self.log = RaftLog(snapshot, entries)
-        self.commit = max(hard_state.commit, applied, snapshot.index)
+        self.commit = max(self.commit, applied)
         if self.commit > self.log.last_index or self.log.last_term > self.term:
             raise ValueError("the log on disk lacks entries that were committed, or the term is too old for it")
         self.applied = max(applied, snapshot.index)
@@ -114,18 +91,11 @@ class Consensus:
         self._election_ticks = election_ticks
         self._heartbeat_ticks = heartbeat_ticks
         self._elapsed = 0
-        self._since_heartbeat = 0
         self._timeout = 0
         self._votes: dict[str, bool] = {}
-        self._transfer_to = ""
-        self._transfer_ticks = 0
-        self._uncommitted_bytes = 0
-        self._rounds = ReadRounds()
+        self._leading: Leadership | None = None
         self._questions = ReadQuestions(random)
-        # What goes out.
-        self._urgent: list[Message] = []
-        self._promises: list[Message] = []
-        self._reads: list[ReadState] = []
+        # What goes out through Ready, and how far that has got.
         self._snapshot: SnapshotMeta | None = None
         self._under_way: Ready | None = None
         self._handed_up_to: tuple[int, int] | None = None
@@ -152,76 +122,32 @@ class Consensus:
     # What it is like.
 
     @property
-    def last_index(self) -> int:
-        return self.log.last_index
-
-    @property
-    def configuration(self) -> Configuration:
-        """The configuration in force, committed or not."""
-        return self.log.configuration
-
-    @property
-    def configuration_index(self) -> int:
-        return self.log.configuration_index
-
-    @property
-    def pending_change(self) -> bool:
-        """Whether the configuration in force is not known to be committed."""
-        return self.log.configuration_index > self.commit
+    def progress(self) -> dict[str, Progress]:
+        """A leader's view of the others, by server id; empty for everybody else."""
+        return self._leading.progress if self._leading is not None else {}
 
     @property
     def has_quorum(self) -> bool:
         """Leader: a majority has answered within an election timeout. Others: they have heard a leader within it."""
-        if self.role != LEADER:
-            return bool(self.leader) and self._elapsed < self._election_ticks
-        return self._is_quorum({self.id, *(id for id, one in self.progress.items() if one.recently_active)})
+        if self._leading is not None:
+            return self._leading.has_quorum
+        return bool(self.leader) and self._elapsed < self._election_ticks
 
     def snapshot_meta(self, index: int) -> SnapshotMeta:
         """Index, term and configuration of an applied position that is not compacted yet."""
         return self.log.meta_at(index)
-
-    # The one place that knows what a quorum is.
-
-    def _is_quorum(self, servers: set[str]) -> bool:
-        """Whether these servers decide, under the configuration in force."""
-        voters = self.log.configuration.voters
-        return len(voters & servers) >= majority(len(voters))
-
-    def _reached_by_quorum(self, mine: int, theirs: Callable[[Progress], int]) -> int:
-        """The highest number that a quorum has reached; `mine` is this server's, `theirs` a follower's."""
-        voters = self.log.configuration.voters
-        reached = [theirs(one) for id, one in self.progress.items() if id in voters]
-        if self.id in voters:
-            reached.append(mine)
-        if len(reached) < majority(len(voters)):
-            return 0
-        reached.sort(reverse=True)
-        return reached[majority(len(voters)) - 1]
 
     # Time.
 
     def tick(self) -> None:
         """One unit of time has passed."""
         self._elapsed += 1
-        if self.role == LEADER:
-            self._tick_leader()
+        if self._leading is not None:
+            if not self._leading.tick():
+                self._become_follower(self.term, "")
         elif self._elapsed >= self._timeout:
             self._restart_timer()
             self.campaign()
-
-    def _tick_leader(self) -> None:
-        for one in self.progress.values():
-            one.tick(self._election_ticks)
-        if self._transfer_to:
-            self._transfer_ticks += 1
-            if self._transfer_ticks >= self._election_ticks:
-                self._transfer_to = ""
-        if len(self.configuration.voters) >= CHECK_QUORUM_VOTERS_MIN and not self.has_quorum:
-            self._become_follower(self.term, "")
-            return
-        self._since_heartbeat += 1
-        if self._since_heartbeat >= self._heartbeat_ticks:
-            self._send_heartbeats()
 
     def _restart_timer(self) -> None:
         """Forget the time that has passed, and draw a new election timeout.
@@ -249,10 +175,8 @@ class Consensus:
             self._promises.clear()
             self._questions.clear()
         self.leader = ""
-        self.progress = {}
+        self._leading = None
         self._votes = {}
-        self._transfer_to = ""
-        self._rounds.clear()
         self._restart_timer()
 
     def _become_follower(self, term: int, leader: str) -> None:
@@ -265,12 +189,10 @@ class Consensus:
         self._reset(self.term)
         self.role = LEADER
         self.leader = self.id
-        self._since_heartbeat = 0
-        self._uncommitted_bytes = sum(
-            encoded_size(entry) for entry in self.log.entries(self.commit + 1, self.last_index)
-        )
-        self._follow_configuration()
-        self._append(EntryKind.EMPTY, b"")
+        self._leading = self._lead()
+
+    def _lead(self) -> Leadership:
+        return Leadership(self, self._election_ticks, self._heartbeat_ticks)
 
     def campaign(self) -> None:
         """Stand for election, if this server may: first ask whether it would win (pre-vote, dissertation 9.6)."""
@@ -279,10 +201,10 @@ class Consensus:
         self._reset(self.term)
         self.role = PRE_CANDIDATE
         self._votes = {self.id: True}
-        if self._is_quorum({self.id}):
+        if self.is_quorum({self.id}):
             self._stand(transfer=False)
             return
-        self._ask_for_votes(self._send, MessageKind.PRE_VOTE, self.term + 1)
+        self._ask_for_votes(self.send, MessageKind.PRE_VOTE, self.term + 1)
 
     def _may_campaign(self) -> bool:
         """Voters may; and one that a change removes, until that change is committed (dissertation 4.2.2).
@@ -298,7 +220,7 @@ class Consensus:
         self._reset(self.term + 1)
         self.role = CANDIDATE
         self.vote = self.id
-        self._ask_for_votes(self._promise, MessageKind.VOTE, self.term, transfer)
+        self._ask_for_votes(self.promise, MessageKind.VOTE, self.term, transfer)
 
     def _ask_for_votes(self, send: Callable[..., None], kind: MessageKind, term: int, transfer: bool = False) -> None:
         last, last_term = self.log.last_index, self.log.last_term
@@ -344,22 +266,11 @@ class Consensus:
         """
         kind = message.kind
         if kind in _FROM_LEADER:
-            self._send(message.sender, MessageKind.HEARTBEAT_ANSWER)
+            self.send(message.sender, MessageKind.HEARTBEAT_ANSWER)
         elif kind is MessageKind.PRE_VOTE:
-            self._send(message.sender, MessageKind.PRE_VOTE_ANSWER, reject=True)
+            self.send(message.sender, MessageKind.PRE_VOTE_ANSWER, reject=True)
         elif kind is MessageKind.VOTE:
-            self._send(message.sender, MessageKind.VOTE_ANSWER, reject=True)
-
-    def _message(self, to: str, kind: MessageKind, **fields: Any) -> Message:
-        return Message(kind=kind, sender=self.id, to=to, term=fields.pop("term", self.term), **fields)
-
-    def _send(self, to: str, kind: MessageKind, **fields: Any) -> None:
-        """Queue a message that promises nothing."""
-        self._urgent.append(self._message(to, kind, **fields))
-
-    def _promise(self, to: str, kind: MessageKind, **fields: Any) -> None:
-        """Queue a message that leaves only when everything that has happened so far is durable."""
-        self._promises.append(self._message(to, kind, **fields))
+            self.send(message.sender, MessageKind.VOTE_ANSWER, reject=True)
 
     # Elections.
 
@@ -371,21 +282,21 @@ class Consensus:
             free = free or message.term > self.term
         # Learners and removed servers answer as well: the candidate may know a newer configuration.
         if not free or not self.log.is_up_to_date(message.log_index, message.log_term):
-            self._send(message.sender, kind, reject=True)
+            self.send(message.sender, kind, reject=True)
             return
         if pre_vote:
             # Carries the term that was asked about, and promises nothing.
-            self._send(message.sender, kind, term=message.term)
+            self.send(message.sender, kind, term=message.term)
             return
         self.vote = message.sender
         self._elapsed = 0
-        self._promise(message.sender, kind)
+        self.promise(message.sender, kind)
 
     def _step_pre_vote_answer(self, message: Message) -> None:
         if self.role != PRE_CANDIDATE or not (message.reject or message.term == self.term + 1):
             return
         self._votes[message.sender] = not message.reject
-        if self._is_quorum(self._voted(True)):
+        if self.is_quorum(self._voted(True)):
             self._stand(transfer=False)
         else:
             self._perhaps_lost()
@@ -396,14 +307,14 @@ class Consensus:
             self._count_votes()
 
     def _count_votes(self) -> None:
-        if self._is_quorum(self._voted(True)):
+        if self.is_quorum(self._voted(True)):
             self._become_leader()
         else:
             self._perhaps_lost()
 
     def _perhaps_lost(self) -> None:
         """Go back to following once no majority can be had any more."""
-        if not self._is_quorum(set(self.configuration.voters - self._voted(False))):
+        if not self.is_quorum(set(self.configuration.voters - self._voted(False))):
             self._become_follower(self.term, "")
 
     def _voted(self, granted: bool) -> set[str]:
@@ -433,14 +344,13 @@ class Consensus:
             # What is committed matches any leader. Entries after it are sent again from there.
             self._answer_append(self.commit)
         elif log.term_at(previous) == message.log_term:
-            if log.merge(message.entries, self.commit):
-                self._follow_configuration()
+            log.merge(message.entries, self.commit)
             matched = previous + len(message.entries)
             self._commit_to(min(message.commit, matched))
             self._answer_append(matched)
         else:
             hint, hint_term = log.conflict_hint(previous, message.log_term)
-            self._send(
+            self.send(
                 message.sender,
                 MessageKind.APPEND_ANSWER,
                 log_index=previous,
@@ -452,7 +362,7 @@ class Consensus:
     def _answer_append(self, matched: int) -> None:
         """Acknowledge up to `matched`: after the disk has it, or at once if it has."""
         durable = matched <= self.log.stable and self._term_is_durable()
-        (self._send if durable else self._promise)(self.leader, MessageKind.APPEND_ANSWER, log_index=matched)
+        (self.send if durable else self.promise)(self.leader, MessageKind.APPEND_ANSWER, log_index=matched)
 
     def _term_is_durable(self) -> bool:
         return self._durable_hard[0] == self.term
@@ -463,7 +373,7 @@ class Consensus:
         # As the paper's empty append: what it says of the commit index holds only where the logs match.
         if self.log.term_at(message.log_index) == message.log_term:
             self._commit_to(min(message.commit, message.log_index))
-        send = self._send if self._term_is_durable() else self._promise
+        send = self.send if self._term_is_durable() else self.promise
         send(message.sender, MessageKind.HEARTBEAT_ANSWER, context=message.context)
 
     def _step_snapshot(self, message: Message) -> None:
@@ -483,7 +393,6 @@ class Consensus:
         self.commit = self._applying = snapshot.index
         self._snapshot = snapshot
         self._handed_up_to = None
-        self._follow_configuration()
 
     def _commit_to(self, index: int) -> None:
         if index > self.commit:
@@ -497,13 +406,7 @@ class Consensus:
 
         Raises `NotLeader`, or `Dropped` while leadership is handed over or too much is under way.
         """
-        self._must_lead()
-        assert len(data) <= ENTRY_BYTES_MAX
-        if self._transfer_to:
-            raise Dropped("leadership is being handed over")
-        if self._uncommitted_bytes >= UNCOMMITTED_BYTES_MAX:
-            raise Dropped("too much is under way")
-        return self._append(EntryKind.DATA, data)
+        return self._must_lead().propose(data)
 
     def propose_configuration(self, configuration: Configuration) -> tuple[int, int]:
         """Change the role of one server; in force at once, done when committed. Returns (term, index).
@@ -512,185 +415,51 @@ class Consensus:
         entry of this leader's own term has been committed (dissertation 4.1, and its author's correction
         of 2015).
         """
-        self._must_lead()
-        if self._transfer_to:
-            raise ChangeRefused("leadership is being handed over")
-        self._check_change(configuration)
-        return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
-
-    def _check_change(self, configuration: Configuration) -> None:
-        if self.pending_change:
-            raise ChangeRefused("another change is under way")
-        if not self._has_committed_own_term():
-            raise ChangeRefused("nothing of this leader's term has been committed yet")
-        if not configuration.voters or configuration.voters & configuration.learners:
-            raise ChangeRefused("somebody must vote, and nobody votes and learns at once")
-        now = self.configuration
-        changed = (now.voters ^ configuration.voters) | (now.learners ^ configuration.learners)
-        if len(changed) != 1:
-            raise ChangeRefused("a change concerns exactly one server")
+        return self._must_lead().propose_configuration(configuration)
 
     def transfer(self, to: str) -> None:
         """Hand leadership to the voter `to`, as soon as it has caught up; given up after an election timeout.
 
         Raises `NotLeader`, or `ChangeRefused` if `to` is no voter.
         """
-        self._must_lead()
-        if to == self.id or to == self._transfer_to:
-            return
-        if to not in self.configuration.voters:
-            raise ChangeRefused("only a voter can lead")
-        self._transfer_to = to
-        self._transfer_ticks = 0
-        self._perhaps_hand_over()
+        self._must_lead().transfer(to)
 
-    def _perhaps_hand_over(self) -> None:
-        one = self.progress.get(self._transfer_to)
-        if one is not None and one.match == self.last_index:
-            self._send(self._transfer_to, MessageKind.TIMEOUT_NOW)
-
-    def _must_lead(self) -> None:
-        if self.role != LEADER:
+    def _must_lead(self) -> Leadership:
+        if self._leading is None:
             raise NotLeader(self.leader or None)
-
-    def _append(self, kind: EntryKind, data: bytes) -> tuple[int, int]:
-        entry = Entry(self.term, self.log.last_index + 1, kind, data)
-        self.log.append(entry)
-        self._uncommitted_bytes += len(data) + ENTRY_OVERHEAD_BYTES
-        if kind is EntryKind.CONFIGURATION:
-            self._follow_configuration()
-        return entry.term, entry.index
-
-    def _follow_configuration(self) -> None:
-        """The configuration in force has changed: a leader starts and stops telling those concerned."""
-        if self.role != LEADER:
-            return
-        members = self.configuration.members - {self.id}
-        for id in self.progress.keys() - members:
-            del self.progress[id]
-        for id in sorted(members - self.progress.keys()):
-            self.progress[id] = Progress(next=self.last_index + 1)
-        if self._transfer_to not in self.configuration.voters:
-            self._transfer_to = ""
-        self._confirm_reads()
-
-    def _has_committed_own_term(self) -> bool:
-        return self.log.term_at(self.commit) == self.term
-
-    def _perhaps_commit(self) -> None:
-        """Commit what a quorum has durably, if it is of this term; older entries go with it (dissertation 3.6.2)."""
-        index = self._reached_by_quorum(self.log.stable, _match)
-        if index <= self.commit or self.log.term_at(index) != self.term:
-            return
-        for entry in self.log.entries(self.commit + 1, index):
-            self._uncommitted_bytes -= encoded_size(entry)
-        self.commit = index
-        self._begin_round(heartbeats=False)
-        if self.id not in self.configuration.voters and not self.pending_change:
-            # Removed by its own hand: tell the others what is committed, then lead no more.
-            self._send_appends()
-            self._become_follower(self.term, "")
+        return self._leading
 
     def _step_append_answer(self, message: Message) -> None:
-        one = self.progress.get(message.sender)
-        if one is None:
-            return
-        one.heard()
-        if message.reject:
-            hint = message.hint_index
-            if message.hint_term:
-                hint, _ = self.log.conflict_hint(hint, message.hint_term)
-            one.refuse(message.log_index, hint)
-            return
-        news = one.accept(message.log_index)
-        found = one.state == PROBE and one.match == message.log_index
-        if found or (one.state == SNAPSHOT and one.match + 1 >= self.log.first_index):
-            one.become_replicate()
-        if news:
-            if message.sender == self._transfer_to:
-                self._perhaps_hand_over()
-            self._perhaps_commit()
+        if self._leading is not None:
+            self._leading.step_append_answer(message)
+            self._perhaps_retire(self._leading)
 
     def _step_heartbeat_answer(self, message: Message) -> None:
-        one = self.progress.get(message.sender)
-        if one is None:
-            return
-        one.heard()
-        one.waiting = False
-        if one.match < self.last_index or one.state == PROBE:
-            one.nudge = True
-        if message.context > one.round:
-            one.round = message.context
-            self._confirm_reads()
+        if self._leading is not None:
+            self._leading.step_heartbeat_answer(message)
+
+    def _perhaps_retire(self, leading: Leadership) -> None:
+        """Removed by its own hand: tell the others what is committed, then lead no more."""
+        if leading.over:
+            leading.send_appends()
+            self._become_follower(self.term, "")
 
     def report_unreachable(self, id: str) -> None:
         """Messages to `id` were probably lost: look again where its log is."""
-        one = self.progress.get(id)
-        if one is not None and one.state == REPLICATE:
-            one.become_probe(one.match + 1)
+        if self._leading is not None:
+            self._leading.report_unreachable(id)
 
     def wants_snapshot(self) -> tuple[str, ...]:
         """Followers that need a snapshot, because their next entry is compacted.
 
         Each stays in this list until `report_snapshot`, or until it says that it has one.
         """
-        return tuple(id for id, one in self.progress.items() if one.state == SNAPSHOT)
+        return self._leading.wants_snapshot() if self._leading is not None else ()
 
     def report_snapshot(self, id: str, ok: bool) -> None:
         """Sending a snapshot to `id` has ended; the follower's answer, or its next heartbeat answer, goes on."""
-        one = self.progress.get(id)
-        if one is not None and one.state == SNAPSHOT:
-            one.become_probe(max(one.match + 1, self.log.first_index) if ok else one.match + 1)
-            one.waiting = True
-
-    # Messages of a leader.
-
-    def _send_heartbeats(self) -> None:
-        self._since_heartbeat = 0
-        context = self._rounds.number if self._rounds.under_way else 0
-        for id, one in self.progress.items():
-            # Where the match has been compacted nothing can be said of the commit index.
-            term = self.log.term_at(one.match)
-            known = one.match if term is not None else 0
-            self._send(
-                id,
-                MessageKind.HEARTBEAT,
-                log_index=known,
-                log_term=term or 0,
-                commit=min(known, self.commit),
-                context=context,
-            )
-
-    def _send_appends(self) -> None:
-        for id, one in self.progress.items():
-            while self._send_append(id, one):
-                pass
-
-    def _send_append(self, id: str, one: Progress) -> bool:
-        """Send one append if there is anything to say; True if there may be more."""
-        if one.state == SNAPSHOT or one.waiting:
-            return False
-        log, previous = self.log, one.next - 1
-        more = previous < log.last_index and one.room
-        if not more and not one.nudge and self.commit <= one.sent_commit:
-            return False
-        previous_term = log.term_at(previous)
-        if previous_term is None:
-            # A server that answers gets a snapshot; for one that does not, it would be wasted.
-            if one.recently_active:
-                one.become_snapshot()
-            return False
-        entries = log.entries(one.next, log.last_index, APPEND_BYTES_MAX) if more else ()
-        self._send(
-            id,
-            MessageKind.APPEND,
-            log_index=previous,
-            log_term=previous_term,
-            entries=entries,
-            commit=self.commit,
-        )
-        one.sent(previous + len(entries), sum(map(encoded_size, entries)), self.commit)
-        return more
+        if self._leading is not None:
+            self._leading.report_snapshot(id, ok)
 
     # Reads.
 
@@ -701,50 +470,29 @@ class Consensus:
         answers once an entry of its own term is committed, and a majority has confirmed its leadership
         after the question.
         """
-        if self.role == LEADER:
-            self._rounds.add("", token)
-            self._begin_round(heartbeats=False)
+        if self._leading is not None:
+            self._leading.read("", token)
         elif self.leader:
             self._questions.add(token)
 
-    def _begin_round(self, heartbeats: bool) -> None:
-        """Let a round begin for the reads that wait; alone, a leader needs nobody's confirmation."""
-        if not self._rounds.waiting or not self._has_committed_own_term():
-            return
-        if self._is_quorum({self.id}):
-            self._rounds.begin(self.commit)
-            self._confirm_reads()
-        elif heartbeats and self._rounds.begin(self.commit):
-            self._send_heartbeats()
-
-    def _confirm_reads(self) -> None:
-        number = self._reached_by_quorum(self._rounds.number, _round)
-        for sender, token, index in self._rounds.confirmed(number):
-            if sender:
-                self._send(sender, MessageKind.READ_ANSWER, context=token, log_index=index)
-            else:
-                self._reads.append(ReadState(token, index))
-
     def _step_read(self, message: Message) -> None:
-        if self.role == LEADER:
-            self._rounds.add(message.sender, message.context)
-            self._begin_round(heartbeats=False)
+        if self._leading is not None:
+            self._leading.read(message.sender, message.context)
 
     def _step_read_answer(self, message: Message) -> None:
         for token in self._questions.answered(message.context):
-            self._reads.append(ReadState(token, message.log_index))
+            self.reads.append(ReadState(token, message.log_index))
 
     # What the surroundings must do.
 
     def urgent(self) -> tuple[Message, ...]:
         """Take the messages that promise nothing new; send them now, without waiting for a disk."""
-        if self.role == LEADER:
-            self._begin_round(heartbeats=True)
-            self._send_appends()
+        if self._leading is not None:
+            self._leading.flush()
         elif self.leader:
             number = self._questions.ask()
             if number:
-                self._send(self.leader, MessageKind.READ, context=number)
+                self.send(self.leader, MessageKind.READ, context=number)
         if not self._urgent:
             return ()
         messages = tuple(self._urgent)
@@ -753,8 +501,8 @@ class Consensus:
 
     def take_reads(self) -> tuple[ReadState, ...]:
         """Take the reads that are confirmed, for surroundings that do not want them to wait for the next Ready."""
-        reads = tuple(self._reads)
-        self._reads.clear()
+        reads = tuple(self.reads)
+        self.reads.clear()
         return reads
 
     def has_ready(self) -> bool:
@@ -763,7 +511,7 @@ class Consensus:
             self.log.handed < self.log.last_index
             or self._promises
             or self.commit > self._applying
-            or self._reads
+            or self.reads
             or self._snapshot is not None
             or self._handed_hard != (self.term, self.vote)
         )
@@ -816,8 +564,9 @@ class Consensus:
             if self.log.term_at(index) == term:
                 self.log.stable = max(self.log.stable, index)
             self._handed_up_to = None
-        if self.role == LEADER:
-            self._perhaps_commit()
+        if self._leading is not None:
+            self._leading.perhaps_commit()
+            self._perhaps_retire(self._leading)
         elif self.role == CANDIDATE and self._durable_hard == (self.term, self.id):
             self._votes[self.id] = True
             self._count_votes()
@@ -827,14 +576,3 @@ class Consensus:
         index = min(index, self.applied)
         if index >= self.log.first_index:
             self.log.compact(index)
-
-
-_FROM_LEADER = frozenset({MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.SNAPSHOT})
-
-
-def _match(one: Progress) -> int:
-    return one.match
-
-
-def _round(one: Progress) -> int:
-    return one.round

@@ -115,13 +115,11 @@ class RaftLog:
         if entry.kind is EntryKind.CONFIGURATION:
             self._configurations.append((entry.index, decode_configuration(entry.data)))
 
-    def merge(self, entries: Sequence[Entry], commit: int) -> bool:
+    def merge(self, entries: Sequence[Entry], commit: int) -> None:
         """Take entries that follow a matching position; truncate only from a real conflict on.
 
         Entries that are already here stay, and so does what follows them: the message may be an old one.
-        Returns whether the configuration in force may have changed.
         """
-        before = self._configurations[-1]
         for position, entry in enumerate(entries):
             if entry.index <= self.last_index:
                 if self.term_at(entry.index) == entry.term:
@@ -131,7 +129,6 @@ class RaftLog:
             for new in entries[position:]:
                 self.append(new)
             break
-        return self._configurations[-1] is not before
 
     def _truncate(self, index: int) -> None:
         """Drop the entries from `index` on, and with them the configurations they brought."""

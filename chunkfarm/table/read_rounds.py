@@ -51,11 +51,6 @@ class ReadRounds:
             for sender, token in askers:
                 yield sender, token, index
 
-    def clear(self) -> None:
-        """Forget what was asked: this server does not lead (any more)."""
-        self._waiting = []
-        self._rounds.clear()
-
     @property
     def under_way(self) -> bool:
         return bool(self._rounds)
