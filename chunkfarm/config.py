@@ -8,8 +8,8 @@ This is the door that other rooms come in by. Behind it, `config_values` says wh
 from __future__ import annotations
 
 from chunkfarm.config_file import ConfigFile, ForeignFarm, HeldConfig, LockHeld, read_config
-from chunkfarm.config_render import Difference, differences, render, row_differences
-from chunkfarm.config_text import Config, Listed, ServerOptions, parse_config, scan
+from chunkfarm.config_render import Difference, render
+from chunkfarm.config_text import Config, Listed, ServerOptions, parse_config
 from chunkfarm.config_values import (
     ConfigError,
     ListenDescription,
@@ -37,7 +37,6 @@ __all__ = [
     "ServerOptions",
     "check_farm",
     "clean_name",
-    "differences",
     "farm_option_text",
     "format_duration",
     "format_size",
@@ -48,6 +47,4 @@ __all__ = [
     "read_farm_option",
     "read_host",
     "render",
-    "row_differences",
-    "scan",
 ]

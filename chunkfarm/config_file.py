@@ -51,10 +51,7 @@ def read_config(
     `overrides` are the command line's `data name host ports weight zone`; `data` is relative to the working
     directory there. `host_name` is this machine's, from which `name` is made if it is not given.
     """
-    given = dict(overrides or {})
-    if data := given.get("data"):
-        given["data"] = os.path.abspath(data)
-    return parse_config(_read_text(os.fspath(path)), path, given, host_name)
+    return ConfigFile(os.fspath(path)).read(overrides, host_name)
 
 
 def _read_text(path: str) -> str:
@@ -92,13 +89,16 @@ def _reason(error: Exception) -> str:
 class ConfigFile:
     """One `config.ini` on this disk, named as the person named it. Holds no open files between calls."""
 
-    path: str = field(converter=os.fspath)
+    path: str
     _seen: str = field(default="", init=False)
     """The last text that named a farm: what is put back if somebody deletes or empties the file."""
 
     def read(self, overrides: Mapping[str, str | None] | None = None, host_name: str = "") -> Config:
         """As `read_config`."""
-        return read_config(self.path, overrides, host_name)
+        given = dict(overrides or {})
+        if data := given.get("data"):
+            given["data"] = os.path.abspath(data)
+        return parse_config(self.read_text(), self.path, given, host_name)
 
     def read_text(self) -> str:
         """The text as it is; raises `ConfigError`."""
@@ -168,7 +168,7 @@ class HeldConfig:
     def write_if_newer(self, generation: int, farm: FarmOptions, servers: Iterable[Server]) -> bool:
         """As `ConfigFile.write_if_newer`."""
         document = scan(self.text(), self._file.path)
-        if document.lines and not document.text_of("id") and self._file._seen:
+        if self._file._seen and not document.text_of("id") and os.path.lexists(self._real):
             # An editor that empties the file before it fills it again looks like this for a moment.
             raise ConfigError(f"{self._file.path}: expected the id of farm {farm.name}, which was there before")
         text = document.text_of("generation")
