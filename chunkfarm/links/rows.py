@@ -184,8 +184,7 @@ class EventReader:
 def more_follows(events: Iterable[Event]) -> list[tuple[Event, bool]]:
     """Each event of a batch, with whether the next one belongs to the same transaction."""
     listed = list(events)
-    following = [*listed[1:], None]
     return [
-        (event, after is not None and after.revision == event.revision)
-        for event, after in zip(listed, following, strict=True)
+        (event, position < len(listed) and listed[position].revision == event.revision)
+        for position, event in enumerate(listed, 1)
     ]

@@ -113,7 +113,8 @@ The OK of a PUT says that the required copies are on disk; that of a COMMIT, tha
 may be repeated at will, over the same link or another: the same bytes are the same chunk. Chunks that were PUT or
 that HAVE found stay for a day, so an upload that broke off goes on with what HAVE says. COMMIT may be repeated
 too, as long as nobody else writes the same name in between: it sets the name to the same content again. A commit
-replaces a file of that name as a whole. `copies` in the receipt is that of the worst chunk.
+replaces a file of that name as a whole. `copies` in the receipt is that of the worst chunk, and
+`holders` names up to 100 of the servers that hold any of it.
 
 The payload is always taken in, so an error (`mismatch` for a wrong digest, `denied`, ...) leaves the link
 in step. The exceptions: a length that is no number, or beyond the limit, ends the link after its ERR, since the server

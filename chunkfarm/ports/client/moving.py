@@ -21,6 +21,9 @@ MANIFEST_BYTES_MAX = 16 * MIB
 HAVE_MAX = 240
 """What fits one line of 16 KiB."""
 
+HOLDERS_SHOWN_MAX = 100
+"""Ids in one receipt: a large file may be spread over a thousand servers, and a line ends at 16 KiB."""
+
 CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
     "csv": "text/csv; charset=utf-8",
@@ -132,7 +135,7 @@ async def commit(session: Session, request: Request) -> Answer:
                 ("size", file.size),
                 ("chunks", count),
                 ("copies", receipt.copies),
-                ("holders", ",".join(receipt.holders)),
+                ("holders", ",".join(receipt.holders[:HOLDERS_SHOWN_MAX])),
                 ("etag", file.etag),
                 ("revision", file.revision),
             ]
