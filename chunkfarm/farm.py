@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -172,10 +173,8 @@ class Farm(MultiService):
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EXIT_FAILED)
 
         def stop() -> None:
-            try:
+            with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
-            except ReactorNotRunning:
-                pass
 
         self._reactor.callWhenRunning(stop)
 
@@ -212,7 +211,14 @@ class Farm(MultiService):
         await self._client.stopService()
         await self._files.stopService()
         await self._drain(parts)
-        for stop in (parts.reporter.stop, parts.duties.stop, parts.ledger.stop, parts.roster.stop, parts.transfer.stop):
+        for stop in (
+            parts.renewal.stop,
+            parts.reporter.stop,
+            parts.duties.stop,
+            parts.ledger.stop,
+            parts.roster.stop,
+            parts.transfer.stop,
+        ):
             await self._within(LEAVE_SECONDS, maybeDeferred(stop))
         # The table stops before the peer port closes: who sees that port refuse knows that nothing is committed here.
         await parts.embedded.stop()

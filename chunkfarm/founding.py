@@ -92,9 +92,10 @@ async def found(parts: Parts, held: HeldConfig) -> Server:
     await run(write_admin_key, directory, pair)
     await run(write_netrc, directory, [parts.host], pair)
 
-    await parts.journal.set_farm_id(farm_id)
+    parts.journal.farm_id = farm_id
     parts.state.farm_id = farm_id
     await parts.embedded.found()
+    parts.embedded.start()
     options = evolve(parts.config.farm, id=farm_id, ca=identity.ca_fingerprint)
     also = (*secret_rows(seal, authority, join_key), Put(row.key, row.to_value()))
     server = await parts.registry.found(parts.own_row(), options, also)

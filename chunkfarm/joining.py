@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from attrs import evolve
@@ -15,10 +14,11 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import Address, Server
 from chunkfarm.parts import Parts
-from chunkfarm.trust.authority import fingerprint_of, usable_names
+from chunkfarm.trust.authority import usable_names
 from chunkfarm.trust.private import NoSuchFile, TrustError
 from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, exporter_of, proof, read_join_key
 from chunkfarm.trust.seal import SealKey
+from chunkfarm.trust.verify import Untrusted, chain_of, check_chain
 
 REDIRECTS_MAX = 8
 """Servers asked in a row for the one that leads: more means that they do not agree yet."""
@@ -97,9 +97,10 @@ def _check_authority(parts: Parts, transport: Any, address: Address) -> None:
     expected = parts.config.farm.ca
     if not expected:
         return
-    chain: Iterable[Any] = transport.getHandle().get_peer_cert_chain(as_cryptography=True) or ()
-    if expected not in (fingerprint_of(certificate) for certificate in chain):
-        raise CannotJoin(f"{address} does not show the CA that {parts.config_file.path} names ({expected})")
+    try:
+        check_chain(chain_of(transport), expected, None, None)
+    except Untrusted as error:
+        raise CannotJoin(f"{address} is not of the farm that {parts.config_file.path} names: {error}") from None
 
 
 async def _accept(parts: Parts, box: dict[str, Any]) -> Server:
@@ -107,11 +108,13 @@ async def _accept(parts: Parts, box: dict[str, Any]) -> Server:
     identity = parts.contexts.identity
     assert identity is not None
     identity = identity.certified(box["certificate"], box["ca"])
+    if parts.config.farm.ca and identity.ca_fingerprint != parts.config.farm.ca:
+        raise TrustError(f"it gave another CA than {parts.config_file.path} names")
     directory = parts.data.path
     if box["seal"]:
         parts.seal = SealKey(box["seal"])
         await parts.run_in_thread(parts.seal.save, directory)
-    await parts.journal.set_farm_id(str(box["farm"]))
+    parts.journal.farm_id = str(box["farm"])
     await parts.run_in_thread(identity.save, directory)
     parts.contexts.replace(identity)
     parts.state.farm_id = str(box["farm"])

@@ -36,6 +36,7 @@ from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import Standing
 from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
+from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
 from chunkfarm.settings import changed_farm, changed_server
 from chunkfarm.state import ServerState
@@ -46,7 +47,7 @@ from chunkfarm.table.journal import Journal
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.roster import Roster
-from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
 from chunkfarm.wire import transport
@@ -131,6 +132,8 @@ class Parts:
             chunksize=config.farm.chunksize,
         )
         self.contexts = Contexts(Identity.provisional(data.server_id, now()))
+        if config.server.certificate is not None:
+            self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
         def run_in_thread(function: Any, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
             return deferToThreadPool(reactor, pool, function, *args, **kwargs)
@@ -189,6 +192,16 @@ class Parts:
             learn=self.book.learn,
             clock=self.reactor,
             now=self.now,
+        )
+        self.renewal = Renewal(
+            self.data.path,
+            self.contexts,
+            self.issuer,
+            self.peers,
+            self.first,
+            self.certificate_names,
+            self.reactor,
+            self.now,
         )
         self.access = Access(
             self._table,

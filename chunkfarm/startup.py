@@ -24,7 +24,7 @@ from chunkfarm.errors import FarmError
 from chunkfarm.finding import Answer, Candidate, Found, Join, Wait, ask, decide
 from chunkfarm.founding import MARKER, discard_unrecorded, found
 from chunkfarm.joining import JoinLater, join
-from chunkfarm.model import Address
+from chunkfarm.model import FARM, SERVERS, Address
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.state import Wait as StateWait
@@ -37,6 +37,8 @@ SOON = 0.3
 WAIT_FIRST = 0.5
 WAIT_MOST = 2.0
 """Seconds between looks while waiting, growing: a farm that comes back is joined within a few seconds."""
+STORED_ROWS_MAX = 10_000
+"""Rows read from this server's own journal to find the others: more servers than a farm has."""
 EXPLAIN_INTERVAL = 1.0
 """Seconds between two updates of what a server says it waits for."""
 
@@ -281,7 +283,10 @@ class Startup:
 
     async def _resumed_server(self, parts: Parts) -> tuple[Parts, str]:
         (parts.data.path / MARKER).unlink(missing_ok=True)
-        await parts.roster.adopt_stored()
+        # Until the farm answers, the rows on this disk say best where the others listen.
+        for prefix in (SERVERS, FARM):
+            page = parts.journal.read(prefix, b"", STORED_ROWS_MAX)
+            parts.roster.adopt(page.rows, page.revision)
         parts.embedded.start()
         return parts, ""
 
@@ -299,6 +304,7 @@ class Startup:
         finally:
             explaining.stop()
         parts.ledger.start()
+        parts.renewal.start()
         parts.state.change("serving")
         self._log.info(
             "Serving as {name} of farm {farm}: client port {client}, peer port {peer}, file port {files}.",

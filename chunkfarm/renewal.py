@@ -1,0 +1,88 @@
+"""Renews this server's certificate long before it runs out, without a restart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from chunkfarm.issuer import Issuer
+from chunkfarm.links import commands
+from chunkfarm.links.peers import Peers
+from chunkfarm.trust.authority import usable_names
+from chunkfarm.trust.contexts import Contexts
+
+LOOK_SECONDS = 6 * 3600.0
+"""A certificate is renewed months before its end, so a look every few hours leaves hundreds of tries."""
+
+
+class Renewal:
+    """Looks at the certificate now and then, and asks the first for a fresh one when it is time."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        directory: os.PathLike[str],
+        contexts: Contexts,
+        issuer: Issuer,
+        peers: Peers,
+        first: Callable[[], str],
+        names: Callable[[], tuple[str, ...]],
+        clock: IReactorTime,
+        now: Callable[[], int],
+    ) -> None:
+        self._directory = directory
+        self._contexts = contexts
+        self._issuer = issuer
+        self._peers = peers
+        self._first = first
+        self._names = names
+        self._now = now
+        self._loop = LoopingCall(self.look)
+        self._loop.clock = clock
+        self._asking: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Look now, and then every few hours."""
+        self._loop.start(LOOK_SECONDS)
+
+    def stop(self) -> Deferred[None]:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+        if self._loop.running:
+            self._loop.stop()
+        return succeed(None)
+
+    def look(self) -> Deferred[None]:
+        """Renew the certificate if it is time; a failure is logged, and the next look tries again."""
+        identity = self._contexts.identity
+        if identity is None or not identity.ca_pem or not identity.renew_due(self._now()):
+            return succeed(None)
+        self._asking = Deferred.fromCoroutine(self._renew())
+        return self._asking.addErrback(self._failed)
+
+    def _failed(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("while renewing the certificate", failure)
+
+    async def _renew(self) -> None:
+        identity = self._contexts.identity
+        assert identity is not None
+        request = identity.signing_request(usable_names(self._names()))
+        first = self._first()
+        if first == identity.server_id:
+            certificate, ca = await self._issuer.sign(request, identity.server_id, self._names()[0])
+        else:
+            box = await self._peers.call(first, commands.Renew, request=request)
+            certificate, ca = box["certificate"], box["ca"]
+        renewed = identity.certified(certificate, ca)
+        renewed.save(self._directory)
+        self._contexts.replace(renewed)
+        self._log.info("This server's certificate has been renewed.")
