@@ -1,0 +1,189 @@
+"""The peer port: strangers may probe and join, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.protocols import amp
+from twisted.test.iosim import FakeTransport, IOPump, connect
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.links import commands
+from chunkfarm.links.peers import PeerLink
+from chunkfarm.ports.peer import STRANGER_CONNECTIONS_MAX, STRANGER_SECONDS, Joiner, PeerPort, PeerPortFactory
+from tests.builders import server_id
+
+
+class FakePeerBackend:
+    """Says what it was asked."""
+
+    def __init__(self) -> None:
+        self.peer: str | None = None
+        self.joiners: list[Joiner] = []
+
+    def peer_of(self, certificate: Any) -> str | None:
+        return self.peer
+
+    def probe(self, server: str, stamp: int, farm: str) -> dict[str, Any]:
+        return {"server": server_id(1), "asked": server}
+
+    def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]:
+        self.joiners.append(joiner)
+        raise commands.JoinRefused("not today")
+
+    def renew(self, sender: str, request: bytes) -> Deferred[dict[str, Any]]:
+        return succeed({"certificate": request, "ca": sender.encode()})
+
+    def report(self, sender: str, report: dict[str, Any]) -> dict[str, Any]:
+        return {"known": True, "sender": sender, "told": report}
+
+    def put_server(self, sender: str, row: str) -> Deferred[str]:
+        return succeed(row)
+
+    def get_server(self, server: str) -> str:
+        return server
+
+    def transact(self, sender: str, request: bytes) -> Deferred[bytes]:
+        return succeed(request + sender.encode())
+
+    def read(self, sender: str, request: bytes) -> Deferred[bytes]:
+        return succeed(request)
+
+    def get_table(self, request: bytes) -> Deferred[bytes]:
+        return succeed(request)
+
+    def consensus(self, sender: str, payload: bytes) -> Deferred[None]:
+        return succeed(None)
+
+    def authenticate(self, key: str, proof: bytes) -> Deferred[str]:
+        return succeed("read")
+
+
+class FakeHandle:
+    def export_keying_material(self, label: bytes, length: int, context: bytes) -> bytes:
+        return b"e" * length
+
+
+class PeerTransport(FakeTransport):
+    """An in-memory transport that can be asked what a TLS one can."""
+
+    def getPeerCertificate(self) -> None:  # type: ignore[override]
+        return None
+
+    def getHandle(self) -> FakeHandle:
+        return FakeHandle()
+
+    def getPeer(self) -> IPv4Address:  # type: ignore[override]
+        return IPv4Address("TCP", "127.0.0.1", 5000)
+
+    def abortConnection(self) -> None:
+        self.loseConnection()
+
+
+class PeerPortTests(SynchronousTestCase):
+    """One link, in memory."""
+
+    def make_link(self, peer: str | None = None) -> tuple[PeerLink, PeerPort, IOPump]:
+        if not hasattr(self, "backend"):
+            self.clock = Clock()
+            self.backend = FakePeerBackend()
+            self.factory = PeerPortFactory(self.backend, self.clock)
+        self.backend.peer = peer
+        port, link = self.factory.buildProtocol(None), PeerLink()
+        port_side, link_side = PeerTransport(port, isServer=True), PeerTransport(link, isServer=False)
+        pump = connect(port, port_side, link, link_side)
+        return link, port, pump
+
+    def ask(self, link: PeerLink, pump: IOPump, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
+        answer: Deferred[Any] = link.callRemote(command, **arguments)
+        # AMP drops the link if an error finds nobody, so somebody must be there before it arrives.
+        outcome: Deferred[Any] = Deferred()
+        answer.addCallbacks(outcome.callback, outcome.errback)
+        pump.flush()
+        return outcome
+
+    QUESTIONS: list[tuple[type[amp.Command], dict[str, Any]]] = [
+        (commands.Renew, {"request": b""}),
+        (commands.Report, {"report": "{}"}),
+        (commands.GetTable, {"request": b""}),
+        (commands.GetServer, {"server": "x"}),
+        (commands.PutServer, {"row": "{}"}),
+        (commands.Transact, {"request": b""}),
+        (commands.Read, {"request": b""}),
+        (commands.Consensus, {"payload": b""}),
+        (commands.Authenticate, {"key": "k", "proof": b""}),
+    ]
+
+    def test_a_stranger_may_probe(self) -> None:
+        """Without a certificate one learns who listens here."""
+        link, _, pump = self.make_link()
+        box = self.successResultOf(self.ask(link, pump, commands.Probe, server=server_id(2), stamp=1, farm=""))
+        assert json.loads(box["answer"])["asked"] == server_id(2)
+
+    def test_a_stranger_gets_nothing_else(self) -> None:
+        """Every other command wants a certificate of this farm."""
+        for command, arguments in self.QUESTIONS:
+            link, _, pump = self.make_link()
+            failure = self.failureResultOf(self.ask(link, pump, command, **arguments), commands.BadRequest)
+            assert "certificate of this farm" in str(failure.value), command
+
+    def test_a_server_is_who_its_certificate_says(self) -> None:
+        """What is answered depends on the certificate, not on a claim."""
+        link, _, pump = self.make_link(server_id(7))
+        for command, arguments in self.QUESTIONS:
+            self.successResultOf(self.ask(link, pump, command, **arguments))
+        box = self.successResultOf(self.ask(link, pump, commands.Transact, request=b"x"))
+        assert box["answer"] == b"x" + server_id(7).encode()
+
+    def test_joining_is_bound_to_the_connection(self) -> None:
+        """The backend gets the exporter of this very TLS connection, and refusals reach the joiner as such."""
+        link, _, pump = self.make_link()
+        arguments = {"version": 1, "farm": "", "proof": b"p", "request": b"r", "row": "{}"}
+        failure = self.failureResultOf(self.ask(link, pump, commands.Join, **arguments), commands.JoinRefused)
+        assert str(failure.value) == "not today"
+        assert self.backend.joiners[0].exporter == b"e" * 32
+
+    def test_a_broken_report_is_the_peers_fault(self) -> None:
+        """What is no JSON object is refused; the link goes on."""
+        link, _, pump = self.make_link(server_id(7))
+        for text in ("", "[]", "nonsense"):
+            self.failureResultOf(self.ask(link, pump, commands.Report, report=text), commands.BadRequest)
+        self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
+
+    def test_bytes_that_are_no_amp_end_the_link(self) -> None:
+        """A malformed box closes this link without a traceback."""
+        for garbage in (b"\x00\x00", b"\xff" * 300, b"\x00\x04_ask"):
+            link, port, pump = self.make_link()
+            assert link.transport is not None
+            link.transport.write(garbage + b"\x00\x01\x00\xff\xff")
+            pump.flush()
+            assert port not in self.factory.connections
+        assert self.flushLoggedErrors() == []
+
+    def test_a_stranger_may_not_stay(self) -> None:
+        """A link that proves nothing ends after a while; one with a certificate stays."""
+        link, port, pump = self.make_link(server_id(7))
+        self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
+        _, stranger, other = self.make_link()
+        self.clock.advance(STRANGER_SECONDS)
+        pump.flush()
+        other.flush()
+        assert self.factory.connections == {port}
+
+    def test_many_strangers(self) -> None:
+        """Past the limit new strangers are turned away, and known servers are not disturbed."""
+        link, port, pump = self.make_link(server_id(7))
+        self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
+        for _ in range(STRANGER_CONNECTIONS_MAX + 10):
+            _, _, flood = self.make_link()
+            flood.flush()
+        assert len(self.factory.connections) <= STRANGER_CONNECTIONS_MAX + 1
+        self.backend.peer = server_id(7)
+        self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
+        self.factory.close_all()
+        pump.flush()
+        assert port not in self.factory.connections
