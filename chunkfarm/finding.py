@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectError, ConnectionRefusedError, Timeout
 
 from chunkfarm.links.commands import Probe
 from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed, Peers
+from chunkfarm.membership import Candidate
 from chunkfarm.model import Address
 
 MASTERS_FIRST = 3
@@ -33,17 +34,6 @@ UNTRUSTED = "untrusted"
 FAILED = "failed"
 
 JOINABLE = ("serving", "readonly", "leaving")
-
-
-@frozen(kw_only=True)
-class Candidate:
-    """A starting server's place in the order of founders: the lower one founds."""
-
-    stamp: int
-    server_id: str
-
-    def before(self, other: Candidate) -> bool:
-        return (self.stamp, self.server_id) < (other.stamp, other.server_id)
 
 
 @frozen(kw_only=True)

@@ -20,6 +20,17 @@ LEARNERS = 2
 LIVE = ("up", "draining")
 
 
+@frozen(kw_only=True)
+class Candidate:
+    """A starting server's place in the order of founders: the lower one founds."""
+
+    stamp: int
+    server_id: str
+
+    def before(self, other: Candidate) -> bool:
+        return (self.stamp, self.server_id) < (other.stamp, other.server_id)
+
+
 @frozen
 class Standing:
     """A server's place in the line of succession, and why."""

@@ -21,9 +21,10 @@ from twisted.python.threadpool import ThreadPool
 from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
-from chunkfarm.finding import Answer, Candidate, Found, Join, Wait, ask, decide
+from chunkfarm.finding import Answer, Found, Join, Wait, ask, decide
 from chunkfarm.founding import MARKER, discard_unrecorded, found
 from chunkfarm.joining import JoinLater, join
+from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers

@@ -19,7 +19,6 @@ from chunkfarm.finding import (
     TIMED_OUT,
     UNTRUSTED,
     Answer,
-    Candidate,
     Decision,
     Found,
     Join,
@@ -28,6 +27,7 @@ from chunkfarm.finding import (
     decide,
 )
 from chunkfarm.links.peers import Peers
+from chunkfarm.membership import Candidate
 from chunkfarm.model import Address
 from tests.builders import server_id
 

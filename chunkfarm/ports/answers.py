@@ -15,10 +15,10 @@ from twisted.logger import Logger
 
 from chunkfarm.access import Access
 from chunkfarm.errors import AuthenticationFailed, FarmError
-from chunkfarm.finding import Candidate
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers
+from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address, Server, check_server_id, check_server_name
 from chunkfarm.ports.peer import Joiner
 from chunkfarm.state import ServerState

@@ -168,7 +168,7 @@ class PeerPortTests(SynchronousTestCase):
         """A link that proves nothing ends after a while; one with a certificate stays."""
         link, port, pump = self.make_link(server_id(7))
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
-        _, stranger, other = self.make_link()
+        _, _, other = self.make_link()
         self.clock.advance(STRANGER_SECONDS)
         pump.flush()
         other.flush()
