@@ -1,0 +1,80 @@
+"""Watching the table from a server that does not hold it: over the client port of one that does.
+
+It is the WATCH that every client may use; the certificate shown in STARTTLS stands for the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
+
+from chunkfarm.links.lines import LineClient, connect
+from chunkfarm.model import Address
+from chunkfarm.table.interface import Batch, Compacted, IWatch, Unavailable
+from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.verify import chain_of, check_chain
+
+
+@implementer(IWatch)
+class FollowedWatch:
+    """A watch with a link of its own, which ends with it."""
+
+    def __init__(self, client: LineClient, watch: IWatch) -> None:
+        self._client = client
+        self._watch = watch
+
+    def next(self) -> Deferred[Batch]:
+        batch: Deferred[Batch] = self._watch.next()
+        return batch
+
+    def close(self) -> None:
+        self._watch.close()
+        self._client.lose()
+
+
+class FollowersWatch:
+    """Opens watches at the first server in line that gives one."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        contexts: Contexts,
+        addresses: Callable[[], list[Address]],
+        dial: Callable[..., Deferred[LineClient]] = connect,
+    ) -> None:
+        self._reactor = reactor
+        self._contexts = contexts
+        self._addresses = addresses
+        self._dial = dial
+
+    def open(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
+        """As `ITable.watch`; fails with `Unavailable` when no server gives a watch."""
+        return Deferred.fromCoroutine(self._open(prefix, from_revision))
+
+    async def _open(self, prefix: bytes, from_revision: int) -> IWatch:
+        problems = []
+        for address in self._addresses():
+            client = None
+            try:
+                client = await self._dial(
+                    self._reactor, address, tls=self._contexts.client_factory(), check=self._check
+                )
+                return FollowedWatch(client, await client.watch(prefix, from_revision))
+            except (CancelledError, Compacted):
+                if client is not None:
+                    client.lose()
+                raise
+            except Exception as error:
+                if client is not None:
+                    client.lose()
+                problems.append(f"{address}: {error}")
+        raise Unavailable(f"no server gives a watch ({'; '.join(problems) or 'none is known'})")
+
+    def _check(self, transport: Any) -> None:
+        """Any server of the farm will do; between servers the table decides, not the date."""
+        identity = self._contexts.identity
+        assert identity is not None
+        check_chain(chain_of(transport), identity.ca_fingerprint, None, None)
