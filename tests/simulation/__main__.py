@@ -1,0 +1,72 @@
+"""Simulate the consensus from many seeds: `python -m tests.simulation --seeds 1..200`.
+
+Each seed is a history of its own, and always the same one. A failing seed is shown with the end of its
+trace and with the command that replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+
+from chunkfarm.table.consensus import Consensus
+from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.trace import lines
+
+TRACE_LINES = 60
+"""Shown of a failing run; `--trace` shows all of it."""
+PROGRESS_SECONDS = 5.0
+
+
+def _seeds(text: str) -> range:
+    first, _, last = text.partition("..")
+    return range(int(first), int(last or first) + 1)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=_seeds, default=_seeds("1..200"), help="FIRST..LAST, or one seed")
+    parser.add_argument("--ticks", type=int, default=FAULTY_TICKS, help="how long faults are made")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="run a core with this fault instead")
+    parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the seeds; the exit status is 1 if one of them fails."""
+    options = _options(arguments)
+    make_core: MakeCore = MUTANTS[options.mutant][0] if options.mutant else Consensus
+    began = shown = time.monotonic()
+    digest = hashlib.sha256()
+    for count, seed in enumerate(options.seeds, 1):
+        simulation = Simulation(seed, make_core, options.ticks)
+        failure = ""
+        try:
+            simulation.run()
+        except (AssertionError, ValueError) as error:
+            failure = str(error) or type(error).__name__
+        told = lines(simulation)
+        digest.update("\n".join(told).encode())
+        if options.trace or failure:
+            print("\n".join(told if options.trace else told[-TRACE_LINES:]))
+        if failure:
+            more = f" --ticks {options.ticks}" if options.ticks != FAULTY_TICKS else ""
+            more += f" --mutant {options.mutant}" if options.mutant else ""
+            print(f"\nseed {seed} failed at time {simulation.now}: {failure}")
+            print(f"replay: python -m tests.simulation --seeds {seed}{more} --trace")
+            return 1
+        now = time.monotonic()
+        if now - shown >= PROGRESS_SECONDS:
+            shown = now
+            print(f"{count} of {len(options.seeds)} seeds, {count / (now - began):.0f} a second", flush=True)
+    seconds = time.monotonic() - began
+    print(f"{len(options.seeds)} seeds passed in {seconds:.1f} s; traces {digest.hexdigest()[:16]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

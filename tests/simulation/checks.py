@@ -1,0 +1,166 @@
+"""What must hold in every history of the consensus, whatever happens (Ongaro's dissertation, figure 3.2).
+
+The checks know everything that any server ever did, and compare. None of them looks at how the core
+reaches its decisions, except where the rule itself is about that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from chunkfarm.table.consensus import Consensus, majority
+from chunkfarm.table.records import Entry, EntryKind, Message, MessageKind, Ready
+
+if TYPE_CHECKING:
+    from tests.simulation.core import Rows, Server
+
+
+class Violation(AssertionError):
+    """A rule was broken; the text says which."""
+
+
+def _must(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise Violation(sentence)
+
+
+class Checks:
+    """All that has been seen so far in one run."""
+
+    def __init__(self) -> None:
+        self.commit = 0
+        """The highest index that any server has known to be committed."""
+        self._leaders: dict[int, tuple[str, int]] = {}
+        self._votes: dict[tuple[str, int], str] = {}
+        self._entries: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}
+        self._committed: list[tuple[int, int]] = [(0, 0)]
+        """For each index: term of the entry, term of the leader that committed it."""
+        self._committing_terms: set[int] = set()
+        self._known: dict[tuple[str, int], int] = {}
+        self._applied: dict[int, Entry] = {}
+        self._digests: dict[int, int] = {}
+        self._reads: dict[tuple[str, int, int], int] = {}
+        self._answered = 0
+
+    # Elections.
+
+    def sent(self, message: Message) -> None:
+        """Vote once a term, across restarts: what has left a server cannot be taken back."""
+        if message.kind is MessageKind.VOTE:
+            self._voted(message.sender, message.term, message.sender)
+        elif message.kind is MessageKind.VOTE_ANSWER and not message.reject:
+            self._voted(message.sender, message.term, message.to)
+
+    def _voted(self, voter: str, term: int, candidate: str) -> None:
+        before = self._votes.setdefault((voter, term), candidate)
+        _must(before == candidate, f"vote once: {voter} voted for {before} and {candidate} in term {term}")
+
+    def _lead(self, server: Server, core: Consensus) -> None:
+        """Election safety: one leader a term. Leader completeness: it has what earlier terms committed."""
+        me = (server.id, server.life)
+        before = self._leaders.get(core.term)
+        if before == me:
+            return
+        _must(before is None, f"election safety: {before} and {me} lead term {core.term}")
+        self._leaders[core.term] = me
+        for index in range(core.log.snapshot.index, len(self._committed)):
+            term, by = self._committed[index]
+            if index and by < core.term:
+                found = core.log.term_at(index)
+                _must(found == term, f"leader completeness: {server.id} leads {core.term} without {index} of {term}")
+
+    # Logs.
+
+    def taken(self, server: Server, core: Consensus, ready: Ready) -> None:
+        """Log matching: an index and a term name one entry, and one entry before it."""
+        for entry in ready.entries:
+            previous = core.log.term_at(entry.index - 1)
+            if previous is None:
+                continue
+            seen = (previous, entry.kind, entry.data)
+            before = self._entries.setdefault((entry.index, entry.term), seen)
+            _must(before == seen, f"log matching: {server.id} has another {entry.index} of term {entry.term}")
+
+    def changed(self, core: Consensus) -> None:
+        """One change of configuration at a time, and only after an entry of the leader's own term."""
+        log = core.log
+        under_way = len(log.configurations_from(self.commit)) - 1
+        _must(under_way <= 1, f"one change at a time: {core.id} has {under_way} under way")
+        own = core.term in self._committing_terms
+        _must(own, f"own term first: {core.id} changes the configuration before it has committed anything")
+
+    def look(self, server: Server, core: Consensus, servers: Mapping[str, Server]) -> None:
+        """After every event, at the server that it touched."""
+        if core.role == "leader":
+            self._lead(server, core)
+        key = (server.id, server.life)
+        known = self._known.get(key, 0)
+        if core.commit == known:
+            return
+        _must(core.commit > known, f"commit index: that of {server.id} went from {known} to {core.commit}")
+        _must(core.commit <= core.last_index, f"commit index: {server.id} committed what it does not have")
+        self._known[key] = core.commit
+        for index in range(max(known, core.log.snapshot.index) + 1, core.commit + 1):
+            term = core.log.term_at(index)
+            assert term is not None
+            if index < len(self._committed):
+                _must(self._committed[index][0] == term, f"state machine safety: {server.id} committed another {index}")
+            else:
+                self._newly_committed(server, core, index, term, servers)
+        self.commit = len(self._committed) - 1
+
+    def _newly_committed(
+        self, server: Server, core: Consensus, index: int, term: int, servers: Mapping[str, Server]
+    ) -> None:
+        """Committed means: by a leader, up to an entry of its own term, durable on a majority of those in force."""
+        me = (server.id, server.life)
+        _must(self._leaders.get(core.term) == me, f"commitment: {server.id} committed {index} without leading")
+        if index == core.commit:
+            _must(term == core.term, f"commitment: {server.id} committed {index} of term {term} by counting")
+        voters = core.configuration.voters
+        holders = [id for id in sorted(voters) if servers[id].disk.holds(index, term)]
+        _must(len(holders) >= majority(len(voters)), f"durability: {index} is committed and durable only on {holders}")
+        assert index == len(self._committed)
+        self._committed.append((term, core.term))
+        self._committing_terms.add(core.term)
+
+    # Rows.
+
+    def applied(self, id: str, rows_index: int, entry: Entry) -> None:
+        """State machine safety: the same entry everywhere, in order, without a gap, and only if committed."""
+        _must(entry.index == rows_index + 1, f"order: {id} applied {entry.index} after {rows_index}")
+        _must(entry.index <= self.commit, f"state machine safety: {id} applied {entry.index}, which is not committed")
+        before = self._applied.setdefault(entry.index, entry)
+        _must(before == entry, f"state machine safety: {id} applied another {entry.index}")
+
+    def rows(self, rows: Rows) -> None:
+        before = self._digests.setdefault(rows.index, rows.digest)
+        _must(before == rows.digest, f"state machine safety: rows differ at {rows.index}")
+
+    # Reads.
+
+    def read_asked(self, id: str, life: int, token: int) -> None:
+        self._reads[id, life, token] = self.commit
+
+    def read_answered(self, id: str, life: int, token: int, index: int) -> None:
+        """A read sees everything that anybody could have seen before it began."""
+        known = self._reads.pop((id, life, token), None)
+        _must(known is not None, f"reads: {id} answered {token}, which it was not asked")
+        assert known is not None
+        _must(index >= known, f"linearizable reads: {id} read at {index} what was already {known}")
+        self._answered = max(self._answered, token)
+
+    def answered_since(self, token: int) -> bool:
+        return self._answered > token
+
+    # The end.
+
+    def finished(self, servers: Mapping[str, Server]) -> None:
+        """Every committed entry is still where it was promised to be: in all rows that reached it."""
+        for server in servers.values():
+            index = server.rows.index
+            _must(
+                index == 0 or self._digests[index] == server.rows.digest,
+                f"state machine safety: the rows of {server.id} differ at {index}",
+            )
