@@ -178,15 +178,16 @@ class HeldConfig:
             raise document.error(document.options("farm")["generation"], f"generation = {text}: {error}") from None
         return there < generation and self.write(generation, farm, servers)
 
-    def write(self, generation: int, farm: FarmOptions, servers: Iterable[Server]) -> bool:
+    def write(self, generation: int, farm: FarmOptions, servers: Iterable[Server], *, replaces: str = "") -> bool:
         """Write the farm's sections whatever the file's generation; returns False if nothing is different.
 
-        Raises `ForeignFarm` if the file names another farm.
+        Raises `ForeignFarm` if the file names another farm than this one, and than `replaces`: the id of a
+        farm that a person has given up.
         """
         assert self._lock >= 0, "the lock has been released"
         text = self.text()
         there = _farm_id(text)
-        if there and there != farm.id:
+        if there not in ("", farm.id, replaces):
             raise ForeignFarm(
                 f"{self._file.path}: it belongs to the farm with id {there}, expected {farm.id}, so it is left alone"
             )

@@ -226,6 +226,14 @@ class ConfigFileTests(SynchronousTestCase):
         self.assertRaises(ForeignFarm, file.put_back, before, 9, FARM, [A])
         assert path.read_text() == before
 
+    def test_given_up(self) -> None:
+        """A person who founds anew has the file of the farm that is given up written over, and no other's."""
+        file, _ = self.make(f"[farm]\nid = {'f' * 32}\ngeneration = 70\n")
+        with file.locked() as held:
+            self.assertRaises(ForeignFarm, held.write, 1, FARM, [A], replaces="e" * 32)
+            assert held.write(1, FARM, [A], replaces="f" * 32) is True
+        assert (file.read().farm, file.read().generation) == (FARM, 1)
+
     def test_not_understood(self) -> None:
         """A file that cannot be understood is left as it is."""
         for text in ("[nonsense]\n", "[farm]\ngeneration = many\n"):
