@@ -197,6 +197,7 @@ def parse_request(head: bytes) -> RequestHead | None:
         raise InvalidRequest(f"the head of the request is malformed: {error}") from None
     if not request.target:
         return None
+    request.method = parser.get_method()
     _check(request, parser.get_http_version())
     return request
 

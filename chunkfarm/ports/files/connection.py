@@ -1,0 +1,450 @@
+"""One connection of the file port: requests out of bytes, answers into bytes, and the time all that may take.
+
+A connection is in one of four states:
+
+- WAITING: between requests, or in the middle of a head.
+- BODY: a request is being answered, and bytes of its body are still to come.
+- ANSWERING: the whole request is here, its answer is not complete.
+- ENDED: the last answer is on its way, or the connection is lost. Nothing is read any more.
+
+Bytes that come before they are wanted stay where they are, and the transport stops reading: at most one
+read is kept. What a request means is for `routes` to say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import connectionDone as _done
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chunkfarm.errors import FarmError, InvalidRequest
+from chunkfarm.model import KIB
+from chunkfarm.ports.files.answers import Answer, TooSlow, refusal
+from chunkfarm.ports.files.requests import Request, Session
+from chunkfarm.ports.files.sending import Counted, WhenDrained
+from chunkfarm.wire.http1 import (
+    HEAD_BYTES_MAX,
+    HEAD_END,
+    STATUS_LINES,
+    CountedBody,
+    HeadTooLarge,
+    RequestHead,
+    parse_request,
+)
+from chunkfarm.wire.http1_rules import split_target
+from chunkfarm.wire.pump import PieceSource, PumpStopped, pump
+
+if TYPE_CHECKING:
+    from chunkfarm.ports.files.factory import FileFactory
+
+HEAD_SECONDS = 20.0
+"""For a whole head, from its first byte on: a head is one packet, and dribbling it must not hold a connection."""
+IDLE_SECONDS = 60.0
+"""Between requests. Clients that pool connections keep them for 30 to 90 s; reopening one costs a handshake."""
+BODY_WINDOW_SECONDS = 30.0
+"""Over how long the rate of a body is looked at: a client may well pause for some seconds."""
+BODY_RATE_MIN = 1 * KIB
+"""Bytes a second that a body must bring while it is read: a tenth of the slowest modem, and still an end."""
+STALL_SECONDS = 300.0
+"""Without a byte of an answer taken by the client. It may be slow, but it must not be gone."""
+TURN_REQUESTS_MAX = 64
+"""Pipelined requests begun in one turn: other connections must have theirs."""
+QUEUED_MAX = 256 * KIB
+"""Bytes of answers not sent yet, above which the next pipelined request waits."""
+JOINED_BYTES_MAX = 16 * KIB
+"""A body up to the size of a TLS record is joined to its head, which is cheaper than a second write."""
+
+WAITING, BODY, ANSWERING, ENDED = "waiting", "body", "answering", "ended"
+
+_NEVER = float("inf")
+
+
+class FileProtocol(Protocol):
+    """HTTP/1.1, server side."""
+
+    _log = Logger()
+
+    def __init__(self, factory: FileFactory) -> None:
+        self._files = factory
+        self._clock = factory.clock
+        self._state = WAITING
+        self._input = b""
+        self._offset = 0
+        """Where in `_input` what has not been used yet begins."""
+        self._searched = 0
+        """How many bytes after that hold no end of a head."""
+        self._turning = False
+        self._reading = True
+        self._draining = False
+        self._request: Request | None = None
+        self._running: Deferred[Any] | None = None
+        self._counted: Counted | None = None
+        self._head_written = False
+        self._close = False
+        """Whether the connection ends with the answer under way."""
+        self._began = 0
+        """Requests begun in this turn."""
+        self._in_head = False
+        self._deadline = _NEVER
+        self._body_bytes = 0
+        self._body_since = 0.0
+        self._moved: tuple[int, int] = (0, 0)
+        self._moved_at = 0.0
+
+    # From the transport.
+
+    def connectionMade(self) -> None:
+        """Somebody connected; what they say comes after the handshake."""
+        self._session = Session(self._certificate)
+        self._deadline = self._clock.seconds() + IDLE_SECONDS
+        self._files.connections.add(self)
+
+    def _certificate(self) -> Any:
+        get = getattr(self.transport, "getPeerCertificate", None)
+        return None if get is None else get()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came; they are used now, or kept until they are wanted."""
+        if self._state is ENDED:
+            return
+        self._input = data if self._offset == len(self._input) else self._input[self._offset :] + data
+        self._offset = 0
+        if not self._turning:
+            self._turn()
+
+    def connectionLost(self, reason: Failure = _done) -> None:
+        """The connection is gone, and with it whoever waited for the answer."""
+        self._state = ENDED
+        self._input = b""
+        self._offset = 0
+        self._files.forget(self)
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    # Requests out of bytes.
+
+    def _turn(self) -> None:
+        """Use what has come as far as it is wanted. A loop, so that no number of requests deepens the stack."""
+        self._turning = True
+        self._began = 0
+        try:
+            while self._offset < len(self._input) and not self._draining:
+                if self._state is WAITING:
+                    if self._began == TURN_REQUESTS_MAX:
+                        self._wait_until_drained()
+                        self._clock.callLater(0, self._drained)
+                    elif not self._read_head():
+                        break
+                elif self._state is BODY and self._body().wanted:
+                    self._read_body()
+                else:
+                    break
+        finally:
+            self._turning = False
+        self._choose_reading()
+
+    def _choose_reading(self) -> None:
+        """Read on unless what is here already must wait."""
+        if self._state is ENDED:
+            return
+        left = self._offset < len(self._input)
+        if self._state is WAITING:
+            wanted = not (self._draining and left)
+        else:
+            wanted = not (left or (self._state is BODY and self._body().paused))
+        if wanted != self._reading:
+            self._reading = wanted
+            transport: Any = self.transport
+            if wanted:
+                transport.resumeProducing()
+            else:
+                transport.pauseProducing()
+
+    def _read_head(self) -> bool:
+        """Begin the request whose head is complete; False if more of it must come first."""
+        data, offset = self._input, self._offset
+        end = data.find(HEAD_END, offset + self._searched)
+        if end < 0:
+            if len(data) - offset > HEAD_BYTES_MAX:
+                self._refuse(HeadTooLarge(f"the head of a request has at most {HEAD_BYTES_MAX} bytes"))
+                return False
+            self._searched = max(0, len(data) - offset - len(HEAD_END) + 1)
+            if not self._in_head:
+                self._in_head = True
+                self._deadline = self._clock.seconds() + HEAD_SECONDS
+            return False
+        end += len(HEAD_END)
+        self._offset = end
+        self._searched = 0
+        try:
+            head = parse_request(data[offset:end])
+            if head is None:
+                return True
+            path, query = split_target(head.target)
+        except FarmError as error:
+            self._refuse(error)
+            return False
+        self._begin(head, path, query)
+        return True
+
+    def _begin(self, head: RequestHead, path: str, query: bytes) -> None:
+        self._began += 1
+        self._in_head = False
+        self._deadline = _NEVER
+        self._head_written = False
+        self._close = not head.keep_alive
+        self._state = BODY if head.has_body else ANSWERING
+        self._request = request = Request(head, path, query, self._session, self)
+        self._running = running = self._files.routes.answer(request)
+        running.addCallbacks(self._answer, self._fail)
+        running.addErrback(self._fault)
+
+    def _body(self) -> Any:
+        assert self._request is not None
+        return self._request.body
+
+    def _read_body(self) -> None:
+        body = self._body()
+        start = self._offset
+        try:
+            piece, self._offset = body.decoder.take(self._input, start)
+        except InvalidRequest as error:
+            # Where the next request begins is not known.
+            self._close = True
+            body.fail(error)
+            return
+        self._body_bytes += self._offset - start
+        if len(piece):
+            body.deliver(piece)
+        if body.decoder.done and self._state is BODY:
+            self._state = ANSWERING
+            body.end()
+
+    def body_wanted(self) -> None:
+        """Somebody takes the body (again): read it, and say so to a client that waits for that."""
+        request = self._request
+        if self._state is not BODY or request is None:
+            return
+        self._body_since = self._clock.seconds()
+        self._body_bytes = 0
+        if request.head.expects_continue:
+            request.head.expects_continue = False
+            if self._offset == len(self._input):
+                self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self._turning:
+            self._turn()
+
+    def body_paused(self) -> None:
+        """Whoever takes the body has enough for now."""
+        if not self._turning and self._state is BODY:
+            self._choose_reading()
+
+    # Answers into bytes.
+
+    def _refuse(self, error: FarmError) -> None:
+        """Answer a head that is not one, and end: where the next request begins is not known."""
+        self._close = True
+        self._state = ANSWERING
+        self._head_written = False
+        self._answer(refusal(error))
+
+    def _answer(self, answer: Answer) -> Deferred[None] | None:
+        self._running = None
+        if self._state is ENDED:
+            if answer.source is not None:
+                answer.source.close()
+            return None
+        if self._state is BODY and not self._skip_body():
+            self._close = True
+        head_only = self._request is not None and self._request.method == b"HEAD"
+        if answer.source is not None and not head_only:
+            self._running = stream = Deferred.fromCoroutine(self._stream(answer, answer.source))
+            return stream.addCallback(self._streamed)
+        if answer.source is not None:
+            answer.source.close()
+        head = self._head(answer)
+        self._write(head if head_only else head + answer.body)
+        self._finish()
+        return None
+
+    def _skip_body(self) -> bool:
+        """Pass over a short body that nobody wanted, if all of it is here; False if it must be waited for."""
+        decoder = self._body().decoder
+        if not isinstance(decoder, CountedBody) or decoder.remaining > len(self._input) - self._offset:
+            return False
+        self._offset += decoder.remaining
+        self._state = ANSWERING
+        return True
+
+    def _head(self, answer: Answer) -> bytes:
+        self._head_written = True
+        if self._files.finishing:
+            self._close = True
+        ending = b"Connection: close\r\n" if self._close else b""
+        if answer.status in (204, 304):
+            return b"%b%b%b%b\r\n" % (STATUS_LINES[answer.status], self._files.common, answer.fields, ending)
+        length = answer.length if answer.length >= 0 else len(answer.body)
+        return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (
+            STATUS_LINES[answer.status],
+            self._files.common,
+            answer.fields,
+            ending,
+            length,
+        )
+
+    async def _stream(self, answer: Answer, source: PieceSource) -> None:
+        """Send a head and then the pieces of a source; a failure after the head resets the connection."""
+        counted = Counted(source, answer.length)
+        try:
+            piece = await counted.next()
+        except BaseException:
+            source.close()
+            raise
+        assert piece is not None, "an empty answer has no source"
+        self._counted = counted
+        self._moved_at = self._clock.seconds()
+        head = self._head(answer)
+        if len(piece) <= JOINED_BYTES_MAX:
+            self._write(b"".join((head, piece)))
+        else:
+            self._write(head)
+            self._write(piece)
+        if len(piece) == answer.length:
+            source.close()
+        else:
+            await pump(counted, self.transport)
+
+    def _streamed(self, _: None) -> None:
+        self._running = None
+        self._finish()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        transport: Any = self.transport
+        if type(data) is memoryview and not getattr(transport, "accepts_memoryview", False):
+            data = bytes(data)
+        transport.write(data)
+
+    def _fail(self, failure: Failure) -> Deferred[None] | None:
+        """The routes have no answer: say why."""
+        self._running = None
+        if self._state is ENDED:
+            return None
+        if failure.check(FarmError):
+            error = failure.value
+            assert isinstance(error, FarmError)
+            return self._answer(refusal(error))
+        self._internal(failure)
+        return None
+
+    def _fault(self, failure: Failure) -> None:
+        """An answer could not be sent. If none of it is out yet there is another; else only a reset is honest."""
+        self._running = None
+        if self._state is ENDED:
+            return
+        if failure.check(PumpStopped):
+            self._abort()
+        elif self._head_written:
+            if failure.check(FarmError):
+                self._log.warn("an answer was cut short: {reason}", reason=failure.getErrorMessage())
+            else:
+                self._log_failure(failure)
+            self._abort()
+        elif failure.check(FarmError):
+            self._fail(failure)
+        else:
+            self._internal(failure)
+
+    def _internal(self, failure: Failure) -> None:
+        self._log_failure(failure)
+        self._answer(refusal(FarmError("this server has a fault; its log says more")))
+
+    def _log_failure(self, failure: Failure) -> None:
+        request = self._request
+        self._log.failure(
+            "while answering {method} {target}",
+            failure,
+            method=request.method.decode() if request is not None else "",
+            target=request.head.target.decode("ascii", "replace") if request is not None else "",
+        )
+
+    def _finish(self) -> None:
+        """The answer is written: on to the next request, or to the end."""
+        self._request = self._counted = None
+        if self._state is ENDED:
+            return
+        if self._close:
+            self._end()
+            return
+        self._state = WAITING
+        self._deadline = self._clock.seconds() + IDLE_SECONDS
+        transport: Any = self.transport
+        if getattr(transport, "queued", 0) > QUEUED_MAX:
+            # The client asks faster than it takes the answers.
+            self._wait_until_drained()
+            transport.registerProducer(WhenDrained(transport, self._drained), False)
+        if not self._turning:
+            self._turn()
+
+    def _wait_until_drained(self) -> None:
+        self._draining = True
+        self._deadline = _NEVER
+        self._moved_at = self._clock.seconds()
+
+    def _drained(self) -> None:
+        self._draining = False
+        if self._state is WAITING:
+            self._deadline = self._clock.seconds() + IDLE_SECONDS
+            self._turn()
+
+    def _end(self) -> None:
+        self._state = ENDED
+        self._deadline = _NEVER
+        self._input = b""
+        self._offset = 0
+        transport: Any = self.transport
+        transport.loseConnection()
+
+    def _abort(self) -> None:
+        self._state = ENDED
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    # From the factory.
+
+    def end_if_idle(self) -> None:
+        """The server is about to end: close unless a request is under way, which ends with its answer."""
+        if self._state is WAITING and not self._draining:
+            self._end()
+
+    def abort(self) -> None:
+        """The server ends now."""
+        if self._state is not ENDED:
+            self._abort()
+
+    def look_at_time(self, now: float) -> None:
+        """End what takes too long; called about once a second."""
+        if now >= self._deadline:
+            if self._in_head:
+                self._refuse(TooSlow(f"the head of a request must come within {HEAD_SECONDS:.0f} s"))
+            else:
+                self._end()
+        elif self._state is BODY and self._body().wanted:
+            elapsed = now - self._body_since
+            if elapsed >= BODY_WINDOW_SECONDS:
+                if self._body_bytes < elapsed * BODY_RATE_MIN:
+                    self._close = True
+                    self._body().fail(TooSlow(f"a body must bring at least {BODY_RATE_MIN} bytes a second"))
+                else:
+                    self._body_since, self._body_bytes = now, 0
+        elif self._counted is not None or self._draining:
+            pieces = self._counted.pieces if self._counted is not None else 0
+            moved = (int(getattr(self.transport, "taken", 0)), pieces)
+            if moved != self._moved:
+                self._moved, self._moved_at = moved, now
+            elif now - self._moved_at >= STALL_SECONDS:
+                self._abort()
