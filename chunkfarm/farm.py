@@ -101,7 +101,7 @@ class Farm(MultiService):
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
-        self._file_factory = FileFactory(parts, self._reactor)
+        self._file_factory = FileFactory(parts, self._reactor, parts.now)
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
 
     # Start and end.
@@ -264,5 +264,5 @@ def make_farm(wish: Wish) -> Farm:
     from twisted.internet import reactor
 
     # The reactor's clock is the wall clock by default: a step of it would fire or freeze every timer.
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
     return Farm(wish, reactor, Systemd(os.environ))

@@ -124,6 +124,7 @@ class Parts:
         self.note = ""
         self.space = Space(0, 0, False)
         self.seal: SealKey | None = None
+        self._line: tuple[str, ...] = ()
         self._state = ServerState(
             server_id=data.server_id,
             name=config.server.name,
@@ -232,8 +233,7 @@ class Parts:
         return transport.connect(self.reactor, address.host, address.port, factory, tls, timeout)
 
     def _rank(self, server_id: str) -> int:
-        line = [server.id for server in membership.candidates(self.roster.servers)]
-        return line.index(server_id) if server_id in line else len(line)
+        return self._line.index(server_id) if server_id in self._line else len(self._line)
 
     def _watchable(self) -> list[Address]:
         """Client ports of servers that hold rows, as far as this one knows, the first ahead."""
@@ -243,6 +243,7 @@ class Parts:
     def _roster_changed(self) -> None:
         self._state.revision = self.roster.revision
         self._state.chunksize = self.roster.options.chunksize
+        self._line = tuple(server.id for server in membership.candidates(self.roster.servers))
         for server in self.roster.servers:
             self.book.hints.pop(server.id, None)
             if server.id == self.data.server_id:

@@ -50,9 +50,10 @@ class Options(usage.Options):
         """Refuse a bad config before anything else happens, and put the pid file where this server's data are."""
         if isinstance(self["data"], str):
             self["data"] = os.path.abspath(self["data"])
-        self["config"] = os.path.abspath(self["config"] or "config.ini")
+        path = os.path.abspath(self["config"] or "config.ini")
+        self["config"] = path
         try:
-            config = read_config(self["config"], self.overrides, socket.gethostname())
+            config = read_config(path, self.overrides, socket.gethostname())
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
