@@ -68,8 +68,11 @@ def join_key_for_founding(path: Path) -> bytes:
     return key
 
 
-async def found(parts: Parts, held: HeldConfig) -> Server:
-    """Make the farm, its CA, keys and table, and record it in the locked `config.ini`; returns our row."""
+async def found(parts: Parts, held: HeldConfig, replaces: str) -> Server:
+    """Make the farm, its CA, keys and table, and record it in the locked `config.ini`; returns our row.
+
+    `replaces` is the id of a farm that the file names and that is given up, or empty.
+    """
     farm_id = uuid.uuid4().hex
     directory = parts.data.path
     run = parts.run_in_thread
@@ -99,7 +102,7 @@ async def found(parts: Parts, held: HeldConfig) -> Server:
     options = evolve(parts.config.farm, id=farm_id, ca=identity.ca_fingerprint)
     also = (*secret_rows(seal, authority, join_key), Put(row.key, row.to_value()))
     server = await parts.registry.found(parts.own_row(), options, also)
-    await run(held.write, 1, options, [server])
+    await run(held.write, 1, options, [server], replaces=replaces)
     await run((directory / MARKER).unlink)
     _log.info("This server founded the farm {name}, {farm}.", name=options.name, farm=farm_id)
     return server

@@ -158,7 +158,7 @@ class Parts:
 
     def _build_table(self, random: Random, on_fatal: Callable[[Failure], None]) -> None:
         self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable)
-        links = TableOverPeers(self.peers, self.streams, self.watches.open, lambda: self.reporter.first)
+        links = TableOverPeers(self.peers, self.streams, self.watches.open, lambda: self.reporter.hint)
         self._table = EmbeddedTable(
             self.data.server_id,
             self.journal,

@@ -93,6 +93,11 @@ class Reporter:
         """The server that leads, as far as this one knows; empty if it does not."""
         return self._table.leader or self._first
 
+    @property
+    def hint(self) -> str:
+        """Who leads by what the answers to reports said, for an engine that cannot know it by itself."""
+        return self._first
+
     def start(self, first: str = "") -> None:
         """Begin to report, to `first` at the start."""
         self._first = first

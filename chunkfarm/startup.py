@@ -169,7 +169,7 @@ class Startup:
                 parts.state.change("founding")
                 held = await self._lock_to_found(parts)
                 if held is not None:
-                    return parts, Founds(held)
+                    return parts, Founds(held, farm)
                 decision = Wait((), (), again_soon=True)
             self._explain(parts, decision)
             await self._sleep(SOON if decision.again_soon else delay)
@@ -250,13 +250,13 @@ class Startup:
         await parts.measure_space()
         if isinstance(decided, Founds):
             with decided.held:
-                return await self._first_server(parts, decided.held)
+                return await self._first_server(parts, decided)
         if isinstance(decided, Join):
             return await self._subsequent_server(parts, decided)
         return await self._resumed_server(parts)
 
-    async def _first_server(self, parts: Parts, held: HeldConfig) -> tuple[Parts, str]:
-        await found(parts, held)
+    async def _first_server(self, parts: Parts, founds: Founds) -> tuple[Parts, str]:
+        await found(parts, founds.held, founds.replaces)
         return parts, parts.state.server_id
 
     async def _subsequent_server(self, parts: Parts, decision: Join) -> tuple[Parts, str]:
@@ -293,13 +293,16 @@ class Startup:
 
     async def _serve(self, begun: tuple[Parts, str]) -> Parts:
         parts, first = begun
+        roster = parts.roster.start()
+        if first == parts.state.server_id:
+            # Who leads compares reports with the rows, so a founder must know its own before it reports.
+            await roster
         parts.duties.start()
         parts.reporter.start(first)
         explaining = LoopingCall(self._explain_missing, parts, self._surroundings.now())
         explaining.clock = self._surroundings.reactor
         explaining.start(EXPLAIN_INTERVAL, now=False)
         try:
-            roster = parts.roster.start()
             await parts.reporter.when_belonging()
             await roster
         finally:
@@ -329,6 +332,8 @@ class Founds:
     """This server founds, and holds the lock under which that happens."""
 
     held: HeldConfig
+    replaces: str
+    """The farm that is given up for it, or empty."""
 
 
 @frozen

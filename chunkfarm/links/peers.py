@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
+from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import Address
 
 CALL_TIMEOUT = 10.0
@@ -32,7 +33,7 @@ class LinkFailed(Exception):
     """The peer cannot be reached, or is not the server that was asked for; the text says which."""
 
 
-class PeerLink(amp.AMP):
+class PeerLink(Boxes):
     """One outgoing connection to a peer port. It answers no commands."""
 
     def __init__(self) -> None:
@@ -49,21 +50,20 @@ class PeerLink(amp.AMP):
         super().connectionLost(reason)
         self.lost.callback(None)
 
-    def dataReceived(self, data: bytes) -> None:
-        """AMP raises on a malformed box; that is the peer's fault and ends only this link."""
-        try:
-            super().dataReceived(data)
-        except Exception:
-            cast(Any, self.transport).abortConnection()
-
     def certificate(self) -> Any:
         """The peer's certificate, or None."""
         return cast(Any, self.transport).getPeerCertificate()
 
     def close(self) -> None:
         """End the link."""
-        if self.alive:
-            cast(Any, self.transport).abortConnection()
+        self.abort()
+
+
+class _PeerLinkFactory(Factory):
+    """Makes a `PeerLink`, without a word in the log."""
+
+    noisy = False
+    protocol = PeerLink
 
 
 class OpenLink(Protocol):
@@ -104,7 +104,7 @@ class Peers:
 
     def open(self, address: Address, timeout: float = CONNECT_TIMEOUT) -> Deferred[PeerLink]:
         """A link of its own to whoever listens at `address`; nothing is known yet of who that is."""
-        return self._open_link(address, Factory.forProtocol(PeerLink), timeout)
+        return self._open_link(address, _PeerLinkFactory(), timeout)
 
     def call(
         self, server_id: str, command: type[amp.Command], timeout: float = CALL_TIMEOUT, **arguments: Any

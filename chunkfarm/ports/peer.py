@@ -13,11 +13,10 @@ from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
-from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from chunkfarm.links import commands
+from chunkfarm.links.boxes import Boxes
 
 CONNECTIONS_MAX = 2048
 """A farm of fifty servers needs two hundred links; past this something is wrong, and descriptors are kept for it."""
@@ -69,10 +68,8 @@ class PeerBackend(Protocol):
     def authenticate(self, key: str, proof: bytes) -> Deferred[str]: ...
 
 
-class PeerPort(amp.AMP):
+class PeerPort(Boxes):
     """One accepted connection."""
-
-    _log = Logger()
 
     def __init__(self, factory: PeerPortFactory, backend: PeerBackend, clock: IReactorTime) -> None:
         super().__init__()
@@ -87,26 +84,15 @@ class PeerPort(amp.AMP):
         self._owner.connections.add(self)
         strangers = sum(1 for other in self._owner.connections if other._peer is None)
         if len(self._owner.connections) > CONNECTIONS_MAX or strangers > STRANGER_CONNECTIONS_MAX:
-            self._abort()
+            self.abort()
             return
-        self._deadline = self._clock.callLater(STRANGER_SECONDS, self._abort)
+        self._deadline = self._clock.callLater(STRANGER_SECONDS, self.abort)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._owner.connections.discard(self)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         super().connectionLost(reason)
-
-    def dataReceived(self, data: bytes) -> None:
-        """AMP raises on a malformed box; that is the peer's fault and ends only its link."""
-        try:
-            super().dataReceived(data)
-        except Exception as error:
-            self._log.info("A peer sent what is not AMP ({error}); its link is closed.", error=type(error).__name__)
-            self._abort()
-
-    def _abort(self) -> None:
-        cast(Any, self.transport).abortConnection()
 
     def _sender(self) -> str:
         """The server id that this link's certificate proves; raises `BadRequest` for a stranger.
@@ -197,4 +183,4 @@ class PeerPortFactory(Factory):
     def close_all(self) -> None:
         """End every link."""
         for connection in list(self.connections):
-            connection._abort()
+            connection.abort()

@@ -52,9 +52,7 @@ class DutiesTests(SynchronousTestCase):
             self.table.put(server.key, server.to_value())
         self.led = FakeLed()
         registry = Registry(self.table, lambda: 7_000)
-        duties = Duties(
-            server_id(1), incarnation, self.led, registry, self.servers, lambda: FarmOptions(), self.clock
-        )
+        duties = Duties(server_id(1), incarnation, self.led, registry, self.servers, lambda: FarmOptions(), self.clock)
         duties.start()
         self.addCleanup(duties.stop)
         return duties

@@ -68,9 +68,7 @@ class RegistryTests(SynchronousTestCase):
     def test_names_are_made_unique(self) -> None:
         """Two machines with one host name become `box` and `box-2`."""
         registry = self.make_registry()
-        names = [
-            self.successResultOf(registry.join(make_server(number, name="box"))).name for number in (2, 3, 4)
-        ]
+        names = [self.successResultOf(registry.join(make_server(number, name="box"))).name for number in (2, 3, 4)]
         assert names == ["box", "box-2", "box-3"]
 
     def test_a_new_disk_on_the_address_of_a_dead_server(self) -> None:
