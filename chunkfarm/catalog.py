@@ -4,15 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
-from twisted.internet.defer import Deferred
+from attrs import evolve, frozen
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from chunkfarm.chunks.download import Download
+from chunkfarm.chunks.download import DamagedFile, Download
+from chunkfarm.chunks.pieces import Digests, raw_digests
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.chunks.upload import Upload, Uploaded
-from chunkfarm.model import FarmOptions, File, Manifest, Receipt
-from chunkfarm.table.interface import ITable
+from chunkfarm.errors import (
+    Busy,
+    InvalidRequest,
+    LimitExceeded,
+    MissingChunks,
+    NotFound,
+    PreconditionFailed,
+    ReadOnly,
+)
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX
+from chunkfarm.model import (
+    CHUNK_SIZE_MAX,
+    CHUNK_SIZE_MIN,
+    DIGEST_LENGTH,
+    FILES,
+    INLINE_DIGESTS_MAX,
+    FarmOptions,
+    File,
+    Manifest,
+    Receipt,
+    check_file_name,
+    chunk_count,
+    etag_of,
+)
+from chunkfarm.table.interface import (
+    Compare,
+    Conflict,
+    Delete,
+    ITable,
+    Operation,
+    Page,
+    Put,
+    TableClosed,
+    Unavailable,
+)
+
+STALE_AFTER = 2.0
+"""Seconds after which a reader is served from this server's last state, when no leader answers."""
+MANIFEST_DIGESTS_MAX = 1024 * 1024
+"""Chunks of one file: 8 TiB at 8M. Their digests, 32 MiB, are in memory while the file is read or committed."""
+CONTENT_TYPE_MAX = 255
+"""Characters of a content type; RFC 6838 allows 127 for each half of the name alone, parameters come on top."""
+TRIES_MAX = 10
+"""A conditional change that loses the race this often gives up: whoever asks may ask again."""
+LIST_LIMIT_MAX = 10_000
+"""Files in one listing, which is in memory as a whole."""
+NAMED_MISSING_MAX = 5
+"""Missing chunks that an error names: a line has room for more, a person has not."""
+_PAGE = 1000
 
 
 @frozen
@@ -23,6 +71,14 @@ class Condition:
     """One of these must be there (none given: no condition)."""
     if_none_match: tuple[str, ...] = ()
     """None of these may be there."""
+
+    def check(self, name: str, etag: str | None) -> None:
+        """Raise `PreconditionFailed` unless the file with this etag (None: no file) will do."""
+        if self.if_match and not (etag is not None and ("*" in self.if_match or etag in self.if_match)):
+            there = "there is no such file" if etag is None else f"its etag is {etag}"
+            raise PreconditionFailed(f"{name} is not what was asked for: {there}")
+        if etag is not None and ("*" in self.if_none_match or etag in self.if_none_match):
+            raise PreconditionFailed(f"{name} exists already, with the etag {etag}")
 
 
 @frozen
@@ -43,8 +99,30 @@ class Found:
     stale: int = 0
 
 
+def check_shape(size: int, chunk_size: int, digests: int) -> None:
+    """Raise `InvalidRequest` or `LimitExceeded` if no file of `size` bytes has this manifest."""
+    check_chunk_size(chunk_size)
+    if size < 0:
+        raise InvalidRequest(f"a file cannot have {size} bytes")
+    if (needed := chunk_count(size, chunk_size)) > MANIFEST_DIGESTS_MAX:
+        raise LimitExceeded(
+            f"a file has at most {MANIFEST_DIGESTS_MAX} chunks, not {needed}: choose a larger chunk size"
+        )
+    if digests != needed:
+        raise InvalidRequest(f"{size} bytes in chunks of {chunk_size} have {needed} digests, not {digests}")
+
+
+def check_chunk_size(chunk_size: int) -> int:
+    """Return a chunk size that a writer may choose; raise `InvalidRequest` or `LimitExceeded` for another."""
+    if chunk_size > CHUNK_SIZE_MAX:
+        raise LimitExceeded(f"a chunk has at most {CHUNK_SIZE_MAX} bytes, not {chunk_size}")
+    if chunk_size < CHUNK_SIZE_MIN:
+        raise InvalidRequest(f"a chunk size has at least {CHUNK_SIZE_MIN} bytes, not {chunk_size}")
+    return chunk_size
+
+
 class Catalog:
-    """The one owner of names and manifests."""
+    """The one owner of names and manifests. `options` gives the farm's options, `now_ms` the wall clock."""
 
     def __init__(
         self,
@@ -54,23 +132,33 @@ class Catalog:
         now_ms: Callable[[], int],
         clock: IReactorTime,
     ) -> None:
-        raise NotImplementedError
+        self._table = table
+        self._transfer = transfer
+        self._options = options
+        self._now_ms = now_ms
+        self._clock = clock
 
     def stat(self, name: str) -> Deferred[File]:
         """The file as it is now; fails with `NotFound`, or `ReadOnly` when there is no majority to ask."""
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._stat(name))
 
     def find(self, name: str) -> Deferred[Found]:
-        """The file for reading: after `STALE_AFTER` seconds without an answer this server's last state."""
-        raise NotImplementedError
+        """The file for reading; fails with `NotFound`, or `ReadOnly` if this server holds no table either.
+
+        After `STALE_AFTER` seconds without an answer this server's last state is what counts.
+        """
+        return Deferred.fromCoroutine(self._find(name))
 
     def list(self, prefix: str = "", after: str = "", limit: int = 1000) -> Deferred[Listing]:
-        """Files whose name starts with `prefix` and is greater than `after`, in order of their UTF-8."""
-        raise NotImplementedError
+        """Files whose name starts with `prefix` and is greater than `after`, in order of their UTF-8.
+
+        At most `limit`, and never more than `LIST_LIMIT_MAX`. Falls back to the last state as `find` does.
+        """
+        return Deferred.fromCoroutine(self._list(prefix, after, max(0, min(limit, LIST_LIMIT_MAX))))
 
     def remove(self, name: str, if_match: Sequence[str] = ()) -> Deferred[None]:
-        """Remove a file; fails with `NotFound`, or `PreconditionFailed` if its etag is not in `if_match`."""
-        raise NotImplementedError
+        """Remove a file; fails with `NotFound`, `ReadOnly`, or `PreconditionFailed` for an etag not in `if_match`."""
+        return Deferred.fromCoroutine(self._remove(name, Condition(if_match=tuple(if_match))))
 
     def commit(
         self,
@@ -82,19 +170,25 @@ class Catalog:
         condition: Condition = Condition(),
         written: Uploaded | None = None,
     ) -> Deferred[Receipt]:
-        """Give chunks a name. `written`: the upload of this process that stored them, which is not asked again.
+        """Give chunks a name; an unconditional commit replaces what is there.
 
-        Fails with `InvalidRequest`, `LimitExceeded`, `MissingChunks`, `PreconditionFailed`, `ReadOnly`, `Busy`.
+        Every chunk must be on the required number of servers, which are asked unless `written` is the upload
+        of this process that stored these very digests. Fails with `InvalidRequest`, `LimitExceeded`,
+        `MissingChunks`, `PreconditionFailed`, `Busy`, and with `ReadOnly` (then it may have happened).
         """
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._commit(name, size, chunk_size, digests, content_type, condition, written))
 
     def manifest(self, file: File) -> Deferred[Manifest]:
-        """The whole manifest of a file, read from its chunks if need be."""
-        raise NotImplementedError
+        """The whole manifest of a file, read from its chunks if need be; fails with `DamagedFile`, or as reads do."""
+        return Deferred.fromCoroutine(self._manifest(file))
 
     def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[Download]:
-        """The bytes of a file; its first piece is ready when this fires, so errors come before any byte."""
-        raise NotImplementedError
+        """The bytes of a file; its first piece is ready when this fires, so errors come before any byte.
+
+        Fails with `InvalidRequest` for a range that the file does not have, with `DamagedFile`,
+        `ChunkUnavailable`.
+        """
+        return Deferred.fromCoroutine(self._download(file, offset, length))
 
     def upload(
         self,
@@ -102,5 +196,228 @@ class Catalog:
         on_pause: Callable[[], None] = lambda: None,
         on_resume: Callable[[], None] = lambda: None,
     ) -> Upload:
-        """Begin to take a file; commit what its `finish` gives."""
-        raise NotImplementedError
+        """Begin to take a file; commit what its `finish` gives. Raises as `check_chunk_size` does."""
+        size = check_chunk_size(self._options().chunksize if chunk_size is None else chunk_size)
+        return Upload(self._transfer, size, on_pause, on_resume)
+
+    async def _stat(self, name: str) -> File:
+        key = _key(name)
+        file = _file_in(await self._read(key, limit=1), key)
+        if file is None:
+            raise NotFound(f"there is no file {name}")
+        return file
+
+    async def _find(self, name: str) -> Found:
+        key = _key(name)
+        page, stale = await self._read_somehow(key, limit=1)
+        file = _file_in(page, key)
+        if file is None:
+            raise NotFound(f"there is no file {name}")
+        return Found(file, stale)
+
+    async def _list(self, prefix: str, after: str, limit: int) -> Listing:
+        if limit == 0:
+            return Listing((), False)
+        try:
+            key, start = FILES + prefix.encode(), FILES + after.encode() if after else b""
+        except UnicodeEncodeError:
+            raise InvalidRequest("a prefix is text in UTF-8") from None
+        page, stale = await self._read_somehow(key, start, min(limit, _PAGE))
+        rows = [*page.rows]
+        while page.more and len(rows) < limit:
+            start = rows[-1].key if rows else start
+            page = await self._read(key, start, min(limit - len(rows), _PAGE), stale=stale > 0)
+            if not page.rows:
+                break
+            rows += page.rows
+        return Listing(tuple(File.from_row(row.key, row.value, row.revision) for row in rows), page.more, stale)
+
+    async def _remove(self, name: str, condition: Condition) -> None:
+        key = _key(name)
+        if not condition.if_match or "*" in condition.if_match:
+            try:
+                await self._transact((Compare(key, ">", 0),), (Delete(key),))
+            except Conflict:
+                raise NotFound(f"there is no file {name}") from None
+            return
+        for _ in range(TRIES_MAX):
+            file = await self._stat(name)
+            condition.check(name, file.etag)
+            try:
+                await self._transact((Compare(key, "==", file.revision),), (Delete(key),))
+            except Conflict:
+                continue
+            return
+        raise _too_busy(name)
+
+    async def _commit(
+        self,
+        name: str,
+        size: int,
+        chunk_size: int,
+        digests: Sequence[bytes],
+        content_type: str,
+        condition: Condition,
+        written: Uploaded | None,
+    ) -> Receipt:
+        check_file_name(name)
+        check_shape(size, chunk_size, len(digests))
+        _check_content_type(content_type)
+        # What fails anyway should not first cost a question about every chunk.
+        before = await self._check_condition(name, condition)
+        if written is not None:
+            assert written.digests == digests
+            copies, holders = written.copies, set(written.holders)
+        else:
+            copies, holders = await self._check_copies(digests)
+        inline, levels, copies = await self._write_manifest(digests, copies, holders)
+        file = File(
+            name=name,
+            size=size,
+            chunk_size=chunk_size,
+            digests=inline,
+            levels=levels,
+            modified=self._now_ms(),
+            content_type=content_type,
+            # One run of bytes hashes to the same as its parts.
+            etag=etag_of(size, chunk_size, [raw_digests(digests)]),
+        )
+        revision = await self._put(file, condition, before)
+        return Receipt(evolve(file, revision=revision), copies, tuple(sorted(holders)))
+
+    async def _check_condition(self, name: str, condition: Condition) -> int:
+        """The revision of the file that fulfils the condition; 0 for none, and if there is no condition."""
+        if not condition.if_match and not condition.if_none_match:
+            return 0
+        key = _key(name)
+        file = _file_in(await self._read(key, limit=1), key)
+        condition.check(name, file.etag if file is not None else None)
+        return file.revision if file is not None else 0
+
+    async def _put(self, file: File, condition: Condition, before: int) -> int:
+        """Write the row if the condition still holds, as it did at the revision `before`; fires with its revision."""
+        operations = (Put(file.key, file.to_value()),)
+        if not condition.if_match and not condition.if_none_match:
+            return await self._transact((), operations)
+        for _ in range(TRIES_MAX):
+            try:
+                return await self._transact((Compare(file.key, "==", before),), operations)
+            except Conflict:
+                before = await self._check_condition(file.name, condition)
+        raise _too_busy(file.name)
+
+    async def _check_copies(self, digests: Sequence[bytes]) -> tuple[int, set[str]]:
+        """The fewest copies of any chunk, and all holders; raises `MissingChunks` if any has too few copies.
+
+        The one place that asks the holders on behalf of a commit.
+        """
+        required = self._transfer.required()
+        fewest: list[int] = []
+        holders: set[str] = set()
+        missing: list[bytes] = []
+        for start in range(0, len(digests), HAVE_DIGESTS_MAX):
+            found = await self._transfer.have(digests[start : start + HAVE_DIGESTS_MAX], enough=required)
+            missing += [digest for digest, held in found.items() if len(held) < required]
+            fewest.append(min(map(len, found.values())))
+            holders.update(*found.values())
+        if missing:
+            some = ", ".join(digest.hex() for digest in missing[:NAMED_MISSING_MAX])
+            more = f" and {len(missing) - NAMED_MISSING_MAX} more" if len(missing) > NAMED_MISSING_MAX else ""
+            raise MissingChunks(f"the farm does not hold {required} copies of {some}{more}")
+        return min(fewest, default=0), holders
+
+    async def _write_manifest(
+        self, digests: Sequence[bytes], copies: int, holders: set[str]
+    ) -> tuple[tuple[bytes, ...], int, int]:
+        """Store a long manifest as chunks, level upon level: the digests for the row, the levels, the copies."""
+        step = max(self._options().chunksize, CHUNK_SIZE_MIN) // DIGEST_LENGTH * DIGEST_LENGTH
+        raw, levels = raw_digests(digests), 0
+        while len(raw) > INLINE_DIGESTS_MAX * DIGEST_LENGTH:
+            above = []
+            for start in range(0, len(raw), step):
+                receipt = await self._transfer.write(memoryview(raw)[start : start + step])
+                above.append(receipt.digest)
+                copies = min(copies, len(receipt.holders))
+                holders.update(receipt.holders)
+            raw, levels = b"".join(above), levels + 1
+        return tuple(Digests(raw)), levels, copies
+
+    async def _manifest(self, file: File) -> Manifest:
+        if not file.levels:
+            return Manifest(file.size, file.chunk_size, file.digests)
+        raw = b"".join(file.digests)
+        for _ in range(file.levels):
+            parts: list[bytes] = []
+            for digest in Digests(raw):
+                parts.append(await self._read_chunk(file, digest))
+                if sum(map(len, parts)) > MANIFEST_DIGESTS_MAX * DIGEST_LENGTH:
+                    raise DamagedFile(f"the manifest of {file.name} is longer than any file's")
+            raw = b"".join(parts)
+        if len(raw) != chunk_count(file.size, file.chunk_size) * DIGEST_LENGTH:
+            raise DamagedFile(f"the manifest of {file.name} does not fit its size")
+        return Manifest(file.size, file.chunk_size, Digests(raw))
+
+    async def _read_chunk(self, file: File, digest: bytes) -> bytes:
+        try:
+            source = await self._transfer.open(digest)
+        except NotFound as error:
+            raise DamagedFile(f"a part of the manifest of {file.name} is lost: {error}") from error
+        try:
+            pieces = []
+            while (piece := await source.next()) is not None:
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            source.close()
+
+    async def _download(self, file: File, offset: int, length: int | None) -> Download:
+        download = Download(self._transfer, await self._manifest(file), offset, length)
+        try:
+            await download.begin()
+        except BaseException:
+            download.close()
+            raise
+        return download
+
+    async def _read(self, prefix: bytes, after: bytes = b"", limit: int = _PAGE, stale: bool = False) -> Page:
+        try:
+            return await self._table.read(prefix, after, limit, stale)
+        except (Unavailable, TableClosed) as error:
+            raise ReadOnly(f"the file table cannot be asked now: {error}") from error
+
+    async def _read_somehow(self, prefix: bytes, after: bytes = b"", limit: int = _PAGE) -> tuple[Page, int]:
+        """A page as it is now and 0; or this server's last state of it, and the revision of that."""
+        try:
+            return await self._table.read(prefix, after, limit).addTimeout(STALE_AFTER, self._clock), 0
+        except (Unavailable, TimeoutError):
+            page = await self._read(prefix, after, limit, stale=True)
+            return page, page.revision
+        except TableClosed as error:
+            raise ReadOnly(f"the file table cannot be asked now: {error}") from error
+
+    async def _transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> int:
+        try:
+            return await self._table.transact(compares, operations)
+        except (Unavailable, TableClosed) as error:
+            raise ReadOnly(f"no files can be changed now: {error}") from error
+
+
+def _key(name: str) -> bytes:
+    return FILES + check_file_name(name).encode()
+
+
+def _file_in(page: Page, key: bytes) -> File | None:
+    """The file at `key` in a page of the rows that begin with it: it is the first of them or not there."""
+    if page.rows and page.rows[0].key == key:
+        row = page.rows[0]
+        return File.from_row(row.key, row.value, row.revision)
+    return None
+
+
+def _check_content_type(content_type: str) -> None:
+    if len(content_type) > CONTENT_TYPE_MAX or not content_type.isprintable() or not content_type.isascii():
+        raise InvalidRequest(f"a content type has at most {CONTENT_TYPE_MAX} printable ASCII characters")
+
+
+def _too_busy(name: str) -> Busy:
+    return Busy(f"{name} was changed by others {TRIES_MAX} times while this change was tried: try again")

@@ -8,6 +8,9 @@ from typing import ParamSpec, Protocol, TypeVar, overload
 from twisted.internet.defer import Deferred, succeed
 
 from chunkfarm.model import DIGEST_LENGTH, split_digests
+from chunkfarm.wire.pump import PieceSource
+
+__all__ = ["Buffer", "BytesSource", "Digests", "PieceSource", "RunInThread", "raw_digests"]
 
 Buffer = bytes | bytearray | memoryview
 """What may be stored or written without a copy. Whoever hands it over leaves it alone from then on."""
@@ -20,16 +23,6 @@ class RunInThread(Protocol):
     """Calls a function that blocks, away from the reactor: `deferToThreadPool` with its first two arguments given."""
 
     def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]: ...
-
-
-class PieceSource(Protocol):
-    """Verified bytes in pieces, for a consumer that asks for the next one when it has room."""
-
-    def next(self) -> Deferred[bytes | memoryview | None]:
-        """The next piece, never empty; None after the last one. One call at a time."""
-
-    def close(self) -> None:
-        """Give up what is held (files, read-ahead). Harmless after the end and when called twice."""
 
 
 class BytesSource:

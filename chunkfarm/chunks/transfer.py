@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
-from chunkfarm.chunks.pieces import Buffer, PieceSource, RunInThread
-from chunkfarm.chunks.store import ChunkStore
-from chunkfarm.errors import Busy
-from chunkfarm.links.interface import IChunkLinks
-from chunkfarm.model import Server
+from chunkfarm.chunks import placement
+from chunkfarm.chunks.holders import Survey
+from chunkfarm.chunks.patience import Patience
+from chunkfarm.chunks.pieces import Buffer, BytesSource, PieceSource, RunInThread
+from chunkfarm.chunks.reading import ChunkFetch, ChunkUnavailable
+from chunkfarm.chunks.store import ChunkReader, ChunkStore, DamagedChunk
+from chunkfarm.chunks.writing import ChunkWrite, Plan
+from chunkfarm.errors import InvalidRequest, LimitExceeded, Mismatch, NotFound
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.model import CHUNK_SIZE_MAX, MIB, Server, digest_of
 
+__all__ = ["ChunkReceipt", "ChunkUnavailable", "IChunkLinks", "Transfer"]
 
-class ChunkUnavailable(Busy):
-    """Servers that may hold the chunk did not answer; the same request may succeed later."""
+FOLLOWING_BYTES_MAX = 64 * MIB
+"""Bytes of acknowledged chunks whose last copies are still on their way, over all writes. They are all in memory:
+at the limit the oldest is waited for, for one hedge timeout, and then left to whoever repairs."""
+RECENT_BYTES_MAX = 32 * MIB
+"""Bytes of chunks of other servers kept because only a part was asked for: a reader that goes through a file in
+small ranges would otherwise fetch each chunk many times over."""
 
 
 @frozen
@@ -28,7 +41,12 @@ class ChunkReceipt:
 
 
 class Transfer:
-    """Writes and reads chunks wherever they belong."""
+    """Writes and reads chunks wherever they belong.
+
+    `servers` gives the server table, `self_id` is this server's id in it, `replicas` the farm's option.
+    """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -40,33 +58,239 @@ class Transfer:
         clock: IReactorTime,
         run_in_thread: RunInThread,
     ) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._servers = servers
+        self._self_id = self_id
+        self._links = links
+        self._replicas = replicas
+        self._clock = clock
+        self._run = run_in_thread
+        self._patience = Patience(clock)
+        self._following: dict[ChunkWrite, int] = {}
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
 
     def required(self) -> int:
-        """Copies that must be durable before a write is acknowledged."""
-        raise NotImplementedError
+        """Copies that must be durable before a write is acknowledged.
+
+        More than half of `min(replicas, servers that are up and store)`; a full server counts as well,
+        because it is no reason to promise more with less.
+        """
+        able = sum(server.stores and server.state == "up" for server in self._servers())
+        return min(self._replicas(), able) // 2 + 1
+
+    @property
+    def following(self) -> int:
+        """Bytes of acknowledged chunks whose last copies are still on their way."""
+        return sum(self._following.values())
 
     def write(self, data: Buffer, digest: bytes | None = None) -> Deferred[ChunkReceipt]:
         """Store a chunk on the servers it belongs on; fires when the required copies are durable.
 
-        Fails with `Mismatch`, `Full`, or `ReadOnly` if not enough servers take it. Cancelling gives it up.
+        `data` must not be changed any more. Fails with `Mismatch` if it does not have `digest`, with `Full`,
+        with `LimitExceeded`, or with `ReadOnly` if not enough servers take it. Cancelling gives it up.
         """
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._write(data, digest))
 
     def open(
         self, digest: bytes, offset: int = 0, length: int | None = None, chunk_length: int | None = None
     ) -> Deferred[PieceSource]:
         """Verified pieces of a chunk from wherever it is; the first piece is ready when this fires.
 
-        `chunk_length`, when known, is what the whole chunk must have. Fails with `NotFound` if every server
-        answered that it has none, with `ChunkUnavailable` if some did not answer.
+        `chunk_length`, when known, is what the whole chunk must have: `Mismatch` if it has not. Fails with
+        `NotFound` if every server answered that it has none, with `ChunkUnavailable` if some did not
+        answer, with `InvalidRequest` for a range that the chunk does not have.
         """
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._open(digest, offset, length, chunk_length))
 
-    def have(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
-        """The ids of the servers that hold each chunk (an empty tuple if none does)."""
-        raise NotImplementedError
+    def fetch(self, digest: bytes) -> Deferred[bytes]:
+        """A whole chunk from another server, checked against its digest; fails as `open` does."""
+        servers = placement.reading_order(digest, self._servers(), self._replicas(), self._zone())
+        others = [server for server in servers if server.id != self._self_id]
+        fetch = ChunkFetch(digest, others, partial(self._get, digest), self._clock, self._patience)
+        fetch.start()
+        return fetch.result
+
+    def have(self, digests: Sequence[bytes], enough: int | None = None) -> Deferred[dict[bytes, tuple[str, ...]]]:
+        """The ids of the servers that hold each chunk (an empty tuple if none does).
+
+        Asks the owners first, and all others only about chunks found on fewer than `enough` servers (the
+        required copies unless given). Who does not answer counts as not having it, and is not waited for
+        longer than a hedge timeout if `enough` others have every chunk.
+        """
+        return Deferred.fromCoroutine(self._have(digests, self.required() if enough is None else enough))
 
     def stop(self) -> Deferred[None]:
-        """Wait for copies that still follow an acknowledged write."""
-        raise NotImplementedError
+        """Fires when no copy follows an acknowledged write any more; cancelling gives the last ones up."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _write(self, data: Buffer, digest: bytes | None) -> ChunkReceipt:
+        if len(data) > CHUNK_SIZE_MAX:
+            raise LimitExceeded(f"a chunk has at most {CHUNK_SIZE_MAX} bytes, not {len(data)}")
+        found = await self._run(digest_of, data)
+        if digest is not None and found != digest:
+            raise Mismatch(f"the bytes have the digest {found.hex()}, not {digest.hex()}")
+        write = ChunkWrite(
+            found, partial(self._plan, found), partial(self._put, found, data), self._clock, self._patience
+        )
+        write.start()
+        holders = await write.acknowledged
+        if not write.settled:
+            self._following[write] = len(data)
+            write.when_settled().addCallback(lambda _: self._following.pop(write))
+            await self._make_room()
+        return ChunkReceipt(found, holders)
+
+    async def _make_room(self) -> None:
+        """Wait until what follows fits the memory meant for it."""
+        while self.following > FOLLOWING_BYTES_MAX:
+            oldest = next(iter(self._following))
+            # When the time is up the wait is cancelled, and with it nothing but the wait.
+            done = oldest.when_settled().addTimeout(self._patience.hedge_timeout, self._clock)
+            try:
+                await done
+            except CancelledError:
+                raise
+            except Exception:
+                oldest.give_up()
+
+    def _plan(self, digest: bytes) -> Plan:
+        servers = self._servers()
+        line = placement.writing_order(digest, servers, self._replicas())
+        return Plan(
+            line=line,
+            wanted=min(self._replicas(), len(line)),
+            required=self.required(),
+            full=tuple(server for server in servers if server.stores and server.state == "up" and server.full),
+        )
+
+    def _put(self, digest: bytes, data: Buffer, server: Server) -> Deferred[object]:
+        if server.id == self._self_id:
+            return maybeDeferred(self._store.put, digest, data, checked=True)
+        return maybeDeferred(self._links.put, server, digest, data)
+
+    async def _open(self, digest: bytes, offset: int, length: int | None, chunk_length: int | None) -> PieceSource:
+        try:
+            reader = await self._store.open(digest, offset, length)
+        except CancelledError:
+            raise
+        except InvalidRequest:
+            # The range may come from a manifest that promises a longer chunk.
+            if chunk_length is None or (found := await self._store.size(digest)) == chunk_length:
+                raise
+            raise _wrong_length(digest, found, chunk_length) from None
+        except NotFound:
+            pass
+        except Exception:
+            self._log.failure("while reading chunk {digest}; the other servers are asked", digest=digest.hex())
+        else:
+            if chunk_length is not None and reader.chunk_length != chunk_length:
+                reader.close()
+                raise _wrong_length(digest, reader.chunk_length, chunk_length)
+            return _LocalSource(self, digest, reader, offset)
+        data = await self._whole(digest, part=offset > 0 or length is not None)
+        if chunk_length is not None and len(data) != chunk_length:
+            raise _wrong_length(digest, len(data), chunk_length)
+        end = len(data) if length is None else offset + length
+        if not 0 <= offset <= end <= len(data):
+            raise InvalidRequest(f"the chunk has {len(data)} bytes: there is no range {offset} to {end}")
+        return BytesSource(memoryview(data)[offset:end])
+
+    async def _whole(self, digest: bytes, part: bool) -> bytes:
+        """A chunk of another server, kept for the next reader if this one wants only a part."""
+        data = self._recent.get(digest)
+        if data is None:
+            data = await self.fetch(digest)
+        if part:
+            self._recent[digest] = data
+            self._recent.move_to_end(digest)
+            while sum(map(len, self._recent.values())) > RECENT_BYTES_MAX:
+                self._recent.popitem(last=False)
+        return data
+
+    def _get(self, digest: bytes, server: Server) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._get_checked(digest, server))
+
+    async def _get_checked(self, digest: bytes, server: Server) -> bytes:
+        data = await self._links.get(server, digest)
+        if await self._run(digest_of, data) != digest:
+            self._log.error("{server} gave wrong bytes for chunk {digest}", server=server.name, digest=digest.hex())
+            raise Mismatch("its bytes do not have that digest")
+        return data
+
+    async def _have(self, digests: Sequence[bytes], enough: int) -> dict[bytes, tuple[str, ...]]:
+        holders: dict[bytes, tuple[str, ...]] = dict.fromkeys(digests, ())
+        unique = list(holders)
+        for start in range(0, len(unique), HAVE_DIGESTS_MAX):
+            batch = unique[start : start + HAVE_DIGESTS_MAX]
+            servers = self._servers()
+            first = {
+                digest: [
+                    server for server in placement.owners(digest, servers, self._replicas()) if server.state != "down"
+                ]
+                for digest in batch
+            }
+            await self._survey(holders, enough, first)
+            rest = {
+                digest: [server for server in servers if server not in first[digest]]
+                for digest in batch
+                if len(holders[digest]) < enough
+            }
+            await self._survey(holders, enough, rest)
+        return holders
+
+    async def _survey(
+        self, holders: dict[bytes, tuple[str, ...]], enough: int, whom: dict[bytes, list[Server]]
+    ) -> None:
+        survey = Survey(holders, enough, self._ask, self._clock, self._patience.hedge_timeout)
+        survey.start(whom)
+        await survey.done
+
+    def _ask(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+        if server.id == self._self_id:
+            return maybeDeferred(self._store.has, digests)
+        return maybeDeferred(self._links.have, server, digests)
+
+    def _zone(self) -> str:
+        return next((server.zone for server in self._servers() if server.id == self._self_id), "")
+
+    async def _stop(self) -> None:
+        try:
+            for write in list(self._following):
+                await write.when_settled()
+        except CancelledError:
+            for write in list(self._following):
+                write.give_up()
+            raise
+
+
+class _LocalSource:
+    """Pieces of this server's own copy; when it turns out to be damaged, the rest comes from another server."""
+
+    def __init__(self, transfer: Transfer, digest: bytes, reader: ChunkReader, offset: int) -> None:
+        self._transfer = transfer
+        self._digest = digest
+        self._reader: PieceSource = reader
+        self._position = offset
+        self._end = offset + reader.length
+
+    def next(self) -> Deferred[bytes | memoryview | None]:
+        return Deferred.fromCoroutine(self._next())
+
+    def close(self) -> None:
+        self._reader.close()
+
+    async def _next(self) -> bytes | memoryview | None:
+        try:
+            piece = await self._reader.next()
+        except DamagedChunk:
+            self._reader.close()
+            data = await self._transfer.fetch(self._digest)
+            self._reader = BytesSource(memoryview(data)[self._position : self._end])
+            piece = await self._reader.next()
+        if piece is not None:
+            self._position += len(piece)
+        return piece
+
+
+def _wrong_length(digest: bytes, length: int, expected: int) -> Mismatch:
+    return Mismatch(f"chunk {digest.hex()} has {length} bytes; the manifest says {expected}")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import Digests
-from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.chunks.transfer import ChunkReceipt, Transfer
+from chunkfarm.model import DIGEST_LENGTH
+
+IN_FLIGHT_MAX = 3
+"""Chunks of one upload that are being written: one is hashed while another travels and a third is fsynced."""
 
 
 @frozen
@@ -19,11 +25,15 @@ class Uploaded:
     chunk_size: int
     digests: Digests
     copies: int
+    """When each chunk was acknowledged; 0 for an empty file, which has no chunk."""
     holders: tuple[str, ...]
 
 
 class Upload:
-    """Takes bytes as they come; back-pressure through `on_pause` and `on_resume` (never called from `__init__`)."""
+    """Takes bytes as they come, and holds at most about four chunks of them.
+
+    `on_pause` says that no more bytes should come until `on_resume`; bytes that come all the same are kept.
+    """
 
     def __init__(
         self,
@@ -32,16 +42,99 @@ class Upload:
         on_pause: Callable[[], None] = lambda: None,
         on_resume: Callable[[], None] = lambda: None,
     ) -> None:
-        raise NotImplementedError
+        assert chunk_size > 0
+        self.size = 0
+        """Bytes taken so far."""
+        self.failure: Failure | None = None
+        """Why this upload has failed, as soon as it has: a port need not take the rest of the bytes."""
+        self._transfer = transfer
+        self._chunk_size = chunk_size
+        self._on_pause = on_pause
+        self._on_resume = on_resume
+        self._paused = False
+        self._buffer = bytearray()
+        self._full: deque[bytearray] = deque()
+        self._in_flight: set[Deferred[ChunkReceipt]] = set()
+        self._digests = bytearray()
+        self._copies = 0
+        self._holders: set[str] = set()
+        self._finishing: Deferred[Uploaded] | None = None
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Take bytes (copied). After a failure they are dropped, and `finish` tells why."""
-        raise NotImplementedError
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes (they are copied). After a failure they are dropped, and `finish` tells why."""
+        assert self._finishing is None, "nothing is written after finish()"
+        self.size += len(data)
+        if self.failure is not None:
+            return
+        rest = memoryview(data)
+        while rest:
+            room = self._chunk_size - len(self._buffer)
+            self._buffer += rest[:room]
+            rest = rest[room:]
+            if len(self._buffer) == self._chunk_size:
+                self._full.append(self._buffer)
+                self._buffer = bytearray()
+        self._go_on()
 
     def finish(self) -> Deferred[Uploaded]:
-        """Store the rest; fires when every chunk is acknowledged, fails as `Transfer.write` does."""
-        raise NotImplementedError
+        """Store the rest; fires when every chunk is acknowledged, fails as `Transfer.write` does.
+
+        Cancelling it is the same as `abort`.
+        """
+        assert self._finishing is None, "finish() is called once"
+        self._finishing = Deferred(lambda _: self.abort())
+        finishing = self._finishing
+        if self._buffer:
+            self._full.append(self._buffer)
+            self._buffer = bytearray()
+        self._go_on()
+        return finishing
 
     def abort(self) -> None:
         """Give up: whoever uploads has gone away. Harmless after the end."""
-        raise NotImplementedError
+        self._fail(Failure(CancelledError()))
+
+    def _go_on(self) -> None:
+        while self._full and len(self._in_flight) < IN_FLIGHT_MAX and self.failure is None:
+            self._send(self._full.popleft())
+        paused = bool(self._full)
+        if paused != self._paused:
+            self._paused = paused
+            (self._on_pause if paused else self._on_resume)()
+        if self._finishing is None or self._finishing.called:
+            return
+        if self.failure is not None:
+            self._finishing.errback(self.failure)
+        elif not self._full and not self._in_flight:
+            self._finishing.callback(self._uploaded())
+
+    def _send(self, data: bytearray) -> None:
+        place = len(self._digests)
+        self._digests += bytes(DIGEST_LENGTH)
+        writing = self._transfer.write(data)
+        self._in_flight.add(writing)
+
+        def done(receipt: ChunkReceipt) -> None:
+            self._digests[place : place + DIGEST_LENGTH] = receipt.digest
+            self._copies = min(self._copies or len(receipt.holders), len(receipt.holders))
+            self._holders.update(receipt.holders)
+
+        def ended(_: None) -> None:
+            self._in_flight.discard(writing)
+            self._go_on()
+
+        writing.addCallback(done).addErrback(self._fail).addCallback(ended)
+
+    def _fail(self, failure: Failure) -> None:
+        if self.failure is not None or (self._finishing is not None and self._finishing.called):
+            return
+        self.failure = failure
+        self._full.clear()
+        self._buffer = bytearray()
+        for writing in list(self._in_flight):
+            writing.cancel()
+        self._go_on()
+
+    def _uploaded(self) -> Uploaded:
+        digests = Digests(bytes(self._digests))
+        return Uploaded(self.size, self._chunk_size, digests, self._copies, tuple(sorted(self._holders)))
