@@ -68,6 +68,9 @@ class LedTable(Protocol):
     def leader(self) -> str: ...
 
     @property
+    def has_quorum(self) -> bool: ...
+
+    @property
     def term(self) -> int: ...
 
     @property
@@ -107,6 +110,7 @@ class Duties:
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._term = -1
+        self._followed = ""
         self._leading_since = 0.0
         self._last_round = 0.0
         self._gathering: list[tuple[Server, Deferred[Server]]] | None = None
@@ -184,6 +188,7 @@ class Duties:
         self._last_round = now
         if not self._table.is_leader:
             self._term = -1
+            self._follow(now)
             return
         if self._term != self._table.term:
             self._begin(now)
@@ -200,11 +205,24 @@ class Duties:
     def _rest(self, _: object) -> None:
         self._busy = None
 
+    def _follow(self, now: float) -> None:
+        """Note when the leader was last heard, in case this server is the one that takes over."""
+        if self._table.leader and self._table.has_quorum:
+            self._followed = self._table.leader
+            self._heard.setdefault(self._followed, _Heard(now)).at = now
+
     def _begin(self, now: float) -> None:
-        """A term begins: everyone gets a full round before silence counts."""
+        """A term begins: everyone gets a full round before silence counts.
+
+        Only of the leader before this one it is known how long it has been silent.
+        """
         self._term = self._table.term
         self._leading_since = now
+        before = self._heard.get(self._followed)
+        silent_since = before.at if before is not None else now
         self._hear_all(now)
+        if self._followed and self._followed != self._id:
+            self._heard[self._followed].at = silent_since
         own = self._row(self._id)
         if own is not None and own.incarnation != self._incarnation and self._gathering is None:
             # The leader itself is newer than its row, so the farm as a whole was started anew.

@@ -24,6 +24,7 @@ class FakeLed:
         self.is_leader = True
         self.leader = server_id(1)
         self.term = 1
+        self.has_quorum = True
         self.configuration = Configuration((server_id(1),))
         self.change_pending = False
         self.proposed: list[Configuration] = []
@@ -103,6 +104,19 @@ class DutiesTests(SynchronousTestCase):
         self.led.is_leader, self.led.term = True, 2
         self.pass_time(duties, DOWN_AFTER - 1)
         assert self.states()["s2"] == "up"
+
+    def test_the_leader_before_is_judged_by_its_own_silence(self) -> None:
+        """Who takes over knows when it last heard the old first, and does not begin to count anew."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.led.is_leader, self.led.leader = False, server_id(2)
+        self.pass_time(duties, 2)
+        self.led.has_quorum = False
+        self.pass_time(duties, 2)
+        self.led.is_leader, self.led.leader, self.led.term = True, server_id(1), 2
+        self.pass_time(duties, 2.5)
+        assert self.states() == {"s1": "up", "s2": "up", "s3": "up"}
+        self.pass_time(duties, 1)
+        assert self.states() == {"s1": "up", "s2": "down", "s3": "up"}
 
     def test_after_a_pause_nobody_is_judged(self) -> None:
         """A process that wakes waits a full round before it calls anyone silent."""
