@@ -1,0 +1,599 @@
+"""What the table says over the peer port and writes into its log, as bytes and back.
+
+Numbers are fixed-width and big-endian, texts and byte strings carry their length. Every payload begins
+with a tag, so that a later version can add kinds. Whatever is malformed raises `CodecError` and nothing
+else; numbers above 2**63 - 1 are malformed, because the journal could not hold them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import TypeVar
+
+from attrs import frozen
+
+from chunkfarm.errors import InvalidRequest, LimitExceeded
+from chunkfarm.table.interface import (
+    KEY_BYTES_MAX,
+    OPERATIONS_MAX,
+    TRANSACTION_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    Compare,
+    Delete,
+    Operation,
+    Page,
+    Put,
+    Row,
+)
+from chunkfarm.table.raft_log import decode_configuration as decode_entry_configuration
+from chunkfarm.table.records import Configuration, Entry, EntryKind, Message, MessageKind, SnapshotMeta
+
+PAYLOAD_BYTES_MAX = 60_000
+"""An AMP value ends at 65,535 bytes; the difference is left for what a later version may add."""
+PAGE_BYTES_MAX = 56 * 1024
+"""Rows of one page or one answer, encoded: they fit a payload with their frame."""
+REQUEST_BYTES_MAX = 52 * 1024
+"""A transaction, encoded: keys and values with what frames them. The core takes no larger entry."""
+NUMBER_MAX = 2**63 - 1
+COMPARES_MAX = OPERATIONS_MAX
+"""One compare for each operation is what a transaction is for."""
+RELATIONS = ("==", ">", "<")
+
+_BYTE = struct.Struct("!B")
+_SHORT = struct.Struct("!H")
+_LENGTH = struct.Struct("!I")
+_NUMBER = struct.Struct("!Q")
+_MESSAGE = struct.Struct("!BBQQQQQQQ")
+_ENTRY = struct.Struct("!BQQI")
+
+_TAG_MESSAGE = 1
+_TAG_SNAPSHOT = 2
+_TAG_OPEN = 16
+_TAG_TRANSACTION = 17
+_TAG_READ = 18
+_TAG_ANSWER = 19
+_TAG_PAGE = 20
+
+# The numbers are what is written to disks and sent to other versions: a kind is added, never renumbered.
+_MESSAGE_KINDS = {
+    MessageKind.PRE_VOTE: 1,
+    MessageKind.PRE_VOTE_ANSWER: 2,
+    MessageKind.VOTE: 3,
+    MessageKind.VOTE_ANSWER: 4,
+    MessageKind.APPEND: 5,
+    MessageKind.APPEND_ANSWER: 6,
+    MessageKind.HEARTBEAT: 7,
+    MessageKind.HEARTBEAT_ANSWER: 8,
+    MessageKind.SNAPSHOT: 9,
+    MessageKind.READ: 10,
+    MessageKind.READ_ANSWER: 11,
+    MessageKind.TIMEOUT_NOW: 12,
+}
+ENTRY_KINDS = {EntryKind.EMPTY: 0, EntryKind.DATA: 1, EntryKind.CONFIGURATION: 2}
+ENTRY_KIND_OF = {number: kind for kind, number in ENTRY_KINDS.items()}
+_MESSAGE_KIND_OF = {number: kind for kind, number in _MESSAGE_KINDS.items()}
+_REJECT, _TRANSFER, _WITH_SNAPSHOT = 1, 2, 4
+
+T = TypeVar("T")
+
+
+class CodecError(ValueError):
+    """The bytes are not what they should be."""
+
+
+class AnswerKind(Enum):
+    DONE = 1
+    """The operations took effect at `revision`."""
+    CONFLICT = 2
+    """A compare failed and nothing was changed; `rows` are the compared rows."""
+    OPENED = 3
+    """The session has begun; `revision` is its epoch."""
+    EXPIRED = 4
+    """The session is forgotten, so nobody can say whether an earlier copy of the transaction took effect."""
+    INVALID = 5
+    """The entry is no transaction that this table knows; nothing was changed."""
+
+
+@frozen
+class Answer:
+    """What the state machine says to one entry."""
+
+    kind: AnswerKind
+    revision: int = 0
+    rows: tuple[Row, ...] = ()
+
+
+@frozen
+class OpenSession:
+    """Begin a session of `client`, or find it again (Ongaro, section 6.3)."""
+
+    client: str
+
+
+@frozen
+class Transaction:
+    """A transaction of a session. Its (client, epoch, number) stay the same however often it is sent."""
+
+    client: str
+    epoch: int
+    """The revision at which the session began: a session that was forgotten and opened again is another one."""
+    number: int
+    acknowledged: int
+    """Answers up to this number have arrived and may be forgotten."""
+    compares: tuple[Compare, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+
+Request = OpenSession | Transaction
+
+
+@frozen
+class ReadRequest:
+    prefix: bytes
+    after: bytes
+    limit: int
+
+
+@frozen
+class SessionRecord:
+    """A session as a snapshot carries it."""
+
+    client: str
+    epoch: int
+    used: int
+    acknowledged: int
+
+
+@frozen
+class AnswerRecord:
+    """A remembered answer; `revision` 0 stands for a conflict."""
+
+    client: str
+    number: int
+    revision: int
+
+
+SnapshotRecord = Row | SessionRecord | AnswerRecord
+
+
+@frozen(kw_only=True)
+class SnapshotPage:
+    """A piece of a snapshot. Pages of one `stream` come in `sequence` 0, 1, 2 ...; the last one says `count`
+    and `digest` (SHA-256 over all records as encoded)."""
+
+    stream: int
+    sequence: int
+    term: int
+    meta: SnapshotMeta
+    records: bytes
+    """Encoded by `encode_record`, one behind the other."""
+    last: bool = False
+    count: int = 0
+    digest: bytes = b""
+
+
+class _Reader:
+    """Takes values off the front of a byte string; what is not there is a `CodecError`."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def unpack(self, shape: struct.Struct) -> tuple[int, ...]:
+        try:
+            values = shape.unpack_from(self._data, self._at)
+        except struct.error as error:
+            raise CodecError("the bytes end too early") from error
+        self._at += shape.size
+        if any(value > NUMBER_MAX for value in values):
+            raise CodecError("a number is too large")
+        return values
+
+    def byte(self) -> int:
+        return self.unpack(_BYTE)[0]
+
+    def flag(self) -> bool:
+        value = self.byte()
+        if value > 1:
+            raise CodecError(f"{value} is neither yes nor no")
+        return value == 1
+
+    def number(self) -> int:
+        return self.unpack(_NUMBER)[0]
+
+    def take(self, length: int) -> bytes:
+        end = self._at + length
+        if end > len(self._data):
+            raise CodecError("the bytes end too early")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def data(self) -> bytes:
+        return self.take(self.unpack(_LENGTH)[0])
+
+    def text(self) -> str:
+        try:
+            return self.take(self.unpack(_SHORT)[0]).decode()
+        except UnicodeDecodeError as error:
+            raise CodecError("a text is not UTF-8") from error
+
+    def many(self, one: Callable[[], T], smallest: int) -> tuple[T, ...]:
+        """A counted run; `smallest` bytes an item bound the count before anything is built."""
+        count = self.unpack(_LENGTH)[0]
+        if count * smallest > len(self._data) - self._at:
+            raise CodecError("the bytes end too early")
+        return tuple(one() for _ in range(count))
+
+    @property
+    def exhausted(self) -> bool:
+        return self._at == len(self._data)
+
+    def end(self) -> None:
+        if not self.exhausted:
+            raise CodecError("there are bytes behind the end")
+
+    def tag(self, expected: int) -> None:
+        tag = self.byte()
+        if tag != expected:
+            raise CodecError(f"the payload is of kind {tag}, not {expected}")
+
+
+def _data(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value)) + value
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return _SHORT.pack(len(encoded)) + encoded
+
+
+def _many(items: Iterable[bytes]) -> bytes:
+    encoded = list(items)
+    return _LENGTH.pack(len(encoded)) + b"".join(encoded)
+
+
+# -- messages of the core --------------------------------------------------------------------------------
+
+
+def encode_configuration(configuration: Configuration) -> bytes:
+    """A configuration as it stands in a snapshot's head; equal configurations give equal bytes."""
+    return _many(map(_text, sorted(configuration.voters))) + _many(map(_text, sorted(configuration.learners)))
+
+
+def decode_configuration(data: bytes) -> Configuration:
+    reader = _Reader(data)
+    configuration = _configuration(reader)
+    reader.end()
+    return configuration
+
+
+def _configuration(reader: _Reader) -> Configuration:
+    voters = reader.many(reader.text, _SHORT.size)
+    return Configuration(voters, reader.many(reader.text, _SHORT.size))
+
+
+def _encode_meta(meta: SnapshotMeta) -> bytes:
+    return _NUMBER.pack(meta.index) + _NUMBER.pack(meta.term) + encode_configuration(meta.configuration)
+
+
+def _meta(reader: _Reader) -> SnapshotMeta:
+    index, term = reader.number(), reader.number()
+    return SnapshotMeta(index, term, _configuration(reader))
+
+
+def _encode_entry(entry: Entry) -> bytes:
+    return _ENTRY.pack(ENTRY_KINDS[entry.kind], entry.term, entry.index, len(entry.data)) + entry.data
+
+
+def _entry(reader: _Reader) -> Entry:
+    kind, term, index, length = reader.unpack(_ENTRY)
+    if kind not in ENTRY_KIND_OF:
+        raise CodecError(f"there is no entry of kind {kind}")
+    data = reader.take(length)
+    if kind == ENTRY_KINDS[EntryKind.CONFIGURATION]:
+        try:
+            decode_entry_configuration(data)
+        except ValueError as error:
+            # The core reads configurations as it appends them, and must not stumble over what a peer sent.
+            raise CodecError("an entry is no configuration") from error
+    return Entry(term, index, ENTRY_KIND_OF[kind], data)
+
+
+def encode_message(message: Message) -> bytes:
+    """A message of the core as a payload of the peer port."""
+    flags = (
+        (_REJECT if message.reject else 0)
+        | (_TRANSFER if message.transfer else 0)
+        | (_WITH_SNAPSHOT if message.snapshot is not None else 0)
+    )
+    head = _MESSAGE.pack(
+        _MESSAGE_KINDS[message.kind],
+        flags,
+        message.term,
+        message.log_index,
+        message.log_term,
+        message.commit,
+        message.hint_index,
+        message.hint_term,
+        message.context,
+    )
+    return b"".join(
+        (
+            _BYTE.pack(_TAG_MESSAGE),
+            head,
+            _text(message.sender),
+            _text(message.to),
+            _many(map(_encode_entry, message.entries)),
+            b"" if message.snapshot is None else _encode_meta(message.snapshot),
+        )
+    )
+
+
+def _message(reader: _Reader) -> Message:
+    number, flags, term, log_index, log_term, commit, hint_index, hint_term, context = reader.unpack(_MESSAGE)
+    kind = _MESSAGE_KIND_OF.get(number)
+    if kind is None:
+        raise CodecError(f"there is no message of kind {number}")
+    if flags & ~(_REJECT | _TRANSFER | _WITH_SNAPSHOT):
+        raise CodecError("a message has flags that nobody knows")
+    return Message(
+        kind=kind,
+        sender=reader.text(),
+        to=reader.text(),
+        term=term,
+        log_index=log_index,
+        log_term=log_term,
+        entries=reader.many(lambda: _entry(reader), _ENTRY.size),
+        commit=commit,
+        reject=bool(flags & _REJECT),
+        hint_index=hint_index,
+        hint_term=hint_term,
+        context=context,
+        transfer=bool(flags & _TRANSFER),
+        snapshot=_meta(reader) if flags & _WITH_SNAPSHOT else None,
+    )
+
+
+def is_snapshot_page(payload: bytes) -> bool:
+    """Whether a payload of the `Consensus` command announces itself as a page of a snapshot."""
+    return payload[:1] == _BYTE.pack(_TAG_SNAPSHOT)
+
+
+def decode_consensus(payload: bytes) -> Message | SnapshotPage:
+    """A payload of the `Consensus` command."""
+    reader = _Reader(payload)
+    value: Message | SnapshotPage
+    if is_snapshot_page(payload):
+        reader.tag(_TAG_SNAPSHOT)
+        value = _snapshot_page(reader)
+    else:
+        reader.tag(_TAG_MESSAGE)
+        value = _message(reader)
+    reader.end()
+    return value
+
+
+# -- snapshots -------------------------------------------------------------------------------------------
+
+
+def encode_snapshot_page(page: SnapshotPage) -> bytes:
+    return b"".join(
+        (
+            _BYTE.pack(_TAG_SNAPSHOT),
+            _NUMBER.pack(page.stream),
+            _NUMBER.pack(page.sequence),
+            _NUMBER.pack(page.term),
+            _encode_meta(page.meta),
+            _data(page.records),
+            _BYTE.pack(page.last),
+            _NUMBER.pack(page.count),
+            _data(page.digest),
+        )
+    )
+
+
+def _snapshot_page(reader: _Reader) -> SnapshotPage:
+    return SnapshotPage(
+        stream=reader.number(),
+        sequence=reader.number(),
+        term=reader.number(),
+        meta=_meta(reader),
+        records=reader.data(),
+        last=reader.flag(),
+        count=reader.number(),
+        digest=reader.data(),
+    )
+
+
+def encode_record(record: SnapshotRecord) -> bytes:
+    """One record of a snapshot."""
+    if isinstance(record, Row):
+        return b"r" + _encode_row(record)
+    if isinstance(record, SessionRecord):
+        numbers = (record.epoch, record.used, record.acknowledged)
+        return b"s" + _text(record.client) + b"".join(map(_NUMBER.pack, numbers))
+    return b"a" + _text(record.client) + _NUMBER.pack(record.number) + _NUMBER.pack(record.revision)
+
+
+def decode_records(data: bytes) -> list[SnapshotRecord]:
+    """All records of one page."""
+    reader = _Reader(data)
+    records: list[SnapshotRecord] = []
+    while not reader.exhausted:
+        kind = reader.take(1)
+        if kind == b"r":
+            records.append(_row(reader))
+        elif kind == b"s":
+            records.append(SessionRecord(reader.text(), reader.number(), reader.number(), reader.number()))
+        elif kind == b"a":
+            records.append(AnswerRecord(reader.text(), reader.number(), reader.number()))
+        else:
+            raise CodecError("a snapshot has a record of an unknown kind")
+    return records
+
+
+# -- transactions, reads and their answers ---------------------------------------------------------------
+
+
+def check_transaction(compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> None:
+    """Raise `LimitExceeded` or `InvalidRequest` if this cannot be a transaction (limits: `table.interface`)."""
+    if len(operations) > OPERATIONS_MAX:
+        raise LimitExceeded(f"a transaction has at most {OPERATIONS_MAX} operations")
+    if len(compares) > COMPARES_MAX:
+        raise LimitExceeded(f"a transaction has at most {COMPARES_MAX} compares")
+    total = 0
+    for item in (*compares, *operations):
+        if not item.key:
+            raise InvalidRequest("a key has at least one byte")
+        if len(item.key) > KEY_BYTES_MAX:
+            raise LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes")
+        total += len(item.key)
+        if isinstance(item, Put):
+            if len(item.value) > VALUE_BYTES_MAX:
+                raise LimitExceeded(f"a value has at most {VALUE_BYTES_MAX} bytes")
+            total += len(item.value)
+        elif isinstance(item, Compare) and (item.relation not in RELATIONS or not 0 <= item.revision <= NUMBER_MAX):
+            raise InvalidRequest("a compare is (key, one of == > <, a revision)")
+    if total > TRANSACTION_BYTES_MAX:
+        raise LimitExceeded(f"a transaction has at most {TRANSACTION_BYTES_MAX} bytes of keys and values")
+    if len({operation.key for operation in operations}) < len(operations):
+        raise InvalidRequest("a transaction changes no key twice")
+
+
+def encode_request(request: Request) -> bytes:
+    """A transaction (or the opening of a session) as log entry and as payload of `Transact`."""
+    if isinstance(request, OpenSession):
+        return _BYTE.pack(_TAG_OPEN) + _text(request.client)
+    return b"".join(
+        (
+            _BYTE.pack(_TAG_TRANSACTION),
+            _text(request.client),
+            _NUMBER.pack(request.epoch),
+            _NUMBER.pack(request.number),
+            _NUMBER.pack(request.acknowledged),
+            _many(map(_encode_compare, request.compares)),
+            _many(map(_encode_operation, request.operations)),
+        )
+    )
+
+
+def decode_request(data: bytes) -> Request:
+    reader = _Reader(data)
+    request: Request
+    tag = reader.byte()
+    if tag == _TAG_OPEN:
+        request = OpenSession(reader.text())
+    elif tag == _TAG_TRANSACTION:
+        request = Transaction(
+            client=reader.text(),
+            epoch=reader.number(),
+            number=reader.number(),
+            acknowledged=reader.number(),
+            compares=reader.many(lambda: _compare(reader), 1 + _SHORT.size + _NUMBER.size),
+            operations=reader.many(lambda: _operation(reader), 1 + _SHORT.size),
+        )
+    else:
+        raise CodecError(f"there is no request of kind {tag}")
+    reader.end()
+    return request
+
+
+def _encode_key(key: bytes) -> bytes:
+    return _SHORT.pack(len(key)) + key
+
+
+def _key(reader: _Reader) -> bytes:
+    return reader.take(reader.unpack(_SHORT)[0])
+
+
+def _encode_compare(compare: Compare) -> bytes:
+    relation = RELATIONS.index(compare.relation)
+    return _BYTE.pack(relation) + _encode_key(compare.key) + _NUMBER.pack(compare.revision)
+
+
+def _compare(reader: _Reader) -> Compare:
+    relation = reader.byte()
+    if relation >= len(RELATIONS):
+        raise CodecError(f"there is no relation {relation}")
+    return Compare(_key(reader), RELATIONS[relation], reader.number())
+
+
+def _encode_operation(operation: Operation) -> bytes:
+    if isinstance(operation, Put):
+        return b"p" + _encode_key(operation.key) + _data(operation.value)
+    return b"d" + _encode_key(operation.key)
+
+
+def _operation(reader: _Reader) -> Operation:
+    kind = reader.take(1)
+    if kind == b"p":
+        return Put(_key(reader), reader.data())
+    if kind == b"d":
+        return Delete(_key(reader))
+    raise CodecError("there is no such operation")
+
+
+def _encode_row(row: Row) -> bytes:
+    return _encode_key(row.key) + _NUMBER.pack(row.revision) + _data(row.value)
+
+
+def _row(reader: _Reader) -> Row:
+    key, revision = _key(reader), reader.number()
+    return Row(key, reader.data(), revision)
+
+
+_ROW_BYTES_MIN = _SHORT.size + _NUMBER.size + _LENGTH.size
+
+
+def row_bytes(row: Row) -> int:
+    """How many bytes the row takes in a page or an answer."""
+    return _ROW_BYTES_MIN + len(row.key) + len(row.value)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    head = _BYTE.pack(_TAG_ANSWER) + _BYTE.pack(answer.kind.value) + _NUMBER.pack(answer.revision)
+    return head + _many(map(_encode_row, answer.rows))
+
+
+def decode_answer(data: bytes) -> Answer:
+    reader = _Reader(data)
+    reader.tag(_TAG_ANSWER)
+    number = reader.byte()
+    try:
+        kind = AnswerKind(number)
+    except ValueError as error:
+        raise CodecError(f"there is no answer of kind {number}") from error
+    answer = Answer(kind, reader.number(), reader.many(lambda: _row(reader), _ROW_BYTES_MIN))
+    reader.end()
+    return answer
+
+
+def encode_read(request: ReadRequest) -> bytes:
+    """A read as payload of `Read` and `GetTable`."""
+    head = _BYTE.pack(_TAG_READ) + _encode_key(request.prefix) + _encode_key(request.after)
+    return head + _NUMBER.pack(request.limit)
+
+
+def decode_read(data: bytes) -> ReadRequest:
+    reader = _Reader(data)
+    reader.tag(_TAG_READ)
+    request = ReadRequest(_key(reader), _key(reader), reader.number())
+    reader.end()
+    return request
+
+
+def encode_page(page: Page) -> bytes:
+    head = _BYTE.pack(_TAG_PAGE) + _NUMBER.pack(page.revision) + _BYTE.pack(page.more)
+    return head + _many(map(_encode_row, page.rows))
+
+
+def decode_page(data: bytes) -> Page:
+    reader = _Reader(data)
+    reader.tag(_TAG_PAGE)
+    revision, more = reader.number(), reader.flag()
+    page = Page(revision, reader.many(lambda: _row(reader), _ROW_BYTES_MIN), more)
+    reader.end()
+    return page

@@ -1,0 +1,129 @@
+"""Brings requests to whoever leads, through elections, lost links and full disks, until a deadline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from attrs import frozen
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from chunkfarm.links.commands import BadRequest, NotFirst
+from chunkfarm.table.consensus import Dropped, NotLeader
+from chunkfarm.table.driver import Lost
+from chunkfarm.table.interface import TableClosed, TableError, Unavailable
+
+RETRY_MIN = 0.05
+"""Seconds between the first tries; doubled each time. A change of leader ends the pause."""
+RETRY_MAX = 1.0
+TRY_PATIENCE = 12.0
+"""Seconds for one try: a little longer than the links wait for an answer, so that theirs is the better error."""
+
+T = TypeVar("T")
+
+
+@frozen
+class Carried(Generic[T]):
+    """The answer, and how often the request was sent, hence how often it may have taken effect."""
+
+    answer: T
+    sent: int
+
+
+class Courier:
+    """Carries requests. `target` names the server that should do it now: this one, another, or nobody known."""
+
+    _log = Logger()
+
+    def __init__(self, own_id: str, clock: IReactorTime) -> None:
+        self._id = own_id
+        self._clock = clock
+        self._pauses: list[Deferred[None]] = []
+        self._closed = False
+
+    def carry(
+        self,
+        target: Callable[[], str],
+        here: Callable[[], Deferred[T]],
+        there: Callable[[str], Deferred[T]],
+        deadline: float,
+    ) -> Deferred[Carried[T]]:
+        """Do `here()` or `there(server)` until one of them answers; fails with `Unavailable` at the deadline."""
+        return Deferred.fromCoroutine(self._carry(target, here, there, deadline))
+
+    async def _carry(
+        self,
+        target: Callable[[], str],
+        here: Callable[[], Deferred[T]],
+        there: Callable[[str], Deferred[T]],
+        deadline: float,
+    ) -> Carried[T]:
+        sent = 0
+        hint = ""
+        pause = RETRY_MIN
+        while not self._closed:
+            left = deadline - self._clock.seconds()
+            if left <= 0:
+                raise Unavailable("no leader of the table answered in time")
+            to, hinted, hint = hint or target(), bool(hint), ""
+            try:
+                if to:
+                    sent += 1
+                    going = here() if to == self._id else there(to)
+                    answer = await going.addTimeout(min(left, TRY_PATIENCE), self._clock)
+                    return Carried(answer, sent)
+            except (CancelledError, TableError):
+                raise
+            except (NotLeader, Dropped):
+                sent -= 1
+            except NotFirst as error:
+                hint = "" if hinted else _hint_of(error)
+                if hint and hint != to:
+                    continue
+            except BadRequest as error:
+                raise TableError(f"the leader refuses the request: {error}") from error
+            except (Lost, TimeoutError):
+                pass
+            except Exception as error:
+                # Links fail in many ways, and each of them means the same: try again.
+                self._log.debug("A request to {to} failed: {error!r}", to=to, error=error)
+            await self._pause(min(pause, max(0.0, deadline - self._clock.seconds())))
+            pause = min(2 * pause, RETRY_MAX)
+        raise TableClosed("this server's part of the table is closed")
+
+    async def _pause(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred(lambda _: call.cancel())
+        call = self._clock.callLater(seconds, self._resume, waiting)
+        self._pauses.append(waiting)
+        try:
+            await waiting
+        finally:
+            self._pauses.remove(waiting)
+            if call.active():
+                call.cancel()
+
+    def _resume(self, waiting: Deferred[None]) -> None:
+        if not waiting.called:
+            waiting.callback(None)
+
+    def hurry(self) -> None:
+        """Something has changed about who leads: whoever pauses tries again now."""
+        for waiting in list(self._pauses):
+            self._resume(waiting)
+
+    def close(self) -> None:
+        """End what is under way with `TableClosed` (at its next turn)."""
+        self._closed = True
+        self.hurry()
+
+
+def _hint_of(error: NotFirst) -> str:
+    """The leader that a refusal names; empty if it names none."""
+    try:
+        hint = json.loads(str(error))
+        return str(hint.get("id", "")) if isinstance(hint, dict) else ""
+    except ValueError:
+        return ""

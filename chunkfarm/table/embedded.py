@@ -1,0 +1,481 @@
+"""The engine `embedded`: the table kept by the masters themselves.
+
+Every server has one. On masters and learners it holds rows and takes part in the consensus; on all others it
+sends transactions and reads on to the leader, and watches through a server that holds rows. Nobody else needs
+to know which of the two a server is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded
+from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
+from chunkfarm.model import SECRET
+from chunkfarm.table.codec import (
+    REQUEST_BYTES_MAX,
+    Answer,
+    AnswerKind,
+    CodecError,
+    OpenSession,
+    ReadRequest,
+    Transaction,
+    check_transaction,
+    decode_answer,
+    decode_consensus,
+    decode_page,
+    decode_read,
+    decode_request,
+    encode_answer,
+    encode_page,
+    encode_read,
+    encode_request,
+    is_snapshot_page,
+)
+from chunkfarm.table.consensus import LEADER, ChangeRefused, Dropped, NotLeader
+from chunkfarm.table.courier import Carried, Courier
+from chunkfarm.table.driver import Driver, Lost
+from chunkfarm.table.interface import (
+    KEY_BYTES_MAX,
+    Compare,
+    Conflict,
+    ITable,
+    IWatch,
+    Operation,
+    Page,
+    TableClosed,
+    TableError,
+    Unavailable,
+)
+from chunkfarm.table.journal import Journal
+from chunkfarm.table.links_interface import IConsensusLinks
+from chunkfarm.table.progress import REPLICATE, Progress
+from chunkfarm.table.records import Configuration, Message, MessageKind
+from chunkfarm.table.sessions import Session, Sessions
+from chunkfarm.table.threads import OneThread, RunBlocking
+
+__all__ = ["ChangeRefused", "EmbeddedTable", "IConsensusLinks", "NotLeader"]
+
+PATIENCE = 30.0
+"""Seconds for which a transaction or a read looks for a leader: longer than elections, shorter than people wait."""
+ANSWER_PATIENCE = 8.0
+"""Seconds for what another server sent on: it gives up after 10 (`over_peers`), and should hear why before that."""
+CAUGHT_UP_LAG = 256
+"""Entries by which a member may lag and still count as caught up: what is under way on a busy farm."""
+READ_LIMIT_MAX = 100_000
+"""Rows one read may ask for. A page ends earlier anyway, by its bytes."""
+
+T = TypeVar("T")
+
+
+def _forget(_: Failure) -> None:
+    """The storage failed, and nobody asked to be told."""
+
+
+@implementer(ITable)
+class EmbeddedTable:
+    """This server's part of the table.
+
+    `journal` is open; it is closed by `stop`. `run_on_disk` and `run_reads` run blocking calls, each one at a
+    time and in order (default: a thread each). `rank` gives a server's place in the line of seniority.
+    `on_change` is called when role, leader, term or configuration have changed. `on_fatal` is called once when
+    the storage fails, or when a write takes more than `write_limit` seconds: the process must end then, because
+    the table says nothing more.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        server_id: str,
+        journal: Journal,
+        links: IConsensusLinks,
+        clock: IReactorTime,
+        random: random.Random,
+        *,
+        tick: float = 0.1,
+        rank: Callable[[str], int] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_fatal: Callable[[Failure], None] = _forget,
+        run_on_disk: RunBlocking | None = None,
+        run_reads: RunBlocking | None = None,
+        write_limit: float = 10.0,
+        client_id: str | None = None,
+    ) -> None:
+        self.id = server_id
+        self._links = links
+        self._clock = clock
+        self._on_change = on_change
+        self._threads: list[OneThread] = []
+        self._journal = journal
+        self._run_reads = self._thread("table-reads") if run_reads is None else run_reads
+        self._client = client_id or f"{random.getrandbits(128):032x}"
+        self._sessions = Sessions(self._open_session)
+        self._courier = Courier(server_id, clock)
+        self._stopping: Deferred[None] | None = None
+        self._held_rows = False
+        self._driver = Driver(
+            server_id,
+            journal,
+            links,
+            clock,
+            random,
+            tick=tick,
+            rank=rank,
+            run_on_disk=self._thread("table-disk") if run_on_disk is None else run_on_disk,
+            run_reads=self._run_reads,
+            on_change=self._changed,
+            on_fatal=on_fatal,
+            write_limit=write_limit,
+        )
+
+    def _thread(self, name: str) -> OneThread:
+        thread = OneThread(self._clock, name)
+        self._threads.append(thread)
+        return thread
+
+    # -- its life ----------------------------------------------------------------------------------------
+
+    def found(self) -> Deferred[None]:
+        """Make this server, whose journal is empty, the one voter of a new farm. Durable when it fires.
+
+        It leads at once if started, else with `start`. Fails with `JournalError` if the journal is not empty.
+        """
+        return Deferred.fromCoroutine(self._driver.found())
+
+    def start(self) -> None:
+        """Begin to take part."""
+        self._driver.start()
+
+    def stop(self) -> Deferred[None]:
+        """Promise nothing more, let the disk finish, close the journal. What is under way fails with `TableClosed`."""
+        result: Deferred[None] = Deferred()
+        if self._stopping is None:
+            self._stopping = Deferred.fromCoroutine(self._stop())
+            self._stopping.addErrback(lambda failure: self._log.failure("while closing the table", failure))
+
+        def stopped(_: None) -> None:
+            result.callback(None)
+
+        self._stopping.addCallback(stopped)
+        return result
+
+    async def _stop(self) -> None:
+        try:
+            await self._driver.stop()
+        finally:
+            self._courier.close()
+            for thread in self._threads:
+                thread.stop()
+
+    # -- what others see of it ---------------------------------------------------------------------------
+
+    @property
+    def role(self) -> str:
+        return self._driver.core.role
+
+    @property
+    def is_leader(self) -> bool:
+        return self._driver.core.role == LEADER and not self._driver.stopped
+
+    @property
+    def leader(self) -> str:
+        """The server that leads, as far as this one knows; empty if it does not."""
+        core = self._driver.core
+        return core.leader if self.is_member or core.role == LEADER else self._links.leader_hint()
+
+    @property
+    def term(self) -> int:
+        return self._driver.core.term
+
+    @property
+    def configuration(self) -> Configuration:
+        """Who votes and who learns, committed or not."""
+        return self._driver.core.configuration
+
+    @property
+    def is_member(self) -> bool:
+        return self.id in self._driver.core.configuration.members
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether this server has the table itself: it is a member, and its rows once were as new as the leader's."""
+        return self.is_member and self._driver.caught_up and not self._driver.stopped
+
+    @property
+    def revision(self) -> int:
+        """Of the rows that this server holds."""
+        return self._driver.core.applied
+
+    @property
+    def change_pending(self) -> bool:
+        """Whether a change of the configuration is not committed yet."""
+        return self._driver.core.pending_change
+
+    @property
+    def last_index(self) -> int:
+        return self._driver.core.last_index
+
+    @property
+    def has_quorum(self) -> bool:
+        """Leader: a majority answers. Others: a leader is heard."""
+        return self._driver.core.has_quorum
+
+    @property
+    def committed_this_term(self) -> bool:
+        """Whether this server leads and has committed an entry of its own term."""
+        core = self._driver.core
+        return core.role == LEADER and core.log.term_at(core.commit) == core.term
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the table's disk has no room; nothing is acknowledged here until it has."""
+        return self._driver.full
+
+    def progress(self) -> Mapping[str, Progress]:
+        """On the leader: how far every other member is (`match`, `recently_active`); empty elsewhere."""
+        core = self._driver.core
+        return dict(core.progress) if core.role == LEADER else {}
+
+    def caught_up(self) -> frozenset[str]:
+        """On the leader: the members, itself included, that answer and lack nothing but what is under way."""
+        if not self.is_leader:
+            return frozenset()
+        last = self.last_index
+        others = (
+            id
+            for id, one in self.progress().items()
+            if one.recently_active and one.state == REPLICATE and last - one.match <= CAUGHT_UP_LAG
+        )
+        return frozenset({self.id, *others})
+
+    def _changed(self) -> None:
+        if self._held_rows and not self.holds_rows:
+            self._driver.hub.end_all(Unavailable("this server does not hold the table any more"))
+        self._held_rows = self.holds_rows
+        self._courier.hurry()
+        self._on_change()
+
+    # -- leading -----------------------------------------------------------------------------------------
+
+    def propose_configuration(self, configuration: Configuration) -> Deferred[None]:
+        """Change the role of one server; fires when that is committed.
+
+        Fails with `ChangeRefused` or `NotLeader` when nothing was changed, and with `Unavailable` when
+        leadership was lost on the way.
+        """
+
+        def lost(failure: Failure) -> None:
+            failure.trap(Lost)
+            raise Unavailable("leadership was lost before the change was committed")
+
+        change = self._driver.propose_configuration(configuration)
+        return change.addCallbacks(lambda _: None, lost)
+
+    def transfer(self, to: str) -> None:
+        """Hand leadership to the voter `to` as soon as it has caught up; `NotLeader` or `ChangeRefused`."""
+        self._driver.transfer(to)
+
+    # -- ITable ------------------------------------------------------------------------------------------
+
+    def transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> Deferred[int]:
+        try:
+            check_transaction(compares, operations)
+        except FarmError:
+            return fail()
+        return Deferred.fromCoroutine(self._transact(compares, operations))
+
+    def read(self, prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:
+        if not 0 <= limit <= READ_LIMIT_MAX:
+            return fail(InvalidRequest(f"a read asks for 0 to {READ_LIMIT_MAX} rows"))
+        if max(len(prefix), len(after)) > KEY_BYTES_MAX:
+            return fail(LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes"))
+        if not stale:
+            return Deferred.fromCoroutine(self._read(ReadRequest(prefix, after, limit)))
+        if not self.holds_rows:
+            return fail(Unavailable("this server holds no rows"))
+        return Deferred.fromCoroutine(self._read_here(ReadRequest(prefix, after, limit)))
+
+    def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
+        if self._driver.stopped:
+            return fail(TableClosed("this server's part of the table is closed"))
+        if self.holds_rows:
+            return self._driver.hub.watch(prefix, from_revision)
+        return self._links.watch(prefix, from_revision)
+
+    # -- transactions ------------------------------------------------------------------------------------
+
+    async def _transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> int:
+        deadline = self._clock.seconds() + PATIENCE
+        while True:
+            session = await self._sessions.current()
+            number = await self._numbered(session, deadline)
+            try:
+                request = encode_request(
+                    Transaction(session.client, session.epoch, number, session.acknowledged, compares, operations)
+                )
+                carried = await self._carry(request, deadline)
+            finally:
+                session.give_back(number)
+            answer = carried.answer
+            if answer.kind is AnswerKind.DONE:
+                return answer.revision
+            if answer.kind is AnswerKind.CONFLICT:
+                raise Conflict(answer.rows)
+            if answer.kind is not AnswerKind.EXPIRED:
+                raise TableError("the table does not understand the transaction")
+            self._sessions.expired(session)
+            if carried.sent > 1:
+                raise Unavailable("the session has expired; whether the transaction took effect is unknown")
+            # It was sent once, and that copy had no effect: a new session may carry it.
+
+    async def _numbered(self, session: Session, deadline: float) -> int:
+        try:
+            return await session.take().addTimeout(max(0.0, deadline - self._clock.seconds()), self._clock)
+        except TimeoutError:
+            raise Unavailable("too many transactions of this server are under way") from None
+
+    def _open_session(self) -> Deferred[Session]:
+        async def begin() -> Session:
+            carried = await self._carry(encode_request(OpenSession(self._client)), self._clock.seconds() + PATIENCE)
+            if carried.answer.kind is not AnswerKind.OPENED:
+                raise TableError("the table opens no session")
+            return Session(self._client, carried.answer.revision)
+
+        return Deferred.fromCoroutine(begin())
+
+    def _carry(self, request: bytes, deadline: float) -> Deferred[Carried[Answer]]:
+        return self._courier.carry(
+            lambda: self.leader,
+            lambda: self._driver.propose(request),
+            lambda leader: self._links.transact(leader, request).addCallback(decode_answer),
+            deadline,
+        )
+
+    # -- reads -------------------------------------------------------------------------------------------
+
+    async def _read(self, request: ReadRequest) -> Page:
+        encoded = encode_read(request)
+        carried = await self._courier.carry(
+            # A member asks the leader only for the index, and reads at home.
+            lambda: self.id if self.is_member else self.leader,
+            lambda: Deferred.fromCoroutine(self._read_current(request)),
+            lambda leader: self._links.read(leader, encoded).addCallback(decode_page),
+            self._clock.seconds() + PATIENCE,
+        )
+        return carried.answer
+
+    async def _read_current(self, request: ReadRequest, secrets: bool = True) -> Page:
+        await self._driver.read_index()
+        return await self._read_here(request, secrets)
+
+    async def _read_here(self, request: ReadRequest, secrets: bool = True) -> Page:
+        if self._driver.stopped:
+            raise TableClosed("this server's part of the table is closed")
+        return await self._run_reads(
+            lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
+        )
+
+    # -- what other servers ask --------------------------------------------------------------------------
+
+    def receive(self, sender: str, payload: bytes) -> Deferred[None]:
+        """Take a payload of `Consensus`. `sender` is the server that the certificate of the link names.
+
+        A message of the core never fails (what is wrong with it is logged, and it is lost). A page of a
+        snapshot fires when it is written, and fails with `BadRequest` or `NotNow`.
+        """
+        if is_snapshot_page(payload):
+            return self._driver.receive_page(sender, payload)
+        try:
+            message = decode_consensus(payload)
+        except CodecError as error:
+            self._log.warn("A message of {sender} makes no sense: {error}", sender=sender, error=error)
+            return succeed(None)
+        assert isinstance(message, Message)
+        if message.sender != sender or message.to != self.id or message.kind is MessageKind.SNAPSHOT:
+            self._log.warn(
+                "A message from {claimed} to {to} came from {sender}, and is ignored.",
+                claimed=message.sender,
+                to=message.to,
+                sender=sender,
+            )
+            return succeed(None)
+        self._driver.step(message)
+        return succeed(None)
+
+    def answer_transact(self, request: bytes, *, allow_secret: bool = False) -> Deferred[bytes]:
+        """Do what another server sent on. Fails with `NotFirst` (text: `{"id": ...}`), `NotNow` or `BadRequest`.
+
+        Without `allow_secret` a transaction that touches `secret/` is a `BadRequest`.
+        """
+        return Deferred.fromCoroutine(self._answer_transact(request, allow_secret))
+
+    async def _answer_transact(self, request: bytes, allow_secret: bool) -> bytes:
+        self._must_lead()
+        try:
+            decoded = decode_request(request)
+            if isinstance(decoded, Transaction):
+                check_transaction(decoded.compares, decoded.operations)
+        except (CodecError, FarmError) as error:
+            raise BadRequest(str(error)) from error
+        if len(request) > REQUEST_BYTES_MAX:
+            raise BadRequest("the transaction is too large")
+        if isinstance(decoded, Transaction) and not allow_secret:
+            keys = (item.key for item in (*decoded.compares, *decoded.operations))
+            if any(key.startswith(SECRET) for key in keys):
+                raise BadRequest("secret rows are for masters alone")
+        answer = await self._for_another(self._driver.propose(request))
+        return encode_answer(answer)
+
+    def answer_read(self, request: bytes, *, allow_secret: bool = False) -> Deferred[bytes]:
+        """Read for another server, linearizably; failures as in `answer_transact`.
+
+        Without `allow_secret` a read of `secret/` is a `BadRequest`, and a wider one leaves those rows out.
+        """
+        return Deferred.fromCoroutine(self._answer_read(request, allow_secret))
+
+    async def _answer_read(self, request: bytes, allow_secret: bool) -> bytes:
+        self._must_lead()
+        try:
+            decoded = decode_read(request)
+        except CodecError as error:
+            raise BadRequest(str(error)) from error
+        if decoded.limit > READ_LIMIT_MAX:
+            raise BadRequest(f"a read asks for at most {READ_LIMIT_MAX} rows")
+        if decoded.prefix.startswith(SECRET) and not allow_secret:
+            raise BadRequest("secret rows are for masters alone")
+        return encode_page(await self._for_another(Deferred.fromCoroutine(self._read_current(decoded, allow_secret))))
+
+    def _must_lead(self) -> None:
+        if self._driver.stopped:
+            raise NotNow("this server is stopping")
+        if not self.is_leader:
+            raise self._not_first()
+        if not self.has_quorum:
+            raise NotNow("the first of the farm hears no majority of the masters")
+
+    def _not_first(self) -> NotFirst:
+        leader = self.leader
+        return NotFirst(json.dumps({"id": leader} if leader and leader != self.id else {}))
+
+    async def _for_another(self, work: Deferred[T]) -> T:
+        """Turn what can go wrong here into what the peer port may say."""
+        try:
+            return await work.addTimeout(ANSWER_PATIENCE, self._clock)
+        except (NotLeader, Lost):
+            raise self._not_first() from None
+        except Dropped as error:
+            raise NotNow(str(error)) from None
+        except TimeoutError:
+            raise NotNow("no majority of the masters answered in time") from None
+        except TableError as error:
+            raise NotNow(str(error)) from None

@@ -1,0 +1,592 @@
+"""The table on this disk: one SQLite file with the log, the hard state, the rows and how far they are applied.
+
+The file is in WAL mode. A commit that a promise depends on (a vote, a term, entries of the log) runs with
+`synchronous=FULL`. A commit that only applies entries runs with `synchronous=NORMAL`: after a power cut SQLite
+comes back with some prefix of its commits, and the entries that are then unapplied are still in the log, which
+was synchronized before. The WAL is one file, so the next full commit makes what was applied durable as well.
+
+Everything here blocks. The methods that write belong to one thread; `read`, `changes` and the pages of an
+`OutgoingSnapshot` may run on another one at the same time, on connections of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from attrs import evolve, field, frozen
+
+from chunkfarm.errors import FarmError
+from chunkfarm.table.codec import (
+    ENTRY_KIND_OF,
+    ENTRY_KINDS,
+    CodecError,
+    SnapshotPage,
+    Transaction,
+    decode_configuration,
+    decode_request,
+    encode_configuration,
+)
+from chunkfarm.table.interface import Compacted, Event, Page
+from chunkfarm.table.raft_log import decode_configuration as decode_entry_configuration
+from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
+from chunkfarm.table.rows import ROWS_SCHEMA, Applied, apply_entry, events_of, read_rows
+from chunkfarm.table.snapshots import IncomingSnapshot, OutgoingSnapshot, SnapshotError
+
+FORMAT = 1
+"""Of the file, in `user_version`. A later version raises it when it changes the layout."""
+APPLICATION_ID = 0x43464A31
+"""Marks the file as ours (`CFJ1`), so that some other SQLite file is not taken for a table."""
+LOG_ENTRIES_MAX = 10_000
+"""Entries behind which the log is cut: they are held in memory too, and are read at every start."""
+LOG_BYTES_MAX = 32 * 1024 * 1024
+"""The same, for large transactions."""
+LOG_TAIL = 5_000
+"""Entries that stay when the log is cut, so that a follower or a watch that fell a little behind goes on."""
+CHANGES_SCAN = 1_000
+"""Log entries that one look for changes reads, so that it does not hold up other reads."""
+
+_SCHEMA = (
+    """
+CREATE TABLE state (
+    term INTEGER NOT NULL, vote TEXT NOT NULL, committed INTEGER NOT NULL, applied INTEGER NOT NULL,
+    snapshot_index INTEGER NOT NULL, snapshot_term INTEGER NOT NULL, snapshot_configuration BLOB NOT NULL,
+    caught_up INTEGER NOT NULL
+);
+CREATE TABLE log (number INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE without_effect (number INTEGER PRIMARY KEY);
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+    + ROWS_SCHEMA
+)
+
+
+class JournalError(FarmError):
+    """The table's file cannot be used; the sentence says why."""
+
+
+@frozen
+class Loaded:
+    """What a process finds in the journal when it starts."""
+
+    hard_state: HardState
+    snapshot: SnapshotMeta
+    entries: tuple[Entry, ...]
+    applied: int
+    caught_up: bool
+
+
+@frozen
+class Saved:
+    """What one `save` did."""
+
+    applied: tuple[Applied, ...] = ()
+    revision: int = 0
+    """The index up to which entries are applied."""
+    compact_to: int = 0
+    """The index up to which the log should be cut now; 0 for "leave it"."""
+
+
+@frozen
+class _State:
+    """The one row of the table `state`."""
+
+    term: int = 0
+    vote: str = ""
+    committed: int = 0
+    applied: int = 0
+    snapshot_index: int = 0
+    snapshot_term: int = 0
+    snapshot_configuration: bytes = field(factory=lambda: encode_configuration(Configuration()))
+    caught_up: int = 0
+
+    @property
+    def hard_state(self) -> HardState:
+        return HardState(self.term, self.vote, self.committed)
+
+    def with_hard_state(self, state: HardState) -> _State:
+        return evolve(self, term=state.term, vote=state.vote, committed=state.commit)
+
+    @property
+    def meta(self) -> SnapshotMeta:
+        configuration = decode_configuration(self.snapshot_configuration)
+        return SnapshotMeta(self.snapshot_index, self.snapshot_term, configuration)
+
+    def with_meta(self, meta: SnapshotMeta) -> _State:
+        return evolve(
+            self,
+            snapshot_index=meta.index,
+            snapshot_term=meta.term,
+            snapshot_configuration=encode_configuration(meta.configuration),
+        )
+
+    @classmethod
+    def read(cls, connection: sqlite3.Connection) -> _State:
+        row = connection.execute(
+            "SELECT term, vote, committed, applied, snapshot_index, snapshot_term, snapshot_configuration, caught_up"
+            " FROM state"
+        ).fetchone()
+        return cls(*row)
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "UPDATE state SET term = ?, vote = ?, committed = ?, applied = ?, snapshot_index = ?, snapshot_term = ?,"
+            " snapshot_configuration = ?, caught_up = ?",
+            (
+                self.term,
+                self.vote,
+                self.committed,
+                self.applied,
+                self.snapshot_index,
+                self.snapshot_term,
+                self.snapshot_configuration,
+                self.caught_up,
+            ),
+        )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has rolled back by itself after some errors, such as a full disk.
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    # Each connection is used by one thread at a time, which the callers see to; it may be closed by another.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA cache_size = -8192")
+    return connection
+
+
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_file(path: str) -> None:
+    """Make a new, empty file that only this user can read (SQLite gives its side files the same mode)."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600))
+
+
+def create_schema(connection: sqlite3.Connection) -> None:
+    """Lay out an empty journal."""
+    connection.executescript(_SCHEMA)
+    columns = _State()
+    connection.execute(
+        "INSERT INTO state VALUES (0, '', 0, 0, 0, 0, ?, 0)",
+        (columns.snapshot_configuration,),
+    )
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+class Journal:
+    """The open journal. `Journal.open` makes one; an instance is not usable after `close`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        """Held while a reading connection is in use, and while the file under it is replaced."""
+        self._writing = threading.RLock()
+        """Held while something is written: the notes are also written from outside the writing thread."""
+        self._outgoing: set[OutgoingSnapshot] = set()
+        self._incoming: IncomingSnapshot | None = None
+        self._closed = False
+        self._open()
+
+    @classmethod
+    def open(cls, path: str) -> Journal:
+        """Open the journal at `path`, making it if there is none. Blocks. Raises `JournalError`."""
+        try:
+            cls._clear_leftovers(path)
+            if not os.path.exists(path):
+                cls._create(path)
+            return cls(path)
+        except (sqlite3.Error, OSError, CodecError) as error:
+            raise JournalError(f"the table in {path} cannot be opened: {error}") from error
+
+    @staticmethod
+    def _clear_leftovers(path: str) -> None:
+        """A second file that was not swapped in is incomplete, or will be sent again: nothing was promised on it."""
+        for ending in (".next", ".next-wal", ".next-shm", ".next-journal", ".new", ".new-journal"):
+            with suppress(FileNotFoundError):
+                os.unlink(path + ending)
+
+    @staticmethod
+    def _create(path: str) -> None:
+        """Make the file under another name first, so that a crash never leaves half a layout."""
+        new = path + ".new"
+        create_file(new)
+        connection = _connect(new)
+        try:
+            create_schema(connection)
+        finally:
+            connection.close()
+        _fsync(new)
+        os.rename(new, path)
+        _fsync(os.path.dirname(path) or ".")
+
+    def _open(self) -> None:
+        self._connection = _connect(self.path)
+        try:
+            self._check_format()
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._full = False
+            self._synchronous(True)
+            self._state = _State.read(self._connection)
+            self._notes: dict[str, str] = dict(self._connection.execute("SELECT name, value FROM notes"))
+            counted = self._connection.execute("SELECT count(*), total(length(data)) FROM log").fetchone()
+            self._entries, self._bytes = int(counted[0]), int(counted[1])
+            self._reads = _connect(self.path)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._reads.execute("PRAGMA query_only = 1")
+
+    def _check_format(self) -> None:
+        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID:
+            raise JournalError(f"{self.path} is not a table of chunkfarm")
+        if version != FORMAT:
+            raise JournalError(f"{self.path} has format {version}, and this version of chunkfarm reads format {FORMAT}")
+
+    def _synchronous(self, full: bool) -> None:
+        """Choose how the next commit is made durable. SQLite ignores this inside a transaction."""
+        if full != self._full:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self._full = full
+
+    # -- what it holds -----------------------------------------------------------------------------------
+
+    @property
+    def empty(self) -> bool:
+        """Whether this server never was part of a farm's table: no log, no rows, no vote."""
+        return self._state.snapshot_index == 0 and self._entries == 0 and self._state.term == 0
+
+    @property
+    def applied(self) -> int:
+        """The index up to which entries are applied: the revision of this server's rows."""
+        return self._state.applied
+
+    @property
+    def snapshot(self) -> SnapshotMeta:
+        """Where the log begins."""
+        return self._state.meta
+
+    @property
+    def farm_id(self) -> str:
+        """The farm whose table this is; empty if it never was told."""
+        return self.note("farm")
+
+    @farm_id.setter
+    def farm_id(self, farm_id: str) -> None:
+        self.set_note("farm", farm_id)
+
+    def note(self, name: str) -> str:
+        """A word that was kept beside the table; empty if there is none."""
+        return self._notes.get(name, "")
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keep a word beside the table, durably. It belongs to this server and outlives snapshots."""
+        with self._writing:
+            self._synchronous(True)
+            with _transaction(self._connection):
+                self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+            self._notes[name] = value
+
+    def load(self) -> Loaded:
+        """What the core starts from. Raises `JournalError` if the log has a hole."""
+        entries = tuple(
+            Entry(term, index, ENTRY_KIND_OF[kind], data)
+            for index, term, kind, data in self._connection.execute(
+                "SELECT number, term, kind, data FROM log ORDER BY number"
+            )
+        )
+        first = self._state.snapshot_index + 1
+        if [entry.index for entry in entries] != list(range(first, first + len(entries))):
+            raise JournalError(f"{self.path} is damaged: its log has a hole")
+        if not self._state.snapshot_index <= self._state.applied < first + len(entries):
+            raise JournalError(f"{self.path} is damaged: its rows and its log do not belong together")
+        return Loaded(
+            self._state.hard_state, self._state.meta, entries, self._state.applied, bool(self._state.caught_up)
+        )
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def found(self, server_id: str) -> None:
+        """Make the empty journal that of a farm whose one voter is this server. Durable when it returns.
+
+        The farm begins as if from a snapshot at index 1, so that whoever joins gets the configuration with it.
+        """
+        if not self.empty:
+            raise JournalError(f"{self.path} already belongs to a farm")
+        meta = SnapshotMeta(1, 1, Configuration(voters=(server_id,)))
+        self._change(evolve(_State().with_meta(meta), term=1, vote=server_id, committed=1, applied=1, caught_up=1))
+
+    def mark_caught_up(self) -> None:
+        """Remember that this server's rows once were as new as the leader's, so that they may be read stale."""
+        self._change(evolve(self._state, caught_up=1), full=False)
+
+    def _change(self, state: _State, *, full: bool = True) -> None:
+        with self._writing:
+            self._synchronous(full)
+            with _transaction(self._connection):
+                state.write(self._connection)
+            self._state = state
+
+    def save(self, ready: Ready, *, apply: bool = True) -> Saved:
+        """Do a Ready's first step durably, and apply its committed entries (unless `apply` is false).
+
+        Raises `sqlite3.Error` or `OSError` if the disk fails; then nothing of this Ready has been done, except
+        perhaps the swap to its snapshot, which may be repeated.
+        """
+        with self._writing:
+            return self._save(ready, apply)
+
+    def _save(self, ready: Ready, apply: bool) -> Saved:
+        hard_state = ready.hard_state or self._state.hard_state
+        if ready.snapshot is not None and ready.snapshot.index > self._state.snapshot_index:
+            hard_state = evolve(hard_state, commit=max(hard_state.commit, ready.snapshot.index))
+            self._swap(ready.snapshot, hard_state)
+        promised = (hard_state.term, hard_state.vote) != (self._state.term, self._state.vote)
+        self._synchronous(bool(ready.entries) or promised)
+        state = self._state.with_hard_state(hard_state)
+        entries, size = self._entries, self._bytes
+        applied: list[Applied] = []
+        with _transaction(self._connection):
+            if ready.entries:
+                dropped, dropped_bytes = self._append(ready.entries)
+                entries += len(ready.entries) - dropped
+                size += sum(len(entry.data) for entry in ready.entries) - dropped_bytes
+            if apply:
+                for entry in ready.committed:
+                    if entry.index <= state.applied:
+                        continue
+                    applied.append(self._apply(entry))
+                    state = evolve(state, applied=entry.index)
+            if state != self._state:
+                state.write(self._connection)
+        self._state, self._entries, self._bytes = state, entries, size
+        return Saved(tuple(applied), state.applied, self._compaction_point())
+
+    def _append(self, entries: Sequence[Entry]) -> tuple[int, int]:
+        """Replace the log from the first of `entries` on; returns count and bytes of what was dropped."""
+        first = entries[0].index
+        dropped = self._connection.execute(
+            "SELECT count(*), total(length(data)) FROM log WHERE number >= ?", (first,)
+        ).fetchone()
+        if dropped[0]:
+            self._connection.execute("DELETE FROM log WHERE number >= ?", (first,))
+        self._connection.executemany(
+            "INSERT INTO log VALUES (?, ?, ?, ?)",
+            [(entry.index, entry.term, ENTRY_KINDS[entry.kind], entry.data) for entry in entries],
+        )
+        return int(dropped[0]), int(dropped[1])
+
+    def _apply(self, entry: Entry) -> Applied:
+        done = apply_entry(self._connection, entry)
+        if entry.kind is EntryKind.DATA and not done.operations:
+            # The log doubles as the history for watches, which must not show what had no effect.
+            self._connection.execute("INSERT OR REPLACE INTO without_effect VALUES (?)", (entry.index,))
+        return done
+
+    def _compaction_point(self) -> int:
+        if self._entries > LOG_ENTRIES_MAX:
+            return max(0, min(self._state.applied, self._state.snapshot_index + self._entries - LOG_TAIL))
+        if self._bytes <= LOG_BYTES_MAX:
+            return 0
+        kept = 0
+        for index, size in self._connection.execute("SELECT number, length(data) FROM log ORDER BY number DESC"):
+            kept += size
+            if kept > LOG_BYTES_MAX // 2:
+                return min(self._state.applied, int(index))
+        return 0
+
+    def compact(self, index: int) -> None:
+        """Forget the log up to `index`, which must be applied."""
+        assert index <= self._state.applied
+        if index > self._state.snapshot_index:
+            with self._writing:
+                self._compact(index)
+
+    def _compact(self, index: int) -> None:
+        meta = _meta_at(self._connection, self._state, index)
+        state = self._state.with_meta(meta)
+        self._synchronous(False)
+        with _transaction(self._connection):
+            dropped = self._connection.execute(
+                "SELECT count(*), total(length(data)) FROM log WHERE number <= ?", (index,)
+            ).fetchone()
+            self._connection.execute("DELETE FROM log WHERE number <= ?", (index,))
+            self._connection.execute("DELETE FROM without_effect WHERE number <= ?", (index,))
+            state.write(self._connection)
+        self._state = state
+        self._entries -= int(dropped[0])
+        self._bytes -= int(dropped[1])
+
+    # -- snapshots ---------------------------------------------------------------------------------------
+
+    def receive(self, sender: str, page: SnapshotPage) -> bool:
+        """Write a page into the second file, which begins with the first page; True once it is whole.
+
+        Raises `SnapshotError` if the page does not belong to what is there.
+        """
+        with self._writing:
+            source = (sender, page.stream)
+            if page.sequence == 0:
+                self.drop_incoming()
+                self._incoming = self._begin_incoming(source, page.meta)
+            incoming = self._incoming
+            if incoming is None or incoming.source != source:
+                raise SnapshotError("another snapshot has begun since")
+            try:
+                incoming.add(page)
+            except BaseException:
+                self.drop_incoming()
+                raise
+            return incoming.complete
+
+    def _begin_incoming(self, source: tuple[str, int], meta: SnapshotMeta) -> IncomingSnapshot:
+        path = self.path + ".next"
+        create_file(path)
+        connection = _connect(path)
+        # Until it is swapped in the file may be lost at any time, so nothing is synchronized before that.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        create_schema(connection)
+        return IncomingSnapshot(connection, source, meta)
+
+    def drop_incoming(self) -> None:
+        """Forget a snapshot that was not swapped in."""
+        with self._writing:
+            if self._incoming is not None:
+                self._incoming.close()
+                self._incoming = None
+            self._clear_leftovers(self.path)
+
+    def _swap(self, meta: SnapshotMeta, hard_state: HardState) -> None:
+        """Put the received file in the place of this one. A crash at any moment leaves the one or the other."""
+        incoming = self._incoming
+        if incoming is None or not incoming.complete or incoming.meta != meta:
+            raise JournalError("the snapshot to be installed is not the one that was received")
+        state = evolve(
+            _State().with_hard_state(hard_state).with_meta(meta),
+            applied=meta.index,
+            caught_up=self._state.caught_up,
+        )
+        incoming.finish(state.write, self._notes.items())
+        self._incoming = None
+        _fsync(self.path + ".next")
+        with self._lock:
+            self._close_all()
+            # Closing the last connection empties the WAL into the file and removes it. A WAL that stayed
+            # would be taken for the new file's, so the names must be gone for good before the swap.
+            if os.path.exists(self.path + "-wal"):
+                raise JournalError(f"{self.path} is in use by another process")
+            directory = os.path.dirname(self.path) or "."
+            _fsync(directory)
+            os.rename(self.path + ".next", self.path)
+            _fsync(directory)
+            self._open()
+
+    def open_outgoing(self) -> OutgoingSnapshot:
+        """A consistent view of everything, to be sent page by page; close it when done."""
+        with self._lock:
+            connection = _connect(self.path)
+            try:
+                connection.execute("PRAGMA query_only = 1")
+                connection.execute("BEGIN")
+                state = _State.read(connection)
+                meta = _meta_at(connection, state, state.applied)
+            except BaseException:
+                connection.close()
+                raise
+            outgoing = OutgoingSnapshot(connection, meta, self._lock, self._outgoing.discard)
+            self._outgoing.add(outgoing)
+            return outgoing
+
+    # -- reading (on another thread) ---------------------------------------------------------------------
+
+    def read(self, prefix: bytes, after: bytes, limit: int, *, secrets: bool = True) -> Page:
+        """A page of rows as they are now; without `secrets` as if there were no rows under `secret/`."""
+        with self._lock, self._view() as connection:
+            revision = connection.execute("SELECT applied FROM state").fetchone()[0]
+            return read_rows(connection, revision, prefix, after, limit, secrets=secrets)
+
+    def changes(self, prefix: bytes, after: int, until: int) -> tuple[tuple[Event, ...], int]:
+        """Changes under `prefix` with a revision in `(after, until]`, and the revision up to which this looked.
+
+        Raises `Compacted` when the log does not reach back to `after`.
+        """
+        with self._lock, self._view() as connection:
+            begin = connection.execute("SELECT snapshot_index FROM state").fetchone()[0]
+            if after < begin:
+                raise Compacted(begin + 1)
+            until = min(until, after + CHANGES_SCAN)
+            events: list[Event] = []
+            found = connection.execute(
+                "SELECT number, data FROM log WHERE number > ? AND number <= ? AND kind = ?"
+                " AND number NOT IN (SELECT number FROM without_effect) ORDER BY number",
+                (after, until, ENTRY_KINDS[EntryKind.DATA]),
+            )
+            for index, data in found:
+                request = decode_request(data)
+                assert isinstance(request, Transaction)
+                events += [event for event in events_of(index, request.operations) if event.key.startswith(prefix)]
+            return tuple(events), until
+
+    @contextmanager
+    def _view(self) -> Iterator[sqlite3.Connection]:
+        if self._closed:
+            raise JournalError("the table's journal is closed")
+        self._reads.execute("BEGIN")
+        try:
+            yield self._reads
+        finally:
+            self._reads.execute("ROLLBACK")
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all connections; harmless the second time."""
+        with self._writing, self._lock:
+            if not self._closed:
+                self.drop_incoming()
+                self._closed = True
+                self._close_all()
+
+    def _close_all(self) -> None:
+        for outgoing in list(self._outgoing):
+            outgoing.close_locked()
+        self._reads.close()
+        # FULL, so that what closing writes back into the file is synchronized before the WAL goes.
+        self._synchronous(True)
+        self._connection.close()
+
+
+def _meta_at(connection: sqlite3.Connection, state: _State, index: int) -> SnapshotMeta:
+    """Term and configuration at `index`, which is in the log or where it begins."""
+    if index == state.snapshot_index:
+        return state.meta
+    term = connection.execute("SELECT term FROM log WHERE number = ?", (index,)).fetchone()[0]
+    changed = connection.execute(
+        "SELECT data FROM log WHERE number <= ? AND kind = ? ORDER BY number DESC LIMIT 1",
+        (index, ENTRY_KINDS[EntryKind.CONFIGURATION]),
+    ).fetchone()
+    configuration = state.meta.configuration if changed is None else decode_entry_configuration(changed[0])
+    return SnapshotMeta(index, term, configuration)
