@@ -58,6 +58,21 @@ class DataDirectory:
         os.close(self._lock)
 
 
+def is_unused(path: Path) -> bool:
+    """Whether no process has this data directory open at the moment. Raises `OSError`."""
+    try:
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write a small file so that a crash leaves either the old one or the new one, durable on return."""
     temporary = path.with_name(path.name + ".new")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 from twisted.application.service import IService
 from twisted.python import usage
 
 from chunkfarm.config import read_config
+from chunkfarm.data_directory import is_unused
 from chunkfarm.errors import FarmError
 
 
@@ -63,11 +65,16 @@ class Options(usage.Options):
         parent = self.parent
         if parent is None or parent.get("pidfile") != "twistd.pid":
             return
+        pid_file = os.path.join(data, "twistd.pid")
         try:
             os.makedirs(data, mode=0o700, exist_ok=True)
+            if not is_unused(Path(data)):
+                raise SystemExit(f"chunkfarm: the data directory {data} is in use by another chunkfarm process")
+            # After a kill its number may belong to any process, for whose sake twistd would not start.
+            Path(pid_file).unlink(missing_ok=True)
         except OSError as error:
-            raise SystemExit(f"chunkfarm: the data directory {data} cannot be made: {error.strerror}") from None
-        parent["pidfile"] = os.path.join(data, "twistd.pid")
+            raise SystemExit(f"chunkfarm: the data directory {data} cannot be used: {error.strerror}") from None
+        parent["pidfile"] = pid_file
 
 
 def makeService(options: Options) -> IService:

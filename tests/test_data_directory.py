@@ -8,7 +8,7 @@ from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.data_directory import DataDirectory, DataDirectoryError, write_atomically
+from chunkfarm.data_directory import DataDirectory, DataDirectoryError, is_unused, write_atomically
 
 ID = UUID(int=1)
 
@@ -113,3 +113,17 @@ class WriteAtomicallyTests(SynchronousTestCase):
         assert path.read_text() == "new"
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert [one.name for one in directory.iterdir()] == ["file"]
+
+
+class IsUnusedTests(SynchronousTestCase):
+    """Whether a directory is free, without taking it."""
+
+    def test_free_taken_free(self) -> None:
+        """It is free before the first start, not while a process has it, and free again after that."""
+        path = Path(self.mktemp())
+        path.mkdir()
+        assert is_unused(path)
+        data = DataDirectory.open(path, UUID(int=1))
+        assert not is_unused(path)
+        data.close()
+        assert is_unused(path)
