@@ -236,6 +236,11 @@ class LineClient(Protocol):
 
         return self.request(" ".join(words)).addCallbacks(begun, failed)
 
+    @property
+    def owed(self) -> bool:
+        """Whether an answer is due."""
+        return bool(self._requests)
+
     def lose(self) -> None:
         """Close the link, without waiting for answers."""
         if self._lost is None and not self._closing:

@@ -1,0 +1,351 @@
+"""The commands of `chunkfarm`, as click sees them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import click
+from twisted.internet.task import deferLater
+
+from chunkfarm import __version__
+from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.cli import screen
+from chunkfarm.cli.download import Download, NewFile
+from chunkfarm.cli.exits import give_up
+from chunkfarm.cli.farm import PAUSE_FIRST, Farm
+from chunkfarm.cli.surroundings import Surroundings
+from chunkfarm.cli.upload import Upload
+from chunkfarm.errors import InvalidRequest
+from chunkfarm.links.lines import LineClient, Reply
+from chunkfarm.links.rows import parse_row
+from chunkfarm.model import check_file_name
+from chunkfarm.table.interface import Compacted, Event, Unavailable
+from chunkfarm.wire.lines import quote
+
+DEFAULT_BUCKET = "home"
+"""Where `put` stores a file that was given no name."""
+LIST_PAGE = 1000
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+_NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
+            "free", "used", "rank", "stale"}  # fmt: skip
+
+
+def typed(fields: dict[str, str]) -> dict[str, str | int]:
+    """Fields for JSON: what counts something is a number there."""
+    return {name: int(value) if name in _NUMBERS and value.isdecimal() else value for name, value in fields.items()}
+
+
+def file_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """`bucket/path`, as an argument."""
+    if value is None:
+        return None
+    try:
+        return check_file_name(value)
+    except InvalidRequest as error:
+        raise click.BadParameter(error.sentence, context, parameter) from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="chunkfarm")
+@click.option("--config", default="config.ini", show_default=True, envvar="CHUNKFARM_CONFIG", help="The farm's file.")
+@click.option("--key", metavar="FILE", help="File with your key: one line, <key id> <secret>.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds without progress before giving up.",
+)
+@click.pass_context
+def chunkfarm(context: click.Context, config: str, key: str | None, timeout: float) -> None:
+    """Store and fetch files on a farm, and see how it is.
+
+    A file's name is bucket/path. Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed,
+    5 nobody answered, 6 no writes now.
+    """
+    surroundings = context.ensure_object(Surroundings)
+    surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
+
+
+def ask(surroundings: Surroundings, line: str) -> Reply:
+    """One request to any server."""
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
+        return await farm.run(lambda link: link.request(line))
+
+    return surroundings.run(work)
+
+
+@chunkfarm.command()
+@click.argument("file", type=click.Path(path_type=str, allow_dash=True))
+@click.argument("name", callback=file_name, required=False)
+@as_json
+@click.pass_obj
+def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) -> None:
+    """Store FILE (- for the standard input) as NAME, home/<base name> by default."""
+    if name is None:
+        if file == "-":
+            raise click.UsageError("the standard input needs a NAME")
+        name = f"{DEFAULT_BUCKET}/{Path(file).name}"
+    try:
+        check_file_name(name)
+        source: IO[bytes] = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
+    except (InvalidRequest, OSError) as error:
+        give_up(error)
+    with source, screen.bar(name) as bar:
+        if file != "-":
+            bar.size(Path(file).stat().st_size)
+
+        async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
+            upload = Upload(
+                farm,
+                source,
+                name,
+                seekable=file != "-" and source.seekable(),
+                run_in_thread=run_in_thread,
+                on_bytes=bar.more,
+            )
+            return await upload.run()
+
+        receipt = surroundings.run(work).fields
+    if as_json:
+        screen.show_json(typed(receipt))
+    else:
+        size, holders = screen.readable_size(int(receipt["size"])), len(receipt["holders"].split(","))
+        where = f", at least {receipt['copies']} copies, on {holders} servers" if int(receipt["size"]) else ""
+        click.echo(f"{screen.clean(receipt['name'])}: {size}{where}")
+
+
+@chunkfarm.command()
+@click.argument("name", callback=file_name)
+@click.argument("file", type=click.Path(path_type=str, allow_dash=True), required=False)
+@click.pass_obj
+def get(surroundings: Surroundings, name: str, file: str | None) -> None:
+    """Fetch NAME into FILE (- for the standard output), its last part by default."""
+    target = None
+    if file == "-":
+        stream: IO[bytes] = sys.stdout.buffer
+    else:
+        path = Path(file) if file is not None else Path(PurePosixPath(name).name)
+        if path.is_dir():
+            path = path / PurePosixPath(name).name
+        try:
+            target = NewFile(path)
+        except OSError as error:
+            give_up(error)
+        stream = target.stream
+    try:
+        with screen.bar(name) as bar:
+
+            async def work(farm: Farm, run_in_thread: RunInThread) -> dict[str, str]:
+                download = Download(
+                    farm, name, stream, can_restart=target is not None, on_size=bar.size, on_bytes=bar.at
+                )
+                return await download.run()
+
+            surroundings.run(work)
+        if target is not None:
+            target.keep()
+        else:
+            stream.flush()
+    except OSError as error:
+        give_up(error)
+    finally:
+        if target is not None:
+            target.drop()
+
+
+@chunkfarm.command()
+@click.argument("prefix", default="")
+@as_json
+@click.pass_obj
+def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
+    """List files, or those whose name begins with PREFIX."""
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> list[dict[str, str]]:
+        files: list[dict[str, str]] = []
+        more = True
+        while more:
+            after = quote(files[-1]["name"]) if files else "-"
+            line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
+            reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
+            files += reply.parsed()
+            more = "more" in reply.words and bool(reply.rows)
+        return files
+
+    files = surroundings.run(work)
+    if as_json:
+        screen.show_json([typed(file) for file in files])
+        return
+    rows = [
+        [screen.readable_time(file["modified"]), screen.readable_size(int(file["size"])), file["name"]]
+        for file in files
+    ]
+    screen.show_table(["MODIFIED", "SIZE", "NAME"], rows, right=["SIZE"])
+
+
+@chunkfarm.command()
+@click.argument("name", callback=file_name)
+@click.pass_obj
+def rm(surroundings: Surroundings, name: str) -> None:
+    """Remove a file."""
+    ask(surroundings, f"REMOVE {quote(name)}")
+
+
+@chunkfarm.command()
+@click.argument("name", callback=file_name)
+@as_json
+@click.pass_obj
+def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
+    """Say what is known of a file."""
+    fields = ask(surroundings, f"STAT {quote(name)}").fields
+    if as_json:
+        screen.show_json(typed(fields))
+        return
+    for field, value in fields.items():
+        click.echo(f"{field:10} {screen.clean(value)}")
+
+
+@chunkfarm.command()
+@as_json
+@click.pass_obj
+def servers(surroundings: Surroundings, as_json: bool) -> None:
+    """Show the server table, oldest first."""
+    rows = ask(surroundings, "SERVERS").parsed()
+    if as_json:
+        screen.show_json([typed(row) for row in rows])
+        return
+    columns = ["NAME", "STATE", "ROLE", "ADDRESS", "USED", "FREE", "ZONE", "JOINED", "VERSION"]
+    shown = [
+        [
+            row["name"],
+            row["state"],
+            row["role"],
+            f"{row['host']}:{row['client']}",
+            screen.readable_size(int(row["used"])),
+            screen.readable_size(int(row["free"])),
+            row["zone"],
+            screen.readable_time(row["joined"]),
+            row["version"],
+        ]
+        for row in rows
+    ]
+    screen.show_table(columns, shown, right=["USED", "FREE"])
+
+
+@chunkfarm.command()
+@as_json
+@click.pass_obj
+def who(surroundings: Surroundings, as_json: bool) -> None:
+    """Show who leads, who would take over, and why."""
+    rows = ask(surroundings, "WHO").parsed()
+    if as_json:
+        screen.show_json([typed(row) for row in rows])
+        return
+    first = next((row for row in rows if row["role"] == "first"), None)
+    click.echo(f"{screen.clean(first['name'])} leads the farm." if first else "Nobody leads the farm now.")
+    screen.show_table(
+        ["NEXT", "NAME", "ROLE", "STATE", "BECAUSE"],
+        [[row["rank"], row["name"], row["role"], row["state"], row["because"]] for row in rows],
+        right=["NEXT"],
+    )
+
+
+@chunkfarm.command()
+@as_json
+@click.pass_obj
+def status(surroundings: Surroundings, as_json: bool) -> None:
+    """Show jobs, copies of the table, and what could be lost now."""
+    reply = ask(surroundings, "STATUS")
+    pairs = [_pair(row) for row in reply.rows]
+    if as_json:
+        screen.show_json(dict(pairs))
+        return
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        click.echo(f"{screen.clean(name).ljust(width)}  {screen.clean(value)}")
+
+
+def _pair(row: str) -> tuple[str, str]:
+    """`name=value`, where the name may be several words."""
+    name, _, value = row.partition("=")
+    return parse_row(name)[0], parse_row(f"x={value}")[1]["x"]
+
+
+@chunkfarm.command("set")
+@click.argument("target")
+@click.argument("assignments", metavar="FIELD=VALUE...", nargs=-1, required=True)
+@click.pass_obj
+def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) -> None:
+    """Change fields of a server (by name or id), or options of the farm (`farm`)."""
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise click.UsageError(f"{assignment!r} is not FIELD=VALUE")
+    words = " ".join(quote(word) for word in (target, *assignments))
+    for field, value in ask(surroundings, f"SET {words}").fields.items():
+        click.echo(f"{field:20} {screen.clean(value)}")
+
+
+@chunkfarm.command()
+@click.argument("prefix", default="")
+@as_json
+@click.pass_obj
+def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
+    """Show changes as they happen, under PREFIX (servers/, farm/ or files/) or all; end with Ctrl-C."""
+    seen: list[int] = []
+
+    async def follow(link: LineClient) -> None:
+        try:
+            running = await link.watch(prefix.encode(), seen[-1] if seen else None)
+        except Compacted as error:
+            click.echo(f"chunkfarm: changes before revision {error.first_revision} were missed", err=True)
+            running = await link.watch(prefix.encode(), error.first_revision - 1)
+        try:
+            while True:
+                batch = await running.next()
+                for event in batch.events:
+                    _show_event(event, as_json)
+                seen[:] = [batch.revision]
+        finally:
+            running.close()
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> None:
+        while True:
+            try:
+                await farm.run(follow)
+            except Unavailable:
+                # The link's end, or its server's: the next one goes on after the last change shown.
+                farm.hang_up()
+                await deferLater(farm.clock, PAUSE_FIRST)
+
+    surroundings.run(work)
+
+
+def _show_event(event: Event, as_json: bool) -> None:
+    key = event.key.decode(errors="replace")
+    try:
+        value = json.loads(event.value) if event.value else None
+    except ValueError:
+        value = event.value.decode(errors="replace")
+    if as_json:
+        screen.show_json({"revision": event.revision, "kind": event.kind, "key": key, "value": value})
+        return
+    detail = ""
+    if isinstance(value, dict):
+        if event.key.startswith(b"servers/"):
+            detail = f"{value.get('name')} is {value.get('state')}"
+        elif event.key.startswith(b"files/"):
+            detail = screen.readable_size(int(value.get("size", 0)))
+        else:
+            detail = json.dumps(value, ensure_ascii=False)
+    elif value is not None:
+        detail = str(value)
+    word = {"PUT": "set", "DEL": "gone"}[event.kind]
+    click.echo(screen.clean(f"{event.revision:>8}  {word:4}  {key}  {detail}".rstrip()))
+    sys.stdout.flush()

@@ -1,0 +1,176 @@
+"""The farm as the command line sees it: a list of servers, of which any will do.
+
+Work is done over one link. When the link breaks, or its server cannot serve now, the work is called again
+with a link to the next server and goes on where it stood; after a round of all servers there is a short
+pause. What ends it is success, an error that every server would give, or `timeout` seconds in which nothing moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from attrs import define, field
+from twisted.internet import error as network
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+
+from chunkfarm.cli.exits import NobodyAnswered
+from chunkfarm.config import Listed
+from chunkfarm.errors import Busy, FarmError, ReadOnly, Waiting
+from chunkfarm.links.lines import LineClient, LinkLost, NotUnderstood
+from chunkfarm.model import Address
+from chunkfarm.trust.private import TrustError
+
+PAUSE_FIRST = 0.2
+"""Seconds before the second round: a server that takes over needs a moment."""
+PAUSE_MAX = 2.0
+SILENCE_CHECK = 0.5
+"""Seconds between two looks at whether a link is still alive."""
+
+PING_AFTER = 5.0
+"""Seconds of silence after which a link that owes nothing is tried."""
+
+T = TypeVar("T")
+Work = Callable[[LineClient], Awaitable[T]]
+Dial = Callable[[Listed], Deferred[LineClient]]
+"""Gives a link that is encrypted, checked and authenticated."""
+
+_ELSEWHERE = (LinkLost, NotUnderstood, Waiting, Busy, ReadOnly)
+"""Errors of one server, which say nothing about the others."""
+
+
+def in_order(servers: tuple[Listed, ...]) -> tuple[Listed, ...]:
+    """Those that are up first, each part as it is listed, which is by seniority."""
+    return tuple(sorted(servers, key=lambda server: server.state == "down"))
+
+
+@define
+class Farm:
+    """Any server of a farm. `timeout` is in seconds."""
+
+    clock: IReactorTime
+    servers: tuple[Listed, ...]
+    dial: Dial
+    timeout: float
+    link: LineClient | None = field(default=None, init=False)
+    _current: int = field(default=0, init=False)
+    _moved: float = field(default=0.0, init=False)
+    _active: float = field(default=0.0, init=False)
+    _patience: float = field(default=0.0, init=False)
+    _reasons: dict[str, Exception] = field(factory=dict, init=False)
+
+    def moved(self) -> None:
+        """Something was achieved that need not be done again."""
+        self._moved = self.clock.seconds()
+
+    def be_patient(self) -> None:
+        """The next answer may take as long as the whole timeout."""
+        self._patience = self.timeout
+
+    async def run(self, work: Work[T]) -> T:
+        """Do the work, on whichever server can."""
+        if not self.servers:
+            raise NobodyAnswered("config.ini lists no servers yet: start one with `twistd chunkfarm`")
+        self.moved()
+        pause = PAUSE_FIRST
+        failures = 0
+        while True:
+            before = self._moved
+            server = self.servers[self._current]
+            try:
+                return await self._attempt(server, work)
+            except CancelledError:
+                raise
+            except (*_ELSEWHERE, TrustError, network.ConnectError, network.ConnectionLost, network.ConnectionDone,
+                    network.DNSLookupError) as error:  # fmt: skip
+                self._reasons[server.name] = error
+            self._current = (self._current + 1) % len(self.servers)
+            failures = 1 if self._moved > before else failures + 1
+            if self.clock.seconds() - self._moved >= self.timeout:
+                raise self._explain()
+            if failures % len(self.servers) == 0:
+                await deferLater(self.clock, pause)
+                pause = min(2 * pause, PAUSE_MAX)
+
+    async def _attempt(self, server: Listed, work: Work[T]) -> T:
+        if self.link is None:
+            link = await self.dial(server)
+            link.on_activity = self._touch
+            self.link = link
+        self._patience = self.timeout / 3
+        self._touch()
+        watcher = _Silence(self, self.link)
+        try:
+            return await work(self.link)
+        except BaseException as error:
+            if isinstance(error, _ELSEWHERE) or not isinstance(error, FarmError):
+                self.hang_up()
+            raise
+        finally:
+            watcher.stop()
+
+    def hang_up(self) -> None:
+        """End the link, if there is one."""
+        link, self.link = self.link, None
+        if link is not None:
+            link.lose()
+
+    def _touch(self) -> None:
+        self._active = self.clock.seconds()
+
+    def silent_for(self) -> float:
+        """Seconds since a byte moved."""
+        return self.clock.seconds() - self._active
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which a link that owes an answer is given up."""
+        return self._patience
+
+    def _explain(self) -> FarmError:
+        """Why nothing moved, for people."""
+        texts = []
+        for server in self.servers:
+            error = self._reasons.get(server.name)
+            if error is not None:
+                where = Address(server.host, server.client)
+                texts.append(f"{server.name} ({where}): {_sentence(error)}")
+        for error in self._reasons.values():
+            if isinstance(error, ReadOnly | Waiting | Busy):
+                return type(error)(f"the farm cannot do that now: {'; '.join(texts)}")
+        return NobodyAnswered(f"nobody answered within {self.timeout:g} s: {'; '.join(texts)}")
+
+
+class _Silence:
+    """Gives up a link on which an answer is due and nothing moves: its server may have lost its power."""
+
+    def __init__(self, farm: Farm, link: LineClient) -> None:
+        self._farm = farm
+        self._link = link
+        self._call: IDelayedCall = farm.clock.callLater(SILENCE_CHECK, self._look)
+
+    def _look(self) -> None:
+        self._call = self._farm.clock.callLater(SILENCE_CHECK, self._look)
+        if self._link.owed:
+            if self._farm.silent_for() > self._farm.patience:
+                self._link.lose()
+        elif self._farm.silent_for() > PING_AFTER:
+            # A watch, or a slow standard input: is anybody still there?
+            self._link.request("PING").addErrback(lambda _: None)
+
+    def stop(self) -> None:
+        self._call.cancel()
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, FarmError):
+        return error.sentence
+    if isinstance(error, network.ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, network.TimeoutError | network.TCPTimedOutError):
+        return "timed out"
+    if isinstance(error, network.DNSLookupError):
+        return "its name is not known"
+    return str(error).rstrip(".")

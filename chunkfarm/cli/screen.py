@@ -1,0 +1,120 @@
+"""What people see: tables, sizes, times and progress. Terminals get colour; pipes get plain, whole lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def readable_size(size: int) -> str:
+    """Bytes as people say them: `1.5 MiB`."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def readable_time(timestamp: str) -> str:
+    """`2026-11-22 10:00:00` of a timestamp, in UTC as the farm keeps it."""
+    return timestamp[:19].replace("T", " ")
+
+
+def clean(text: str) -> str:
+    """Text from a server without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def show_json(value: Any) -> None:
+    """One value as JSON on a line of its own."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table; the columns named in `right` are flush right."""
+    rows = [[clean(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in rows:
+            # Cells are text: rich would take brackets in them for styles.
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        Console().print(table)
+        return
+    widths = [max(len(line[position]) for line in [columns, *rows]) for position in range(len(columns))]
+    for line in [columns, *rows]:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+class Bar(Protocol):
+    """Where progress is told."""
+
+    def size(self, total: int | None) -> None: ...
+
+    def at(self, done: int) -> None: ...
+
+    def more(self, done: int) -> None: ...
+
+
+class NoBar:
+    """Nobody watches."""
+
+    def size(self, total: int | None) -> None:
+        pass
+
+    def at(self, done: int) -> None:
+        pass
+
+    def more(self, done: int) -> None:
+        pass
+
+
+class RichBar:
+    """A bar with bytes, rate and time left."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(clean(name).replace("[", "\\["), total=None)
+
+    def size(self, total: int | None) -> None:
+        self._progress.update(self._task, total=total)
+
+    def at(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+
+    def more(self, done: int) -> None:
+        self._progress.advance(self._task, done)
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Bar]:
+    """A progress bar on the standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield NoBar()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        yield RichBar(progress, name)

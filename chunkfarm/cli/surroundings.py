@@ -1,0 +1,145 @@
+"""What a command needs of the world: a reactor, links to servers, a key. Tests give their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+
+from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.cli.exits import NoKey, give_up
+from chunkfarm.cli.farm import Dial, Farm, in_order
+from chunkfarm.config import Config, Listed, read_config
+from chunkfarm.errors import FarmError, Waiting
+from chunkfarm.links.lines import LineClient, connect
+from chunkfarm.model import Address
+from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.keys import ADMIN_KEY_FILE, KeyPair, read_key_file
+from chunkfarm.trust.private import TrustError
+from chunkfarm.trust.verify import chain_of, check_chain
+
+KEY_VARIABLE = "CHUNKFARM_KEY_FILE"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Main = Callable[[Any], Deferred[None]]
+
+
+def react(main: Main) -> None:
+    """Run `main(reactor)` under a reactor until it is done."""
+    from twisted.internet import reactor, task
+
+    running: Any = reactor
+    # A step of the wall clock would else fire or freeze every timer.
+    running.seconds = time.monotonic
+    # The outcome is told by whoever called.
+    with contextlib.suppress(SystemExit):
+        task.react(main, (), _reactor=running)
+
+
+def in_thread(reactor: Any) -> RunInThread:
+    """Runs blocking calls on the reactor's threads."""
+
+    def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args, **kwargs)
+
+    return run
+
+
+def find_key(config: Config, named: str | None, environment: Mapping[str, str], home: Path) -> KeyPair:
+    """The key to show: the first that exists of `--key`, `$CHUNKFARM_KEY_FILE`, `admin.key` in the data
+    directory and beside `config.ini`, and the user's own. Raises `NoKey`, or `TrustError` for one that is unfit.
+    """
+    told = named or environment.get(KEY_VARIABLE)
+    if told:
+        return read_key_file(told)
+    places = (
+        config.server.data / ADMIN_KEY_FILE,
+        config.path.parent / ADMIN_KEY_FILE,
+        home / ".config" / "chunkfarm" / "key",
+    )
+    for place in places:
+        if os.access(place, os.R_OK):
+            return read_key_file(place)
+    looked = ", ".join(str(place) for place in places)
+    raise NoKey(f"there is no key to show: give --key FILE or ${KEY_VARIABLE} (looked at {looked})")
+
+
+def dial_with(reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms: Callable[[], int]) -> Dial:
+    """Opens links that are encrypted, whose server is of this farm, and that have shown the key."""
+    tls = Contexts().client_factory()
+
+    async def dial(server: Listed) -> LineClient:
+        def check(transport: Any) -> str:
+            return check_chain(chain_of(transport), config.farm.ca, server.id or server.host, now_ms())
+
+        address = Address(server.host, server.client)
+        client = await connect(reactor, address, tls=tls, check=check, timeout=min(timeout, 5.0))
+        try:
+            assert client.hello is not None
+            state = client.hello.fields.get("state", "")
+            if state not in ("serving", "readonly"):
+                raise Waiting(f"it is {state}")
+            await client.auth(key.id, key.secret)
+        except BaseException:
+            client.lose()
+            raise
+        return client
+
+    return lambda server: Deferred.fromCoroutine(dial(server))
+
+
+@define
+class Surroundings:
+    """The world of one command. Options of the group are filled in by it."""
+
+    react: Callable[[Main], None] = react
+    dial_with: Callable[..., Dial] = dial_with
+    in_thread: Callable[[Any], RunInThread] = in_thread
+    environment: Mapping[str, str] = field(factory=lambda: os.environ)
+    home: Path = field(factory=Path.home)
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    config_path: str = "config.ini"
+    key_path: str | None = None
+    timeout: float = 30.0
+
+    def run(self, work: Callable[[Farm, RunInThread], Awaitable[T]]) -> T:
+        """Do some work with the farm, and return what it gives; ends the command if that fails."""
+        try:
+            config = read_config(self.config_path, {})
+            key = find_key(config, self.key_path, self.environment, self.home)
+        except TrustError as error:
+            give_up(NoKey(error.sentence))
+        except FarmError as error:
+            give_up(error)
+        outcome: list[T | Failure] = []
+
+        async def main(reactor: Any) -> None:
+            dial = self.dial_with(reactor, config, key, self.timeout, self.now_ms)
+            farm = Farm(reactor, in_order(config.servers), dial, self.timeout)
+            try:
+                outcome.append(await work(farm, self.in_thread(reactor)))
+            except Exception:
+                outcome.append(Failure())
+            finally:
+                farm.hang_up()
+
+        self.react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+        if not outcome:
+            click.echo("chunkfarm: interrupted", err=True)
+            raise click.exceptions.Exit(1)
+        if not isinstance(outcome[0], Failure):
+            return outcome[0]
+        fault: Exception = outcome[0].value
+        if isinstance(fault, FarmError | OSError):
+            give_up(fault)
+        raise fault

@@ -1,0 +1,190 @@
+"""`chunkfarm servers`, `who`, `status`, `set`, `watch`; finding a server and a key; exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.cli import exits
+from tests.cli.world import World
+from tests.ports.fakes import SERVER_ID
+
+
+class TableTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World(self.mktemp())
+
+    def test_servers(self) -> None:
+        """The server table as people read it, and as JSON."""
+        lines = self.world.run("servers").stdout.splitlines()
+        assert lines[0].split() == ["NAME", "STATE", "ROLE", "ADDRESS", "USED", "FREE", "ZONE", "JOINED", "VERSION"]
+        assert lines[1].split()[:4] == ["alpha", "up", "first", "10.0.0.1:4100"]
+        table = json.loads(self.world.run("servers", "--json").stdout)
+        assert table[0]["id"] == SERVER_ID
+        assert table[0]["client"] == 4100
+
+    def test_who(self) -> None:
+        """Who leads, who is next, and why."""
+        lines = self.world.run("who").stdout.splitlines()
+        assert lines[0] == "alpha leads the farm."
+        assert lines[2].split(maxsplit=4) == ["1", "alpha", "first", "up", "the most senior live master"]
+        assert json.loads(self.world.run("who", "--json").stdout)[1]["rank"] == 2
+
+    def test_status(self) -> None:
+        """What STATUS tells."""
+        assert self.world.run("status").stdout == "table copies             2\nunder-replicated chunks  0\n"
+        assert json.loads(self.world.run("status", "--json").stdout)["table copies"] == "2"
+
+    def test_set(self) -> None:
+        """Fields of a server can be changed, words with spaces too."""
+        result = self.world.run("set", "beta", "zone=rack 1")
+        assert result.exit_code == 0
+        assert "zone                 rack 1\n" in result.stdout
+        assert self.world.run("set", "beta", "zone").exit_code == exits.USAGE
+        assert self.world.run("set", "gamma", "zone=x").exit_code == exits.NOT_FOUND
+
+    def test_terminal_tricks(self) -> None:
+        """What a server says cannot move the cursor of a terminal."""
+        self.world.catalog.add("a/\u202eb", b"")
+        assert "\u202e" not in self.world.run("ls").stdout
+
+    def change(self, key: bytes, value: bytes) -> None:
+        self.world.table.put(key, value)
+
+    def test_watch(self) -> None:
+        """Changes are shown as they happen, and a server's death loses none of them."""
+        beta = self.world.servers["beta"]
+        self.world.on_idle = [
+            lambda: None,
+            lambda: self.change(b"farm/a", b'{"x":1}'),
+            self.world.servers["alpha"].die,
+            lambda: self.change(b"farm/b", b"2"),
+            *[lambda: self.world.clock.advance(0.5)] * 3,
+            beta.die,
+        ]
+        for server in self.world.servers.values():
+            server.backend.state.revision = 0
+        result = self.world.run("--timeout", "3", "watch", "--json")
+        assert [json.loads(line) for line in result.stdout.splitlines()] == [
+            {"revision": 1, "kind": "PUT", "key": "farm/a", "value": {"x": 1}},
+            {"revision": 2, "kind": "PUT", "key": "farm/b", "value": 2},
+        ]
+        assert result.exit_code == exits.NOBODY_ANSWERED
+
+    def test_watch_secrets(self) -> None:
+        """What may not be watched is refused."""
+        assert self.world.run("watch", "keys/").exit_code == exits.NOT_ALLOWED
+
+
+class FindingTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World(self.mktemp())
+
+    def test_first_server(self) -> None:
+        """The first listed server that answers is asked."""
+        self.world.run("who")
+        assert self.world.dialled == ["alpha"]
+
+    def test_next_server(self) -> None:
+        """A server that refuses, or does not serve yet, is passed over."""
+        self.world.servers["alpha"].refuses = True
+        assert self.world.run("who").exit_code == 0
+        self.world.servers["alpha"].refuses = False
+        self.world.servers["alpha"].backend.state.phase = "starting"
+        assert self.world.run("who").exit_code == 0
+        assert self.world.dialled == ["alpha", "beta"] * 2
+
+    def test_down_servers_last(self) -> None:
+        """Servers that are listed as down are tried last."""
+        text = self.world.config.read_text()
+        self.world.config.write_text(text.replace(f"up {SERVER_ID}", f"down {SERVER_ID}"))
+        self.world.run("who")
+        assert self.world.dialled == ["beta"]
+
+    def test_nobody(self) -> None:
+        """When nobody answers, the command says whom it asked and what came back, after the timeout."""
+        for server in self.world.servers.values():
+            server.refuses = True
+        result = self.world.run("--timeout", "5", "who")
+        assert result.exit_code == exits.NOBODY_ANSWERED
+        assert result.stderr == (
+            "chunkfarm: nobody answered within 5 s: alpha (10.0.0.1:4100): refused; beta (10.0.0.2:4100): refused\n"
+        )
+        assert 5 <= self.world.clock.seconds() < 8
+
+    def test_no_servers(self) -> None:
+        """A config without servers is not waited on."""
+        text = self.world.config.read_text()
+        self.world.config.write_text(
+            "\n".join(line for line in text.splitlines() if not line.startswith(("alpha", "beta")))
+        )
+        result = self.world.run("who")
+        assert result.exit_code == exits.NOBODY_ANSWERED
+        assert "lists no servers" in result.stderr
+
+    def test_no_config(self) -> None:
+        """A config that is not there, or broken, is one sentence."""
+        self.world.config.write_text("[farm]\ncolour = blue\n")
+        result = self.world.run("who")
+        assert result.exit_code == exits.FAILED
+        assert result.stderr.startswith("chunkfarm: ") and result.stderr.count("\n") == 1
+        self.world.config.unlink()
+        result = self.world.run("who")
+        assert result.exit_code == exits.FAILED
+        assert result.stderr.startswith("chunkfarm: ") and result.stderr.count("\n") == 1
+
+    def test_wrong_key(self) -> None:
+        """A wrong key is told at once, and is not tried elsewhere."""
+        path = self.world.directory / "key"
+        self.world.write_key(path, "stranger")
+        result = self.world.run("--key", str(path), "who")
+        assert result.exit_code == exits.NOT_ALLOWED
+        assert self.world.dialled == ["alpha"]
+
+    def test_not_allowed(self) -> None:
+        """What the key does not allow is told as such."""
+        path = self.world.directory / "key"
+        self.world.write_key(path, "reader")
+        assert self.world.run("--key", str(path), "rm", "a/b").exit_code == exits.NOT_ALLOWED
+
+    def test_key_places(self) -> None:
+        """The key is looked for where one says, then in the data directory, beside the config, and at home."""
+        keys = ["--key", str(self.world.directory / "key")]
+        self.world.write_key(self.world.directory / "key", "reader")
+        self.world.write_key(self.world.directory / "variable", "writer")
+        (self.world.home / ".config" / "chunkfarm").mkdir(parents=True)
+        self.world.write_key(self.world.home / ".config" / "chunkfarm" / "key", "writer")
+        self.world.write_key(self.world.directory / "admin.key", "reader")
+        self.world.environment["CHUNKFARM_KEY_FILE"] = str(self.world.directory / "variable")
+        shown = self.world.servers["alpha"].backend.authentications
+        self.world.run(*keys, "who")
+        self.world.run("who")
+        del self.world.environment["CHUNKFARM_KEY_FILE"]
+        self.world.run("who")
+        (self.world.directory / "data" / "admin.key").unlink()
+        self.world.run("who")
+        (self.world.directory / "admin.key").unlink()
+        self.world.run("who")
+        assert shown == ["reader", "writer", "admin", "reader", "writer"]
+
+    def test_no_key(self) -> None:
+        """Without any key the command says where it looked."""
+        (self.world.directory / "data" / "admin.key").unlink()
+        result = self.world.run("who")
+        assert result.exit_code == exits.NOT_ALLOWED
+        assert "there is no key to show" in result.stderr
+
+    def test_open_key(self) -> None:
+        """A key file that others may read is refused."""
+        os.chmod(self.world.directory / "data" / "admin.key", 0o644)
+        result = self.world.run("who")
+        assert result.exit_code == exits.NOT_ALLOWED
+        assert self.world.dialled == []
+
+    def test_usage(self) -> None:
+        """A mistake in usage has an exit status of its own."""
+        assert self.world.run("fly").exit_code == exits.USAGE
+        assert self.world.run("put").exit_code == exits.USAGE
+        assert self.world.run("--timeout", "-1", "who").exit_code == exits.USAGE

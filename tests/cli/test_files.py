@@ -1,0 +1,305 @@
+"""`chunkfarm put`, `get`, `ls`, `rm`, `stat`: files, also while servers die."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.cli import exits, upload
+from chunkfarm.errors import Busy, MissingChunks, NotFound, ReadOnly
+from chunkfarm.model import digest_of, etag_of
+from tests.cli.world import World
+
+DATA = os.urandom(4096 * 10 + 100)
+
+
+class FileTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World(self.mktemp())
+        self.file = self.world.directory / "a b.bin"
+        self.file.write_bytes(DATA)
+
+    def written(self, server: str) -> int:
+        """How many chunks were sent to a server."""
+        return len(self.world.servers[server].transfer.written)
+
+    def fetched(self) -> bytes:
+        return (self.world.directory / "out").read_bytes()
+
+
+class PutTests(FileTestCase):
+    def test_put(self) -> None:
+        """A file is stored under home/ unless a name is given, and the receipt is shown."""
+        result = self.world.run("put", "a b.bin")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout == "home/a b.bin: 40.1 KiB, at least 2 copies, on 2 servers\n"
+        assert self.world.catalog.content("home/a b.bin") == DATA
+        assert self.world.run("put", "a b.bin", "x/y").exit_code == 0
+        assert self.world.catalog.content("x/y") == DATA
+
+    def test_sizes(self) -> None:
+        """Files of any size around a chunk's are stored whole."""
+        for size in (0, 1, 4095, 4096, 4097, 8192):
+            self.file.write_bytes(DATA[:size])
+            assert self.world.run("put", "a b.bin", f"x/{size}").exit_code == 0
+            assert self.world.catalog.content(f"x/{size}") == DATA[:size]
+
+    def test_standard_input(self) -> None:
+        """The standard input is stored under a name, which must be given."""
+        assert self.world.run("put", "-", "x/y", input=DATA).exit_code == 0
+        assert self.world.catalog.content("x/y") == DATA
+        assert self.world.run("put", "-").exit_code == exits.USAGE
+
+    def test_json(self) -> None:
+        """The receipt can be had as JSON."""
+        receipt = json.loads(self.world.run("put", "a b.bin", "--json").stdout)
+        assert receipt["size"] == len(DATA)
+        assert receipt["name"] == "home/a b.bin"
+        assert receipt["chunks"] == 11
+
+    def test_server_dies_in_the_middle(self) -> None:
+        """When a server dies the next one goes on, and what was acknowledged is not sent again."""
+        alpha = self.world.servers["alpha"]
+        alpha.transfer.fatal = lambda count: count == 6
+        alpha.transfer.on_fatal = alpha.die
+        result = self.world.run("put", "a b.bin")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.world.catalog.content("home/a b.bin") == DATA
+        assert self.written("alpha") + self.written("beta") <= 11 + upload.IN_FLIGHT
+
+    def test_standard_input_survives(self) -> None:
+        """So does what can be read only once."""
+        alpha = self.world.servers["alpha"]
+        alpha.transfer.fatal = lambda count: count == 6
+        alpha.transfer.on_fatal = alpha.die
+        assert self.world.run("put", "-", "x/y", input=DATA).exit_code == 0
+        assert self.world.catalog.content("x/y") == DATA
+
+    def test_server_falls_silent(self) -> None:
+        """A server that answers no more is given up, and the next one goes on."""
+        self.world.servers["alpha"].transfer.fatal = lambda count: count >= 6
+        result = self.world.run("put", "a b.bin")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.world.dialled == ["alpha", "beta"]
+        assert 10 <= self.world.clock.seconds() <= 12
+
+    def test_resumed(self) -> None:
+        """What an earlier run has stored is not sent again."""
+        for start in range(0, 5 * 4096, 4096):
+            self.world.chunks[digest_of(DATA[start : start + 4096])] = DATA[start : start + 4096]
+        assert self.world.run("put", "a b.bin").exit_code == 0
+        assert self.written("alpha") == 6
+        assert self.world.run("put", "a b.bin", "x/again").exit_code == 0
+        assert self.written("alpha") == 6
+        assert self.world.catalog.content("x/again") == DATA
+
+    def test_few_copies(self) -> None:
+        """Chunks that were there in too few copies are sent after all."""
+        for start in range(0, 5 * 4096, 4096):
+            self.world.chunks[digest_of(DATA[start : start + 4096])] = DATA[start : start + 4096]
+        commit, refusals = self.world.catalog.commit, [MissingChunks("too few copies")]
+
+        def refuse_once(*args: Any, **kwargs: Any) -> Any:
+            self.world.catalog.error = refusals.pop() if refusals else None
+            return commit(*args, **kwargs)
+
+        self.world.catalog.commit = refuse_once  # type: ignore[method-assign]
+        self.world.servers["alpha"].transfer.written.clear()
+
+        result = self.world.run("put", "a b.bin")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.written("alpha") == 11
+
+    def test_changed_while_read(self) -> None:
+        """A file that is written to meanwhile is not stored."""
+        alpha = self.world.servers["alpha"]
+
+        def write(count: int) -> bool:
+            if count == 3:
+                with self.file.open("ab") as stream:
+                    stream.write(b"more")
+            return False
+
+        alpha.transfer.fatal = write
+        result = self.world.run("put", "a b.bin")
+        assert result.exit_code == exits.FAILED
+        assert "was changed" in result.stderr
+        assert self.world.catalog.files == {}
+
+    def test_no_such_file(self) -> None:
+        """A local file that is not there is one sentence."""
+        result = self.world.run("put", "nothing")
+        assert result.exit_code == exits.FAILED
+        assert result.stderr == "chunkfarm: nothing: No such file or directory\n"
+
+    def test_no_writes(self) -> None:
+        """Without a majority the command says so after the timeout, and scripts can tell."""
+        self.world.catalog.error = ReadOnly("no majority of the masters answers")
+        result = self.world.run("put", "a b.bin")
+        assert result.exit_code == exits.NO_WRITES
+        assert "no majority of the masters answers" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert 30 <= self.world.clock.seconds() < 40
+
+    def test_waits_for_takeover(self) -> None:
+        """If writes are possible again before that, all is well."""
+        self.world.catalog.error = Busy("a moment")
+        self.world.clock.callLater(12, setattr, self.world.catalog, "error", None)
+        assert self.world.run("put", "a b.bin").exit_code == 0
+
+
+class GetTests(FileTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.world.catalog.add("x/y z", DATA)
+
+    def test_get(self) -> None:
+        """A file is fetched to where one says, or under its last part."""
+        result = self.world.run("get", "x/y z", "out")
+        assert (result.exit_code, result.output) == (0, "")
+        assert self.fetched() == DATA
+        assert self.world.run("get", "x/y z").exit_code == 0
+        assert (self.world.directory / "y z").read_bytes() == DATA
+        (self.world.directory / "folder").mkdir()
+        assert self.world.run("get", "x/y z", "folder").exit_code == 0
+        assert (self.world.directory / "folder" / "y z").read_bytes() == DATA
+
+    def test_standard_output(self) -> None:
+        """A file can go to the standard output."""
+        assert self.world.run("get", "x/y z", "-").stdout_bytes == DATA
+
+    def test_empty(self) -> None:
+        """An empty file is a file."""
+        self.world.catalog.add("x/empty", b"")
+        assert self.world.run("get", "x/empty", "out").exit_code == 0
+        assert self.fetched() == b""
+
+    def test_not_found(self) -> None:
+        """A file that is not there has an exit status of its own, and leaves nothing behind."""
+        before = sorted(path.name for path in self.world.directory.iterdir())
+        result = self.world.run("get", "x/nothing", "out")
+        assert result.exit_code == exits.NOT_FOUND
+        assert result.stderr == "chunkfarm: there is no file 'x/nothing'\n"
+        assert sorted(path.name for path in self.world.directory.iterdir()) == before
+
+    def test_server_dies_in_the_middle(self) -> None:
+        """When the bytes break off the next server goes on from there."""
+        self.world.catalog.piece = 4096
+        self.world.catalog.fails_at = 20000
+        download = self.world.catalog.download
+        asked: list[int] = []
+
+        def once(file: Any, offset: int = 0, length: int | None = None) -> Any:
+            asked.append(offset)
+            source = download(file, offset, length)
+            self.world.catalog.fails_at = None
+            return source
+
+        self.world.catalog.download = once  # type: ignore[method-assign]
+        result = self.world.run("get", "x/y z", "out")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.fetched() == DATA
+        assert self.world.dialled == ["alpha", "beta"]
+        assert asked == [0, 20000]
+
+    def test_replaced_in_the_middle(self) -> None:
+        """A file that is replaced while it is fetched is fetched anew, never mixed."""
+        self.world.catalog.piece = 4096
+        self.world.catalog.fails_at = 20000
+        download = self.world.catalog.download
+        other = DATA[::-1]
+
+        def once(file: Any, offset: int = 0, length: int | None = None) -> Any:
+            source = download(file, offset, length)
+            if self.world.catalog.fails_at is not None:
+                self.world.catalog.fails_at = None
+                self.world.catalog.add("x/y z", other)
+            return source
+
+        self.world.catalog.download = once  # type: ignore[method-assign]
+        assert self.world.run("get", "x/y z", "out").exit_code == 0
+        assert self.fetched() == other
+
+    def test_replaced_on_standard_output(self) -> None:
+        """On the standard output, which cannot begin anew, that is an error."""
+        self.world.catalog.piece = 4096
+        self.world.catalog.fails_at = 20000
+        download = self.world.catalog.download
+
+        def once(file: Any, offset: int = 0, length: int | None = None) -> Any:
+            source = download(file, offset, length)
+            self.world.catalog.fails_at = None
+            self.world.catalog.add("x/y z", DATA[::-1])
+            return source
+
+        self.world.catalog.download = once  # type: ignore[method-assign]
+        result = self.world.run("get", "x/y z", "-")
+        assert result.exit_code == exits.FAILED
+        assert "was replaced" in result.stderr
+
+    def test_wrong_bytes(self) -> None:
+        """Bytes that are not those of the file are noticed, and nothing is left behind."""
+        file = self.world.catalog.files["x/y z"]
+        self.world.chunks[file.digests[1]] = b"!" * 4096
+        result = self.world.run("get", "x/y z", "out")
+        assert result.exit_code == exits.FAILED
+        assert not (self.world.directory / "out").exists()
+
+    def test_old_file_stays(self) -> None:
+        """A file that is there already is replaced as a whole or not at all."""
+        (self.world.directory / "out").write_bytes(b"old")
+        self.world.catalog.error = NotFound("gone")
+        assert self.world.run("get", "x/y z", "out").exit_code == exits.NOT_FOUND
+        assert self.fetched() == b"old"
+
+    def test_no_such_folder(self) -> None:
+        """A target that cannot be written is one sentence."""
+        result = self.world.run("get", "x/y z", "nowhere/out")
+        assert result.exit_code == exits.FAILED
+        assert result.stderr.startswith("chunkfarm: nowhere/") and result.stderr.count("\n") == 1
+
+
+class NameTests(FileTestCase):
+    def test_ls(self) -> None:
+        """Files are listed in order, by prefix if wanted, as a table or as JSON."""
+        for name in ("b/1", "a/x y", "a/1"):
+            self.world.catalog.add(name, b"12")
+        assert self.world.run("ls").stdout.splitlines() == [
+            "MODIFIED             SIZE  NAME",
+            "2026-11-22 10:00:00   2 B  a/1",
+            "2026-11-22 10:00:00   2 B  a/x y",
+            "2026-11-22 10:00:00   2 B  b/1",
+        ]
+        listed = json.loads(self.world.run("ls", "a/", "--json").stdout)
+        assert [(file["name"], file["size"]) for file in listed] == [("a/1", 2), ("a/x y", 2)]
+        assert self.world.run("ls", "nothing/").stdout == "MODIFIED  SIZE  NAME\n"
+
+    def test_ls_of_many(self) -> None:
+        """A long list comes in pages, and is shown whole."""
+        for number in range(2100):
+            self.world.catalog.add(f"a/{number:05}", b"")
+        assert len(json.loads(self.world.run("ls", "--json").stdout)) == 2100
+
+    def test_stat(self) -> None:
+        """What is known of a file can be had as text and as JSON."""
+        file = self.world.catalog.add("a/b", b"12")
+        assert file.etag == etag_of(2, 4096, [digest_of(b"12")])
+        assert f"etag       {file.etag}\n" in self.world.run("stat", "a/b").stdout
+        assert json.loads(self.world.run("stat", "a/b", "--json").stdout)["size"] == 2
+
+    def test_rm(self) -> None:
+        """A file can be removed, once."""
+        self.world.catalog.add("a/b", b"12")
+        assert self.world.run("rm", "a/b").exit_code == 0
+        assert self.world.run("rm", "a/b").exit_code == exits.NOT_FOUND
+
+    def test_bad_name(self) -> None:
+        """What is no file's name is a mistake in usage, and nobody is asked."""
+        for command in ("rm", "stat", "get"):
+            result = self.world.run(command, "nobucket")
+            assert result.exit_code == exits.USAGE
+            assert "expected bucket/path" in result.stderr
+        assert self.world.dialled == []
