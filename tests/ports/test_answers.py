@@ -1,0 +1,298 @@
+"""What a server answers to the others: who may join, who leads, what a stranger's row is worth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attrs import evolve
+from OpenSSL import crypto
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.access import Access
+from chunkfarm.issuer import Issuer, secret_rows
+from chunkfarm.links import commands
+from chunkfarm.links.peers import Peers
+from chunkfarm.membership import in_order
+from chunkfarm.model import SERVERS, FarmOptions, Server
+from chunkfarm.ports.answers import PeerAnswers
+from chunkfarm.ports.peer import Joiner
+from chunkfarm.state import ServerState
+from chunkfarm.table.duties import Duties
+from chunkfarm.table.records import Configuration
+from chunkfarm.table.registry import Registry
+from chunkfarm.trust.authority import Authority, server_id_of
+from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.keys import new_key, secret_digest
+from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
+from chunkfarm.trust.seal import SealKey
+from tests.builders import make_server, server_id
+from tests.memory_table import MemoryTable
+
+FARM = "f" * 32
+KEY = b"k" * 32
+EXPORTER = b"e" * 32
+NOW = 1_700_000_000_000
+
+
+class FakeEngine:
+    """The engine's face towards the peer port."""
+
+    is_leader = True
+    leader = server_id(1)
+    term = 3
+    has_quorum = True
+    holds_rows = True
+    change_pending = False
+    configuration = Configuration((server_id(1), server_id(2)))
+
+    def __init__(self) -> None:
+        self.secret_reads: list[bool] = []
+
+    def answer_transact(self, request: bytes) -> Deferred[bytes]:
+        return succeed(request)
+
+    def answer_read(self, request: bytes, allow_secret: bool) -> Deferred[bytes]:
+        self.secret_reads.append(allow_secret)
+        return succeed(request)
+
+
+class CalledBack:
+    """The link on which a joiner is called back."""
+
+    def __init__(self, identity: Identity, server: str) -> None:
+        self.identity = identity
+        self.server = server
+
+    def certificate(self) -> crypto.X509:
+        return crypto.X509.from_cryptography(self.identity.certificate)
+
+    def callRemote(self, command: Any, **arguments: Any) -> Deferred[Any]:
+        return succeed({"answer": json.dumps({"server": self.server})})
+
+    def close(self) -> None:
+        pass
+
+
+class PeerAnswersTests(SynchronousTestCase):
+    """The first of a farm of two, asked by servers and strangers."""
+
+    def make_answers(self) -> PeerAnswers:
+        clock = Clock()
+        self.table, self.engine = MemoryTable(), FakeEngine()
+        authority, self.seal = Authority.create(FARM, NOW), SealKey.create()
+        registry = Registry(self.table, lambda: NOW)
+        also = secret_rows(self.seal, authority, KEY)
+        self.successResultOf(registry.found(make_server(1), FarmOptions(id=FARM), also))
+        self.successResultOf(registry.join(make_server(2)))
+        identity = Identity.provisional(server_id(1), NOW).signed_by(authority, [], NOW)
+        self.contexts = Contexts(identity)
+        self.joiner_identity = Identity.provisional(server_id(9), NOW)
+        self.back: Any = CalledBack(self.joiner_identity, server_id(9))
+
+        def open_link(address: Any, factory: Any, timeout: float) -> Deferred[Any]:
+            self.called_back = address
+            return fail(self.back) if isinstance(self.back, Exception) else succeed(self.back)
+
+        peers = Peers(clock, open_link, self.contexts.peer_of, lambda server: None)
+        self.state = ServerState(
+            server_id=server_id(1), name="s1", stamp=1, incarnation="run1", phase="serving", farm_id=FARM
+        )
+        duties = Duties(
+            server_id(1),
+            "run1",
+            self.engine,
+            registry,
+            self.servers,
+            lambda: FarmOptions(),
+            clock,  # type: ignore[arg-type]
+        )
+        self.leading = server_id(1)
+        return PeerAnswers(
+            state=self.state,
+            contexts=self.contexts,
+            peers=peers,
+            table=self.engine,  # type: ignore[arg-type]
+            registry=registry,
+            duties=duties,
+            access=Access(self.table, lambda: True, peers, lambda: (), clock),
+            issuer=Issuer(self.table, lambda: self.seal, lambda: NOW),
+            first=lambda: self.leading,
+            servers=self.servers,
+            learn=lambda server, address: None,
+            has_data=lambda: True,
+        )
+
+    def servers(self) -> tuple[Server, ...]:
+        rows = (row for key, row in self.table.rows.items() if key.startswith(SERVERS))
+        return in_order(Server.from_value(row.value, row.revision) for row in rows)
+
+    def make_joiner(self, **changes: Any) -> Joiner:
+        row = changes.pop("row", make_server(9))
+        joiner = Joiner(
+            version=commands.PROTOCOL_VERSION,
+            farm=FARM,
+            proof=proof(KEY, JOINER, EXPORTER),
+            request=self.joiner_identity.signing_request(),
+            row=row if isinstance(row, str) else row.to_value().decode(),
+            exporter=EXPORTER,
+            host="127.0.0.1",
+        )
+        return evolve(joiner, **changes)
+
+    def refusal(self, answers: PeerAnswers, *kinds: type[Exception], **changes: Any) -> str:
+        before = dict(self.table.rows)
+        failure = self.failureResultOf(answers.join(self.make_joiner(**changes)), *(kinds or (commands.JoinRefused,)))
+        assert self.table.rows == before, "a refused joiner changes nothing"
+        return str(failure.value)
+
+    def test_a_joiner_that_knows_the_key(self) -> None:
+        """It gets a certificate for its own key, the CA, the sealing key, its row, and a proof in return."""
+        answers = self.make_answers()
+        box = self.successResultOf(answers.join(self.make_joiner()))
+        assert check_proof(KEY, MEMBER, EXPORTER, box["proof"])
+        certified = self.joiner_identity.certified(box["certificate"], box["ca"])
+        assert server_id_of(certified.certificate) == server_id(9)
+        assert self.contexts.peer_of(certified.certificate) == server_id(9)
+        assert SealKey(box["seal"]).material == self.seal.material
+        assert [server.name for server in self.servers()] == ["s1", "s2", "s9"]
+        assert str(self.called_back) == "127.0.0.1:4191"
+
+    def test_master_no_gets_no_sealing_key(self) -> None:
+        """A server that may not be a master cannot open the farm's secrets."""
+        answers = self.make_answers()
+        box = self.successResultOf(answers.join(self.make_joiner(row=make_server(9, master=False))))
+        assert box["seal"] == b""
+
+    def test_a_wrong_join_key(self) -> None:
+        """One sentence, and no change."""
+        told = self.refusal(self.make_answers(), proof=proof(b"x" * 32, JOINER, EXPORTER))
+        assert told == "its join key (farm.join) is not this farm's"
+
+    def test_a_reflected_proof(self) -> None:
+        """A proof in the member's own role is worth nothing."""
+        self.refusal(self.make_answers(), proof=proof(KEY, MEMBER, EXPORTER))
+
+    def test_a_proof_from_another_connection(self) -> None:
+        """It is bound to the TLS connection it was made for."""
+        self.refusal(self.make_answers(), proof=proof(KEY, JOINER, b"o" * 32))
+
+    def test_another_farm_and_another_version(self) -> None:
+        """Both sides are named."""
+        answers = self.make_answers()
+        assert FARM in self.refusal(answers, farm="e" * 32)
+        assert "version 99" in self.refusal(answers, version=99)
+
+    def test_the_address_that_leads_elsewhere(self) -> None:
+        """The call back must reach the joiner itself: its id and its key."""
+        answers = self.make_answers()
+        self.back = CalledBack(self.joiner_identity, server_id(2))
+        assert "leads to another server" in self.refusal(answers)
+        self.back = CalledBack(Identity.provisional(server_id(9), NOW), server_id(9))
+        assert "leads to another server" in self.refusal(answers)
+        self.back = ConnectionRefusedError()
+        assert "127.0.0.1:4191, cannot be reached from here" in self.refusal(answers)
+
+    def test_loopback_from_another_host(self) -> None:
+        """A joiner from another machine that advertises 127.0.0.1 is told to set host."""
+        answers = self.make_answers()
+        assert "set host" in self.refusal(answers, host="10.1.2.3")
+        assert "set host" in self.refusal(answers, host="10.1.2.3", row=make_server(9, host="127.0.1.1"))
+
+    def test_rows_that_are_none(self) -> None:
+        """A row with impossible fields is refused as a bad request."""
+        answers = self.make_answers()
+        for row in (
+            "nonsense",
+            "[]",
+            make_server(9, peer=0),
+            make_server(9, weight=-1),
+            make_server(9, host=" "),
+            make_server(9, name="../x"),
+            make_server(9, id="short"),
+            make_server(9, note="x" * 5000),
+        ):
+            self.refusal(answers, commands.BadRequest, row=row)
+
+    def test_only_the_first_takes_servers_in(self) -> None:
+        """Another master names the one that leads; without one it says so."""
+        answers = self.make_answers()
+        self.engine.is_leader = False
+        self.leading = server_id(2)
+        assert json.loads(self.refusal(answers, commands.NotFirst)) == {
+            "id": server_id(2),
+            "host": "127.0.0.1",
+            "peer": 4121,
+        }
+        self.leading = ""
+        self.refusal(answers, commands.NotNow)
+        self.state.change("waiting")
+        self.refusal(answers, commands.NotNow)
+
+    def test_without_the_sealing_key(self) -> None:
+        """A first that cannot open the secrets refuses with the reason."""
+        answers = self.make_answers()
+        self.seal = None  # type: ignore[assignment]
+        assert "master = no" in self.refusal(answers)
+
+    def test_a_server_gives_its_own_row_only(self) -> None:
+        """Neither another's row nor that of a server that was forgotten is taken."""
+        answers = self.make_answers()
+        row = make_server(2, incarnation="again").to_value().decode()
+        assert json.loads(self.successResultOf(answers.put_server(server_id(2), row)))["incarnation"] == "again"
+        self.failureResultOf(answers.put_server(server_id(1), row), commands.BadRequest)
+        stranger = make_server(5).to_value().decode()
+        self.failureResultOf(answers.put_server(server_id(5), stranger), commands.BadRequest)
+
+    def test_reports(self) -> None:
+        """A known incarnation is known; a report with strange types is refused."""
+        answers = self.make_answers()
+        assert answers.report(server_id(2), {"incarnation": "run2", "unheard": 1})["known"]
+        assert not answers.report(server_id(2), {"incarnation": "other"})["known"]
+        with self.assertRaises(commands.BadRequest):
+            answers.report(server_id(2), {})
+
+    def test_secrets_stay_with_those_who_hold_the_table(self) -> None:
+        """A member of the configuration may read all rows, another server no keys and no secrets."""
+        answers = self.make_answers()
+        self.successResultOf(answers.read(server_id(2), b"x"))
+        self.successResultOf(answers.join(self.make_joiner()))
+        self.successResultOf(answers.read(server_id(9), b"x"))
+        assert self.engine.secret_reads == [True, False]
+        self.failureResultOf(answers.read(server_id(5), b"x"), commands.BadRequest)
+
+    def test_keys_are_checked_for_others(self) -> None:
+        """A server without the rows asks with a hash, and learns the role or nothing."""
+        answers = self.make_answers()
+        row, secret = new_key("write")
+        self.table.put(row.key, row.to_value())
+        asked = answers.authenticate(row.id, secret_digest(secret))
+        assert self.successResultOf(asked) == "write"
+        assert self.successResultOf(answers.authenticate(row.id, secret_digest("x"))) == ""
+        assert self.successResultOf(answers.authenticate("nobody", secret_digest(secret))) == ""
+        self.engine.holds_rows = False
+        self.failureResultOf(answers.authenticate(row.id, secret_digest(secret)), commands.NotNow)
+
+    def test_renewing(self) -> None:
+        """A server of the farm gets a fresh certificate for its id; one that is not in the table gets none."""
+        answers = self.make_answers()
+        request = Identity.provisional(server_id(2), NOW).signing_request()
+        box = self.successResultOf(answers.renew(server_id(2), request))
+        assert b"BEGIN CERTIFICATE" in box["certificate"]
+        self.failureResultOf(answers.renew(server_id(5), request), commands.BadRequest)
+        self.failureResultOf(answers.renew(server_id(2), b"junk"), commands.BadRequest)
+
+    def test_a_probe_while_starting_is_remembered(self) -> None:
+        """Who asks a starting server is a candidate that it must count."""
+        answers = self.make_answers()
+        self.state.change("starting")
+        told = answers.probe(server_id(7), 55, "")
+        assert told["state"] == "starting"
+        assert [candidate.server_id for candidate in answers.asked_by] == [server_id(7)]
+        self.state.change("serving")
+        answers.probe(server_id(8), 55, "")
+        assert len(answers.asked_by) == 1
