@@ -139,7 +139,8 @@ class Surroundings:
             raise click.exceptions.Exit(1)
         if not isinstance(outcome[0], Failure):
             return outcome[0]
-        fault: Exception = outcome[0].value
+        fault = outcome[0].value
+        assert fault is not None
         if isinstance(fault, FarmError | OSError):
             give_up(fault)
         raise fault
