@@ -44,8 +44,6 @@ CANDIDATE = "candidate"
 LEADER = "leader"
 _FROM_LEADER = frozenset({MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.SNAPSHOT})
 
-APPLY_BYTES_MAX = 1024 * 1024
-"""Committed entries in one Ready: applying them must not hold up the next append for long."""
 RANK_MAX = 6
 """Ranks beyond this are stretched no further, so that even the last in line stands for election in time."""
 
@@ -79,13 +77,9 @@ class Consensus(RaftState):
         rank: Callable[[str], int] | None = None,
     ) -> None:
         assert election_ticks > heartbeat_ticks > 0
-        super().__init__(id, hard_state, snapshot, entries)
+        super().__init__(id, hard_state, snapshot, entries, applied)
         self.role = FOLLOWER
         self.leader = ""
-        self.commit = max(self.commit, applied)
-        if self.commit > self.log.last_index or self.log.last_term > self.term:
-            raise ValueError("the log on disk lacks entries that were committed, or the term is too old for it")
-        self.applied = max(applied, snapshot.index)
         self._random = random
         self._rank = rank
         self._election_ticks = election_ticks
@@ -95,14 +89,6 @@ class Consensus(RaftState):
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._questions = ReadQuestions(random)
-        # What goes out through Ready, and how far that has got.
-        self._snapshot: SnapshotMeta | None = None
-        self._under_way: Ready | None = None
-        self._handed_up_to: tuple[int, int] | None = None
-        self._handed_hard = (self.term, self.vote)
-        self._durable_hard = (self.term, self.vote)
-        self._handed_commit = hard_state.commit
-        self._applying = self.applied
         self._steps: dict[MessageKind, Callable[[Message], None]] = {
             MessageKind.PRE_VOTE: self._step_vote,
             MessageKind.PRE_VOTE_ANSWER: self._step_pre_vote_answer,
@@ -361,11 +347,8 @@ class Consensus(RaftState):
 
     def _answer_append(self, matched: int) -> None:
         """Acknowledge up to `matched`: after the disk has it, or at once if it has."""
-        durable = matched <= self.log.stable and self._term_is_durable()
+        durable = matched <= self.log.stable and self.term_is_durable
         (self.send if durable else self.promise)(self.leader, MessageKind.APPEND_ANSWER, log_index=matched)
-
-    def _term_is_durable(self) -> bool:
-        return self._durable_hard[0] == self.term
 
     def _step_heartbeat(self, message: Message) -> None:
         if not self._follow(message):
@@ -373,7 +356,7 @@ class Consensus(RaftState):
         # As the paper's empty append: what it says of the commit index holds only where the logs match.
         if self.log.term_at(message.log_index) == message.log_term:
             self._commit_to(min(message.commit, message.log_index))
-        send = self.send if self._term_is_durable() else self.promise
+        send = self.send if self.term_is_durable else self.promise
         send(message.sender, MessageKind.HEARTBEAT_ANSWER, context=message.context)
 
     def _step_snapshot(self, message: Message) -> None:
@@ -499,75 +482,13 @@ class Consensus(RaftState):
         self._urgent.clear()
         return messages
 
-    def take_reads(self) -> tuple[ReadState, ...]:
-        """Take the reads that are confirmed, for surroundings that do not want them to wait for the next Ready."""
-        reads = tuple(self.reads)
-        self.reads.clear()
-        return reads
-
-    def has_ready(self) -> bool:
-        """Whether `ready()` would have something (never while one is under way)."""
-        return self._under_way is None and bool(
-            self.log.handed < self.log.last_index
-            or self._promises
-            or self.commit > self._applying
-            or self.reads
-            or self._snapshot is not None
-            or self._handed_hard != (self.term, self.vote)
-        )
-
-    def ready(self) -> Ready:
-        """Everything that is to be done now, as `records.Ready` says; `persisted` must follow."""
-        assert self._under_way is None, "one Ready at a time"
-        entries = self.log.unhanded()
-        hard_state = None
-        hard = (self.term, self.vote)
-        # A commit index that has only moved rides along with the next write: losing it costs nothing.
-        if hard != self._handed_hard or ((entries or self._snapshot) and self.commit != self._handed_commit):
-            hard_state = HardState(self.term, self.vote, self.commit)
-            self._handed_hard = hard
-            self._handed_commit = self.commit
-        committed: tuple[Entry, ...] = ()
-        if self.commit > self._applying:
-            committed = self.log.entries(self._applying + 1, self.commit, APPLY_BYTES_MAX)
-            self._applying = committed[-1].index
-        self._under_way = Ready(
-            hard_state=hard_state,
-            snapshot=self._snapshot,
-            entries=entries,
-            messages=tuple(self._promises),
-            committed=committed,
-            reads=self.take_reads(),
-        )
-        if entries:
-            self.log.handed = entries[-1].index
-            self._handed_up_to = (entries[-1].index, entries[-1].term)
-        elif self._snapshot is not None:
-            self._handed_up_to = (self._snapshot.index, self._snapshot.term)
-        self._snapshot = None
-        self._promises.clear()
-        return self._under_way
-
     def persisted(self, ready: Ready) -> None:
         """Everything that `ready` asked for has been done."""
-        assert ready is self._under_way
-        self._under_way = None
-        if ready.hard_state is not None:
-            self._durable_hard = (ready.hard_state.term, ready.hard_state.vote)
-        if ready.snapshot is not None:
-            self.applied = max(self.applied, ready.snapshot.index)
-        if ready.committed:
-            self.applied = max(self.applied, ready.committed[-1].index)
-        if self._handed_up_to is not None:
-            # Entries that were truncated meanwhile, and replaced, are not what the disk has now.
-            index, term = self._handed_up_to
-            if self.log.term_at(index) == term:
-                self.log.stable = max(self.log.stable, index)
-            self._handed_up_to = None
+        self.note_persisted(ready)
         if self._leading is not None:
             self._leading.perhaps_commit()
             self._perhaps_retire(self._leading)
-        elif self.role == CANDIDATE and self._durable_hard == (self.term, self.id):
+        elif self.role == CANDIDATE and self.vote_is_durable and self.vote == self.id:
             self._votes[self.id] = True
             self._count_votes()
 

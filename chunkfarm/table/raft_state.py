@@ -7,7 +7,19 @@ from typing import Any
 
 from chunkfarm.table.progress import Progress
 from chunkfarm.table.raft_log import RaftLog
-from chunkfarm.table.records import Configuration, Entry, HardState, Message, MessageKind, ReadState, SnapshotMeta
+from chunkfarm.table.records import (
+    Configuration,
+    Entry,
+    HardState,
+    Message,
+    MessageKind,
+    ReadState,
+    Ready,
+    SnapshotMeta,
+)
+
+APPLY_BYTES_MAX = 1024 * 1024
+"""Committed entries in one Ready: applying them must not hold up the next append for long."""
 
 
 def majority(voters: int) -> int:
@@ -18,16 +30,29 @@ def majority(voters: int) -> int:
 class RaftState:
     """The state of one server, whatever its role, and the one place that knows what a quorum is."""
 
-    def __init__(self, id: str, hard_state: HardState, snapshot: SnapshotMeta, entries: Sequence[Entry]) -> None:
+    def __init__(
+        self, id: str, hard_state: HardState, snapshot: SnapshotMeta, entries: Sequence[Entry], applied: int
+    ) -> None:
         self.id = id
         self.term = hard_state.term
         self.vote = hard_state.vote
-        self.commit = max(hard_state.commit, snapshot.index)
         self.log = RaftLog(snapshot, entries)
+        self.commit = max(hard_state.commit, snapshot.index, applied)
+        self.applied = max(applied, snapshot.index)
+        if self.commit > self.log.last_index or self.log.last_term > self.term:
+            raise ValueError("the log on disk lacks entries that were committed, or the term is too old for it")
         self.reads: list[ReadState] = []
         """Reads that are confirmed and not handed out yet."""
         self._urgent: list[Message] = []
         self._promises: list[Message] = []
+        # What goes out through Ready, and how far that has got.
+        self._snapshot: SnapshotMeta | None = None
+        self._under_way: Ready | None = None
+        self._handed_up_to: tuple[int, int] | None = None
+        self._handed_hard = (self.term, self.vote)
+        self._durable_hard = (self.term, self.vote)
+        self._handed_commit = hard_state.commit
+        self._applying = self.applied
 
     @property
     def last_index(self) -> int:
@@ -74,3 +99,79 @@ class RaftState:
 
     def _message(self, to: str, kind: MessageKind, **fields: Any) -> Message:
         return Message(kind=kind, sender=self.id, to=to, term=fields.pop("term", self.term), **fields)
+
+    # The way to the disk.
+
+    @property
+    def term_is_durable(self) -> bool:
+        return self._durable_hard[0] == self.term
+
+    @property
+    def vote_is_durable(self) -> bool:
+        return self._durable_hard == (self.term, self.vote)
+
+    def take_reads(self) -> tuple[ReadState, ...]:
+        """Take the reads that are confirmed, for surroundings that do not want them to wait for the next Ready."""
+        reads = tuple(self.reads)
+        self.reads.clear()
+        return reads
+
+    def has_ready(self) -> bool:
+        """Whether `ready()` would have something (never while one is under way)."""
+        return self._under_way is None and bool(
+            self.log.handed < self.log.last_index
+            or self._promises
+            or self.commit > self._applying
+            or self.reads
+            or self._snapshot is not None
+            or self._handed_hard != (self.term, self.vote)
+        )
+
+    def ready(self) -> Ready:
+        """Everything that is to be done now, as `records.Ready` says; `persisted` must follow."""
+        assert self._under_way is None, "one Ready at a time"
+        entries = self.log.unhanded()
+        hard_state = None
+        hard = (self.term, self.vote)
+        # A commit index that has only moved rides along with the next write: losing it costs nothing.
+        if hard != self._handed_hard or ((entries or self._snapshot) and self.commit != self._handed_commit):
+            hard_state = HardState(self.term, self.vote, self.commit)
+            self._handed_hard = hard
+            self._handed_commit = self.commit
+        committed: tuple[Entry, ...] = ()
+        if self.commit > self._applying:
+            committed = self.log.entries(self._applying + 1, self.commit, APPLY_BYTES_MAX)
+            self._applying = committed[-1].index
+        self._under_way = Ready(
+            hard_state=hard_state,
+            snapshot=self._snapshot,
+            entries=entries,
+            messages=tuple(self._promises),
+            committed=committed,
+            reads=self.take_reads(),
+        )
+        if entries:
+            self.log.handed = entries[-1].index
+            self._handed_up_to = (entries[-1].index, entries[-1].term)
+        elif self._snapshot is not None:
+            self._handed_up_to = (self._snapshot.index, self._snapshot.term)
+        self._snapshot = None
+        self._promises.clear()
+        return self._under_way
+
+    def note_persisted(self, ready: Ready) -> None:
+        """Everything that `ready` asked for has been done: move the marks."""
+        assert ready is self._under_way
+        self._under_way = None
+        if ready.hard_state is not None:
+            self._durable_hard = (ready.hard_state.term, ready.hard_state.vote)
+        if ready.snapshot is not None:
+            self.applied = max(self.applied, ready.snapshot.index)
+        if ready.committed:
+            self.applied = max(self.applied, ready.committed[-1].index)
+        if self._handed_up_to is not None:
+            # Entries that were truncated meanwhile, and replaced, are not what the disk has now.
+            index, term = self._handed_up_to
+            if self.log.term_at(index) == term:
+                self.log.stable = max(self.log.stable, index)
+            self._handed_up_to = None

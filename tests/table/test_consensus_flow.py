@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.table.consensus import APPLY_BYTES_MAX, Dropped
+from chunkfarm.table.consensus import Dropped
 from chunkfarm.table.leadership import APPEND_BYTES_MAX, ENTRY_BYTES_MAX, UNCOMMITTED_BYTES_MAX
 from chunkfarm.table.progress import INFLIGHT_BYTES_MAX, INFLIGHT_ENTRIES_MAX
 from chunkfarm.table.raft_log import decode_configuration, encode_configuration, encoded_size
+from chunkfarm.table.raft_state import APPLY_BYTES_MAX
 from chunkfarm.table.records import Configuration, MessageKind, ReadState, SnapshotMeta
 from tests.table.one_server import ELECTION_TICKS, OneServer, entry, log_of
 
