@@ -43,6 +43,7 @@ class Survey:
         self._running: dict[str, Deferred[None]] = {}
         self._timer: IDelayedCall | None = None
         self._late = False
+        self._over = False
 
     def start(self, whom: Mapping[bytes, Iterable[Server]]) -> None:
         """Ask about each digest the servers given for it."""
@@ -65,7 +66,7 @@ class Survey:
                 self._holders[digest] += (server.id,)
 
     def _no(self, failure: Failure, server: Server) -> None:
-        if not self.done.called:
+        if not self._over:
             self._log.info(
                 "{server} does not say what it holds: {reason}", server=server.name, reason=reason_of(failure)
             )
@@ -79,7 +80,7 @@ class Survey:
         self._check()
 
     def _check(self) -> None:
-        if self.done.called:
+        if self._over:
             return
         if not self._running or (
             self._late and all(len(self._holders[digest]) >= self._enough for digest in self._digests)
@@ -88,6 +89,7 @@ class Survey:
             self.done.callback(None)
 
     def _stop(self) -> None:
+        self._over = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         running, self._running = self._running, {}
