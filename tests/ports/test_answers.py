@@ -102,21 +102,14 @@ class PeerAnswersTests(SynchronousTestCase):
         self.state = ServerState(
             server_id=server_id(1), name="s1", stamp=1, incarnation="run1", phase="serving", farm_id=FARM
         )
-        duties = Duties(
-            server_id(1),
-            "run1",
-            self.engine,
-            registry,
-            self.servers,
-            lambda: FarmOptions(),
-            clock,  # type: ignore[arg-type]
-        )
+        led: Any = self.engine
+        duties = Duties(server_id(1), "run1", led, registry, self.servers, FarmOptions, clock)
         self.leading = server_id(1)
         return PeerAnswers(
             state=self.state,
             contexts=self.contexts,
             peers=peers,
-            table=self.engine,  # type: ignore[arg-type]
+            table=led,
             registry=registry,
             duties=duties,
             access=Access(self.table, lambda: True, peers, lambda: (), clock),

@@ -71,13 +71,13 @@ class FakeHandle:
 class PeerTransport(FakeTransport):
     """An in-memory transport that can be asked what a TLS one can."""
 
-    def getPeerCertificate(self) -> None:  # type: ignore[override]
+    def getPeerCertificate(self) -> None:
         return None
 
     def getHandle(self) -> FakeHandle:
         return FakeHandle()
 
-    def getPeer(self) -> IPv4Address:  # type: ignore[override]
+    def getPeer(self) -> IPv4Address:
         return IPv4Address("TCP", "127.0.0.1", 5000)
 
     def abortConnection(self) -> None:

@@ -113,7 +113,7 @@ class RegistryTests(SynchronousTestCase):
         """Two who change the same row at once both succeed, one after the other."""
         registry = self.make_registry()
         other = Registry(self.table, lambda: self.time)
-        interfered = []
+        interfered: list[Server] = []
 
         def change(row: Server, before: Registered) -> Server:
             if not interfered:
