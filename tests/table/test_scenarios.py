@@ -107,3 +107,7 @@ class ScenarioTests(SynchronousTestCase):
     def test_lost_appends(self) -> None:
         """Lost, repeated and late appends cost nothing that was acknowledged."""
         self.check("lost_appends")
+
+    def test_resumed(self) -> None:
+        """A voter that restarts resumes with its own journal, so that nothing committed is forgotten."""
+        self.check("resumed")
