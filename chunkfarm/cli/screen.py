@@ -18,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -50,23 +49,16 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """A table; the columns named in `right` are flush right."""
-    rows = [[clean(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-        for row in rows:
-            # Cells are text: rich would take brackets in them for styles.
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        Console().print(table)
-        return
-    widths = [max(len(line[position]) for line in [columns, *rows]) for position in range(len(columns))]
-    for line in [columns, *rows]:
+    lines = [list(columns), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
+    for number, line in enumerate(lines):
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for cell, width, column in zip(line, widths, columns, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        text = "  ".join(cells).rstrip()
+        # Styles are left out by click where the output is no terminal.
+        click.echo(click.style(text, bold=True) if number == 0 else text)
 
 
 class Bar(Protocol):

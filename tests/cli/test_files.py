@@ -6,12 +6,14 @@ import json
 import os
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits, upload
 from chunkfarm.errors import Busy, MissingChunks, NotFound, ReadOnly
 from chunkfarm.model import digest_of, etag_of
-from tests.cli.world import World
+from tests.cli.world import Server, World
 
 DATA = os.urandom(4096 * 10 + 100)
 
@@ -85,6 +87,34 @@ class PutTests(FileTestCase):
         assert (result.exit_code, result.stderr) == (0, "")
         assert self.world.dialled == ["alpha", "beta"]
         assert 10 <= self.world.clock.seconds() <= 12
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.integers(0, len(DATA)),
+        st.lists(st.tuples(st.sampled_from(["alpha", "beta"]), st.integers(1, 12), st.booleans()), max_size=6),
+        st.booleans(),
+    )
+    def test_any_deaths(self, size: int, deaths: list[tuple[str, int, bool]], as_input: bool) -> None:
+        """Whichever server dies when, and comes back or not, a file that is reported as stored is stored whole."""
+        world = World(self.mktemp())
+        (world.directory / "file").write_bytes(DATA[:size])
+        for name, server in world.servers.items():
+            when = {count: back for which, count, back in deaths if which == name}
+            server.transfer.fatal = when.__contains__
+
+            def die(server: Server = server, when: dict[int, bool] = when) -> None:
+                server.die()
+                if when[len(server.transfer.written)]:
+                    world.clock.callLater(1, setattr, server, "refuses", False)
+
+            server.transfer.on_fatal = die
+        result = world.run("--timeout", "5", "put", "-" if as_input else "file", "x/y", input=DATA[:size])
+        assert result.exit_code in (exits.DONE, exits.NOBODY_ANSWERED), result.output
+        if result.exit_code == exits.DONE:
+            assert world.catalog.content("x/y") == DATA[:size]
+        else:
+            assert all(server.refuses for server in world.servers.values())
+            assert world.catalog.files == {}
 
     def test_resumed(self) -> None:
         """What an earlier run has stored is not sent again."""

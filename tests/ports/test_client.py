@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.model import Address, digest_of
@@ -323,6 +324,15 @@ class OrderTests(SynchronousTestCase):
         assert link.say("LIST") == "ERR internal this server has a fault; its log says more\r\n"
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
         assert link.say("PING") == "OK\r\n"
+
+    def test_given_up_inside(self) -> None:
+        """If something inside gives up, the link is told, and goes on."""
+        link = ClientLink().auth("reader")
+        waits: Deferred[Any] = Deferred()
+        link.backend.catalog.list = lambda *arguments: waits  # type: ignore
+        link.say("LIST", "PING")
+        waits.errback(CancelledError())
+        assert link.heard() == "ERR busy this was given up; try again\r\nOK\r\n"
 
     def test_lost_link(self) -> None:
         """When the link is lost in the middle, what it asked for is given up."""

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded, ReadOnly, Waiting
+from chunkfarm.errors import Busy, FarmError, InvalidRequest, LimitExceeded, ReadOnly, Waiting
 from chunkfarm.ports.client import commands
 from chunkfarm.ports.client.limits import (
     CHECK_INTERVAL,
@@ -318,7 +318,10 @@ class ClientConnection(Protocol):
         try:
             answer = await pending.command.run(self._session, pending.request)
         except CancelledError:
-            return
+            if self._ended:
+                return
+            # Somebody inside gave up, and whoever asked still waits.
+            answer = refusal(Busy("this was given up; try again"))
         except FarmError as error:
             answer = refusal(error)
         except Unavailable:
