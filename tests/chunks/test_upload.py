@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.chunks.transfer import ChunkReceipt
+from chunkfarm.chunks.upload import IN_FLIGHT_MAX, Upload
+from chunkfarm.errors import Full
+from chunkfarm.model import digest_of
+from tests.chunks.builders import pattern
+
+SIZE = 100
+
+
+class MemoryTransfer:
+    """Keeps what is written; with `hold`, a test answers each write itself through `pending`."""
+
+    def __init__(self, hold: bool = False) -> None:
+        self.chunks: list[bytes] = []
+        self.hold = hold
+        self.pending: list[tuple[bytes, Deferred[ChunkReceipt]]] = []
+        self.cancelled = 0
+
+    def write(self, data: bytearray) -> Deferred[ChunkReceipt]:
+        self.chunks.append(bytes(data))
+        if not self.hold:
+            return succeed(ChunkReceipt(digest_of(data), ("a", "b")))
+        result: Deferred[ChunkReceipt] = Deferred(self._cancel)
+        self.pending.append((bytes(data), result))
+        return result
+
+    def answer(self, position: int = 0, holders: tuple[str, ...] = ("a", "b")) -> None:
+        """Acknowledge one of the writes that wait."""
+        data, result = self.pending.pop(position)
+        result.callback(ChunkReceipt(digest_of(data), holders))
+
+    def _cancel(self, result: Deferred[ChunkReceipt]) -> None:
+        self.cancelled += 1
+
+
+class UploadTests(SynchronousTestCase):
+    def make(self, hold: bool = False, chunk_size: int = SIZE) -> Upload:
+        self.transfer = MemoryTransfer(hold)
+        self.calls: list[str] = []
+        transfer: Any = self.transfer
+        return Upload(transfer, chunk_size, lambda: self.calls.append("pause"), lambda: self.calls.append("resume"))
+
+    @given(
+        size=st.sampled_from([0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE - 1, 3 * SIZE, 3 * SIZE + 1]),
+        pieces=st.lists(st.integers(0, 350), max_size=20),
+        kind=st.sampled_from([bytes, memoryview, bytearray]),
+    )
+    def test_any_pieces(self, size: int, pieces: list[int], kind: Callable[[bytes], bytes]) -> None:
+        """Whatever the pieces are that bytes come in, chunks are cut at the same places."""
+        upload = self.make()
+        data = pattern(size)
+        position = 0
+        for length in [*pieces, size]:
+            upload.write(kind(data[position : position + length]))
+            position += length
+        uploaded = self.successResultOf(upload.finish())
+        expected = [data[start : start + SIZE] for start in range(0, size, SIZE)]
+        assert self.transfer.chunks == expected
+        assert uploaded.digests == [digest_of(chunk) for chunk in expected]
+        assert (uploaded.size, uploaded.chunk_size) == (size, SIZE)
+        assert (uploaded.copies, uploaded.holders) == ((2, ("a", "b")) if size else (0, ()))
+
+    def test_own_memory(self) -> None:
+        """The caller may use its buffer again: bytes were copied."""
+        upload = self.make()
+        buffer = bytearray(pattern(SIZE // 2))
+        upload.write(buffer)
+        buffer[:] = bytes(len(buffer))
+        self.successResultOf(upload.finish())
+        assert self.transfer.chunks == [pattern(SIZE // 2)]
+
+    def test_in_flight(self) -> None:
+        """A few chunks travel at a time; a fourth one makes the sender pause until one has arrived."""
+        upload = self.make(hold=True)
+        upload.write(pattern(IN_FLIGHT_MAX * SIZE + SIZE - 1))
+        assert (len(self.transfer.pending), self.calls) == (IN_FLIGHT_MAX, [])
+        upload.write(b"x")
+        assert (len(self.transfer.pending), self.calls) == (IN_FLIGHT_MAX, ["pause"])
+        upload.write(b"y" * SIZE)
+        self.transfer.answer()
+        assert self.calls == ["pause"], "bytes that came all the same are sent first"
+        self.transfer.answer()
+        assert self.calls == ["pause", "resume"]
+
+    def test_any_order(self) -> None:
+        """Chunks may be acknowledged in any order; the manifest has them in the file's."""
+        upload = self.make(hold=True)
+        data = pattern(3 * SIZE)
+        upload.write(data)
+        result = upload.finish()
+        self.transfer.answer(2, ("c",))
+        self.transfer.answer(0, ("a", "b", "c"))
+        self.assertNoResult(result)
+        self.transfer.answer(0, ("a", "d"))
+        uploaded = self.successResultOf(result)
+        assert uploaded.digests == [digest_of(data[start : start + SIZE]) for start in (0, SIZE, 2 * SIZE)]
+        assert (uploaded.copies, uploaded.holders) == (1, ("a", "b", "c", "d"))
+
+    def test_failure(self) -> None:
+        """When a chunk cannot be stored the upload fails at once, with that reason, and lets the sender go on."""
+        upload = self.make(hold=True)
+        upload.write(pattern(5 * SIZE))
+        self.transfer.pending[1][1].errback(Full("no room"))
+        assert upload.failure is not None
+        assert upload.failure.check(Full)
+        assert self.calls == ["pause", "resume"]
+        assert self.transfer.cancelled == IN_FLIGHT_MAX - 1
+        upload.write(pattern(5 * SIZE))
+        assert len(self.transfer.chunks) == IN_FLIGHT_MAX, "what comes later is dropped"
+        self.failureResultOf(upload.finish(), Full)
+        assert upload.size == 10 * SIZE
+
+    def test_failure_while_finishing(self) -> None:
+        """The same when the last bytes have come already."""
+        upload = self.make(hold=True)
+        upload.write(pattern(2 * SIZE))
+        result = upload.finish()
+        self.transfer.pending[0][1].errback(Full("no room"))
+        self.failureResultOf(result, Full)
+
+    def test_abort(self) -> None:
+        """A sender that goes away leaves nothing running."""
+        for finishing in (False, True):
+            upload = self.make(hold=True)
+            upload.write(pattern(2 * SIZE))
+            result = upload.finish() if finishing else None
+            upload.abort()
+            upload.abort()
+            assert self.transfer.cancelled == 2
+            if result is not None:
+                self.failureResultOf(result, CancelledError)
+
+    def test_cancel(self) -> None:
+        """Cancelling the end of an upload aborts it."""
+        upload = self.make(hold=True)
+        upload.write(pattern(2 * SIZE))
+        result = upload.finish()
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        assert self.transfer.cancelled == 2
+
+    def test_abort_after_the_end(self) -> None:
+        """Aborting what is finished does nothing."""
+        upload = self.make()
+        upload.write(pattern(SIZE))
+        self.successResultOf(upload.finish())
+        upload.abort()
+        assert upload.failure is None
