@@ -11,12 +11,12 @@ import click
 from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
-from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.cli import screen
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
 from chunkfarm.cli.surroundings import Surroundings
+from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.upload import Upload
 from chunkfarm.errors import InvalidRequest
 from chunkfarm.links.lines import LineClient, Reply

@@ -7,17 +7,16 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.cli.exits import NoKey, give_up
 from chunkfarm.cli.farm import Dial, Farm, in_order
+from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
 from chunkfarm.errors import FarmError, Waiting
 from chunkfarm.links.lines import LineClient, connect
@@ -29,7 +28,6 @@ from chunkfarm.trust.verify import chain_of, check_chain
 
 KEY_VARIABLE = "CHUNKFARM_KEY_FILE"
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Main = Callable[[Any], Deferred[None]]
 
@@ -44,15 +42,6 @@ def react(main: Main) -> None:
     # The outcome is told by whoever called.
     with contextlib.suppress(SystemExit):
         task.react(main, (), _reactor=running)
-
-
-def in_thread(reactor: Any) -> RunInThread:
-    """Runs blocking calls on the reactor's threads."""
-
-    def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args, **kwargs)
-
-    return run
 
 
 def find_key(config: Config, named: str | None, environment: Mapping[str, str], home: Path) -> KeyPair:

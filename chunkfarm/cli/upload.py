@@ -8,8 +8,8 @@ from typing import IO, Any
 
 from twisted.internet.defer import Deferred
 
-from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.cli.farm import Farm
+from chunkfarm.cli.threads import RunInThread
 from chunkfarm.errors import FarmError, MissingChunks
 from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.model import digest_of

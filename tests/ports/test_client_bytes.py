@@ -366,7 +366,7 @@ class CommitTests(SynchronousTestCase):
             ("home/x 0 4096 32", b"\0" * 32, "mismatch"),
             ("home/x 3 4096 31", b"\0" * 31, "mismatch"),
             ("home/x 3 100 32", b"\0" * 32, "syntax"),
-            ("home/x 3 999999999 32", b"\0" * 32, "syntax"),
+            ("home/x 3 999999999 32", b"\0" * 32, "limit"),
             ("home/x y 4096 32", b"\0" * 32, "syntax"),
             ("x 3 4096 32", b"\0" * 32, "syntax"),
         ):

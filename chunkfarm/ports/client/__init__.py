@@ -107,7 +107,7 @@ A file is written by storing its chunks, in any order, through any servers, and 
 
 A digest is the SHA-256 of the chunk in hexadecimal. The writer chooses the chunk size, from 4 KiB to 64 MiB (HELLO
 says the farm's own); every chunk but the last has exactly that size. `<length>` counts the bytes that follow the
-line's LF; an empty file has 0 digests. COMMIT takes up to 16 MiB of digests, HAVE up to 240 of them.
+line's LF; an empty file has 0 digests. COMMIT takes up to 32 MiB of digests, HAVE up to 240 of them.
 
 The OK of a PUT says that the required copies are on disk; that of a COMMIT, that the file is there for good. PUT
 may be repeated at will, over the same link or another: the same bytes are the same chunk. Chunks that were PUT or

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from chunkfarm.catalog import MANIFEST_DIGESTS_MAX, check_chunk_size
 from chunkfarm.chunks.pieces import BytesSource, Digests
 from chunkfarm.errors import InvalidRequest, Mismatch
 from chunkfarm.model import (
-    CHUNK_SIZE_MAX,
-    CHUNK_SIZE_MIN,
     DIGEST_LENGTH,
-    MIB,
     check_file_name,
     chunk_count,
 )
@@ -16,8 +14,8 @@ from chunkfarm.ports.client.looking import number, stale_mark
 from chunkfarm.ports.client.session import Answer, Request, Session, block, data, ok
 from chunkfarm.wire.lines import format_fields
 
-MANIFEST_BYTES_MAX = 16 * MIB
-"""Digests in one COMMIT: half a million chunks, which are 4 TiB of 8 MiB each and 32 TiB of the largest."""
+MANIFEST_BYTES_MAX = MANIFEST_DIGESTS_MAX * DIGEST_LENGTH
+"""Digests in one COMMIT: as many as a file may have."""
 HAVE_MAX = 240
 """What fits one line of 16 KiB."""
 
@@ -115,8 +113,7 @@ async def commit(session: Session, request: Request) -> Answer:
     name = check_file_name(request.words[0])
     size = number(request.words[1], "size")
     chunk_size = number(request.words[2], "chunk size")
-    if not CHUNK_SIZE_MIN <= chunk_size <= CHUNK_SIZE_MAX:
-        raise InvalidRequest(f"the chunk size is {CHUNK_SIZE_MIN} to {CHUNK_SIZE_MAX} bytes")
+    check_chunk_size(chunk_size)
     payload = request.payload or b""
     count = chunk_count(size, chunk_size)
     if len(payload) != count * DIGEST_LENGTH:
