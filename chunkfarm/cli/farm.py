@@ -71,8 +71,7 @@ class Farm:
 
     async def run(self, work: Work[T]) -> T:
         """Do the work, on whichever server can."""
-        if not self.servers:
-            raise NobodyAnswered("config.ini lists no servers yet: start one with `twistd chunkfarm`")
+        assert self.servers
         self.moved()
         pause = PAUSE_FIRST
         failures = 0

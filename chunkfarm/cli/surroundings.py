@@ -14,7 +14,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from chunkfarm.cli.exits import NoKey, give_up
+from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up
 from chunkfarm.cli.farm import Dial, Farm, in_order
 from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
@@ -105,6 +105,8 @@ class Surroundings:
         """Do some work with the farm, and return what it gives; ends the command if that fails."""
         try:
             config = read_config(self.config_path, {})
+            if not config.servers:
+                raise NobodyAnswered(f"{self.config_path} lists no servers yet: start one with `twistd chunkfarm`")
             key = find_key(config, self.key_path, self.environment, self.home)
         except TrustError as error:
             give_up(NoKey(error.sentence))

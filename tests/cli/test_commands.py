@@ -120,6 +120,7 @@ class FindingTests(SynchronousTestCase):
         self.world.config.write_text(
             "\n".join(line for line in text.splitlines() if not line.startswith(("alpha", "beta")))
         )
+        (self.world.directory / "data" / "admin.key").unlink()
         result = self.world.run("who")
         assert result.exit_code == exits.NOBODY_ANSWERED
         assert "lists no servers" in result.stderr
