@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.chunks.patience import Attempt, Patience, reason_of
+from chunkfarm.chunks.patience import COPY_TIMEOUT, Attempt, Patience, reason_of
 from chunkfarm.errors import FarmError, Full, ReadOnly
 from chunkfarm.model import Server
 
@@ -18,7 +18,8 @@ RETRY_AFTER = 1.0
 """Seconds between tries while too few servers take the chunk."""
 WRITE_PATIENCE = 15.0
 """Seconds after which a write that too few servers take fails. A dead server is called down after 5, and then
-fewer copies are required or other servers are chosen: a writer rides over that."""
+fewer copies are required or other servers are chosen: a writer rides over that. While a late copy may still come it
+is longer by `COPY_TIMEOUT`."""
 
 
 @frozen
@@ -161,7 +162,7 @@ class ChunkWrite:
         too_full = len(plan.line) < plan.required and plan.full
         if not self._running and (failures or too_full) and all(failure.full for failure in failures):
             self._fail(Full(f"there is no room for another chunk: {self._sentence(plan)}"))
-        elif not self._running and self._clock.seconds() - self._began >= WRITE_PATIENCE:
+        elif self._clock.seconds() - self._began >= WRITE_PATIENCE + (COPY_TIMEOUT if self._running else 0):
             self._fail(ReadOnly(f"too few servers take chunks now: {self._sentence(plan)}"))
         elif self._retry is None:
             self._retry = self._clock.callLater(RETRY_AFTER, self._try_again)
