@@ -79,9 +79,8 @@ def contexts(
     context.set_max_proto_version(version)
     if name is not None:
         made, key = certificate(name)
-        context.use_certificate(X509.from_cryptography(made))
-        # pyOpenSSL takes it and does not say so.
-        context.use_privatekey(key)  # type: ignore[arg-type]
+        context.use_certificate(made)
+        context.use_privatekey(key)
     if alpn:
         context.set_alpn_protos(list(alpn))
         context.set_alpn_select_callback(functools.partial(_choose, list(alpn)))
