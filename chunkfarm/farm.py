@@ -218,6 +218,7 @@ class Farm(MultiService):
             parts.ledger.stop,
             parts.roster.stop,
             parts.transfer.stop,
+            parts.store.stop,
         ):
             await self._within(LEAVE_SECONDS, maybeDeferred(stop))
         # The table stops before the peer port closes: who sees that port refuse knows that nothing is committed here.
