@@ -1,0 +1,374 @@
+"""Connections of the file port: framing, pipelining, limits, time, faults and the end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.ports.files import connection, factory
+from chunkfarm.ports.files.connection import (
+    BODY_RATE_MIN,
+    BODY_WINDOW_SECONDS,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    QUEUED_MAX,
+    STALL_SECONDS,
+    TURN_REQUESTS_MAX,
+)
+from chunkfarm.wire.http1 import HEAD_BYTES_MAX
+from tests.ports.files_caller import Caller, request
+from tests.ports.test_files_objects import pausing
+
+
+class FramingTests(SynchronousTestCase):
+    """Requests out of bytes."""
+
+    def test_keep_alive(self) -> None:
+        """A connection serves one request after the other."""
+        caller = Caller()
+        assert [caller.one("GET", "/home/a").status for _ in range(3)] == [404, 404, 404]
+        assert caller.open
+
+    def test_close(self) -> None:
+        """A client that says close, or speaks HTTP/1.0, gets one answer and the end."""
+        for data in (request("GET", "/-/health", "Connection: close"), b"GET /-/health HTTP/1.0\r\n\r\n"):
+            caller = Caller()
+            caller.send(data + request("GET", "/-/health"))
+            (answer,) = caller.answers()
+            assert answer.status == 200 and answer.headers["connection"] == "close"
+            assert not caller.open
+            caller.send(request("GET", "/-/health"))
+            assert caller.answers() == []
+
+    def test_any_cut(self) -> None:
+        """The answers are the same however the bytes of the requests are cut."""
+        requests = [
+            request("PUT", "/home/a", body=b"0123456789"),
+            request("GET", "/home/a", "Range: bytes=2-4"),
+            b"\r\n" + request("PUT", "/home/b", "Transfer-Encoding: chunked", raw=True) + b"3\r\nabc\r\n0\r\n\r\n",
+            request("GET", "/home/b"),
+            request("PUT", "/home/a", body=b"refused before it is read", key=None),
+            request("DELETE", "/home/a"),
+            request("GET", "/?format=json"),
+            request("GET", "/home/../a"),
+            request("GET", "/home/b"),
+        ]
+
+        def answers(pieces: list[bytes]) -> list[tuple[int, bytes]]:
+            caller = Caller()
+            for piece in pieces:
+                caller.send(piece)
+            return [(answer.status, answer.body) for answer in caller.answers()]
+
+        data = b"".join(requests)
+        expected = answers([data])
+        # The body of the request without a key is all there, so the connection goes on; it ends with the bad target.
+        assert [status for status, _ in expected] == [201, 206, 201, 200, 401, 204, 200, 400]
+        # Refused before all of its body has come, that request ends the connection: it is not cut here.
+        start = len(b"".join(requests[:4]))
+        whole = range(start + 1, start + len(requests[4]))
+
+        @settings(max_examples=60)
+        @given(st.lists(st.integers(0, len(data)), max_size=12))
+        def holds(cuts: list[int]) -> None:
+            edges = sorted({0, len(data), *(cut for cut in cuts if cut not in whole)})
+            assert answers([data[start:end] for start, end in pairwise(edges)]) == expected
+
+        holds()
+
+    def test_byte_by_byte(self) -> None:
+        """A request may come a byte at a time."""
+        caller = Caller()
+        for byte in request("PUT", "/home/a", body=b"abc"):
+            caller.send(bytes([byte]))
+        assert caller.answers()[0].status == 201
+
+    def test_bad_head(self) -> None:
+        """A head that is none is answered and ends the connection, whatever stands behind it."""
+        for head, status in (
+            (b"GET /home/a HTTP/1.1\r\n\r\n", 400),
+            (b"GET /home/a HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            (b"GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            (b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+            (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+            (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"Host: a\r\n\r\n", 431),
+        ):
+            caller = Caller()
+            caller.send(head + request("GET", "/-/health"))
+            (answer,) = caller.answers()
+            assert (answer.status, answer.headers["connection"]) == (status, "close"), head
+            assert not caller.open
+
+    def test_endless_head(self) -> None:
+        """A head that does not end is cut off at its limit, and not kept."""
+        caller = Caller()
+        caller.send(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(HEAD_BYTES_MAX // 1024 + 1):
+            caller.send(b"x" * 1024)
+        assert [answer.status for answer in caller.answers()] == [431] and not caller.open
+
+    def test_unwanted_body(self) -> None:
+        """A body that nobody reads ends the connection, unless it is short and all there."""
+        caller = Caller()
+        assert caller.one("GET", "/-/health", "Content-Length: 3", body=b"abc", raw=True).status == 200
+        assert caller.open
+        caller.send(request("GET", "/-/health", "Content-Length: 4", raw=True), b"abc")
+        (answer,) = caller.answers()
+        assert answer.headers["connection"] == "close" and not caller.open
+
+
+class PipelineTests(SynchronousTestCase):
+    """Several requests at once."""
+
+    def test_in_order(self) -> None:
+        """The next request is begun when the one before is answered; until then no more is read."""
+        caller = Caller()
+        caller.backend.catalog.add("home/a", b"A")
+        waits: Deferred[None] = Deferred()
+        caller.backend.catalog.waits = waits
+        caller.send(request("GET", "/home/a") + request("GET", "/-/health") + request("GET", "/home/b"))
+        assert caller.answers() == [] and not caller.reading
+        assert caller.backend.catalog.calls == [("find", "home/a")]
+        caller.backend.catalog.waits = None
+        waits.callback(None)
+        assert [answer.status for answer in caller.answers()] == [200, 200, 404]
+        assert caller.reading
+
+    def test_streams_in_order(self) -> None:
+        """A large answer is whole before the next one begins."""
+        caller = Caller()
+        data = bytes(range(256)) * 4000
+        caller.backend.catalog.add("home/large", data)
+        link: Any = caller.link
+        link.write = pausing(caller, 2)
+        caller.send(request("GET", "/home/large") + request("GET", "/-/health"))
+        assert len(link.value()) < len(data)
+        del link.write
+        link.producer.resumeProducing()
+        first, second = caller.answers()
+        assert first.body == data and second.json["state"] == "serving"
+
+    def test_many(self) -> None:
+        """Thousands of pipelined requests take turns with other connections, and none is lost."""
+        caller = Caller()
+        caller.send(request("GET", "/-/health") * 1000)
+        assert len(caller.answers()) == TURN_REQUESTS_MAX
+        assert not caller.reading
+        count = TURN_REQUESTS_MAX
+        while not caller.reading:
+            caller.clock.advance(0)
+            count += len(caller.answers())
+        assert count == 1000 and caller.open
+
+    def test_answers_not_taken(self) -> None:
+        """A client that takes no answers gets no further one begun until it has taken what there is."""
+        caller = Caller()
+        caller.backend.catalog.add("home/a", b"x" * 60_000)
+        caller.link.queued = QUEUED_MAX + 1
+        caller.send(request("GET", "/home/a") * 3)
+        assert len(caller.answers()) == 1 and not caller.reading
+        caller.link.queued = 0
+        producer: Any = caller.link.producer
+        # A pull producer is asked when it is registered, and again when nothing is queued.
+        producer.resumeProducing()
+        assert caller.answers() == []
+        producer.resumeProducing()
+        assert len(caller.answers()) == 2 and caller.reading and caller.link.producer is None
+
+
+class TimeTests(SynchronousTestCase):
+    """What takes too long."""
+
+    def test_idle(self) -> None:
+        """A connection without a request is closed after a while, a used one later."""
+        caller = Caller()
+        caller.clock.advance(IDLE_SECONDS - 1)
+        assert caller.one("GET", "/-/health").status == 200
+        caller.clock.advance(IDLE_SECONDS - 1)
+        assert caller.open
+        caller.clock.advance(1)
+        assert not caller.open and caller.answers() == []
+
+    def test_slow_head(self) -> None:
+        """A head has to come whole within its time, however it is dribbled."""
+        caller = Caller()
+        for byte in request("GET", "/-/health")[: int(HEAD_SECONDS)]:
+            assert caller.open
+            caller.send(bytes([byte]))
+            caller.clock.advance(1)
+        (answer,) = caller.answers()
+        assert answer.status == 408 and not caller.open
+
+    def test_head_time_is_its_own(self) -> None:
+        """The time of a head begins with its first byte, not with the connection or the request before."""
+        caller = Caller()
+        data = request("GET", "/-/health")
+        for _ in range(4):
+            caller.clock.advance(HEAD_SECONDS - 1)
+            caller.send(data[:5])
+            caller.clock.advance(HEAD_SECONDS - 1)
+            caller.send(data[5:])
+            assert caller.answers()[0].status == 200
+
+    def test_slow_body(self) -> None:
+        """A body that hardly comes is given up."""
+        caller = Caller()
+        caller.send(request("PUT", "/home/a", "Content-Length: 1000000", raw=True))
+        for _ in range(int(BODY_WINDOW_SECONDS)):
+            assert caller.open
+            caller.send(b"x" * (BODY_RATE_MIN - 1))
+            caller.clock.advance(1)
+        (answer,) = caller.answers()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert caller.backend.catalog.uploads[0].aborted
+
+    def test_fast_enough_body(self) -> None:
+        """A slow line is slow, not too slow."""
+        caller = Caller()
+        seconds = int(BODY_WINDOW_SECONDS) * 4
+        caller.send(request("PUT", "/home/a", f"Content-Length: {seconds * BODY_RATE_MIN}", raw=True))
+        for _ in range(seconds):
+            caller.send(b"x" * BODY_RATE_MIN)
+            caller.clock.advance(1)
+        assert caller.answers()[0].status == 201
+
+    def test_our_slowness(self) -> None:
+        """While our disks are busy the client is not blamed."""
+        caller = Caller()
+        caller.send(request("PUT", "/home/a", "Content-Length: 6", raw=True), b"abc")
+        caller.backend.catalog.uploads[0].on_pause()
+        caller.clock.advance(BODY_WINDOW_SECONDS * 10)
+        caller.backend.catalog.uploads[0].on_resume()
+        caller.clock.advance(1)
+        caller.send(b"def")
+        assert caller.answers()[0].status == 201
+
+    def test_stalled_answer(self) -> None:
+        """A client that takes nothing of its answer for minutes is cut off; one that takes little is not."""
+        for taking in (False, True):
+            caller = Caller()
+            link: Any = caller.link
+            link.taken = 0
+            caller.backend.catalog.add("home/large", b"x" * 1_000_000)
+            link.write = pausing(caller, 1)
+            caller.send(request("GET", "/home/large"))
+            for _ in range(int(STALL_SECONDS) + 2):
+                link.taken += taking
+                caller.clock.advance(1)
+            assert link.aborted is not taking
+
+    def test_slow_table(self) -> None:
+        """A request that waits for the farm is not ended by the time of the connection."""
+        caller = Caller()
+        waits: Deferred[None] = Deferred()
+        caller.backend.catalog.waits = waits
+        caller.send(request("GET", "/home/a"))
+        caller.clock.advance(1000)
+        assert caller.open
+        waits.callback(None)
+        assert caller.answers()[0].status == 404
+
+    def test_date(self) -> None:
+        """The date of an answer is at most a second old, and nothing is left ticking without connections."""
+        now = 0
+        caller = Caller()
+        caller.factory._now_ms = lambda: now
+        now = 1_000_000
+        caller.clock.advance(1)
+        assert caller.one("GET", "/-/health").headers["date"] == "Thu, 01 Jan 1970 00:16:40 GMT"
+        caller.hang_up()
+        assert caller.clock.getDelayedCalls() == []
+
+
+class FaultTests(SynchronousTestCase):
+    """What goes wrong with us."""
+
+    def test_unknown_error(self) -> None:
+        """A fault of ours is 500, logged with the request but never with its key."""
+        caller = Caller()
+        caller.backend.catalog.error = RuntimeError("oops")
+        answer = caller.one("GET", "/home/a?b=c")
+        assert (answer.status, answer.text) == (500, "internal this server has a fault; its log says more\n")
+        assert caller.open
+        (failure,) = self.flushLoggedErrors(RuntimeError)
+        assert "oops" not in answer.text and "YWRtaW4" not in failure.getTraceback()
+
+    def test_error_in_the_middle(self) -> None:
+        """A fault of ours in the middle of an answer resets the connection."""
+        caller = Caller()
+        caller.backend.catalog.add("home/large", b"x" * 1_000_000)
+        original = caller.backend.catalog.download
+
+        def broken(*arguments: Any) -> Any:
+            def spoil(source: Any) -> Any:
+                pieces = [source.next(), Deferred(), Deferred()]
+                pieces[1].errback(RuntimeError("oops"))
+                source.next = lambda: pieces.pop(0)
+                return source
+
+            return original(*arguments).addCallback(spoil)
+
+        self.patch(caller.backend.catalog, "download", broken)
+        caller.send(request("GET", "/home/large"))
+        assert caller.link.aborted
+        assert len(self.flushLoggedErrors(RuntimeError)) == 1
+
+
+class FactoryTests(SynchronousTestCase):
+    """All connections together."""
+
+    def test_limits(self) -> None:
+        """There are so many connections in all, and so many from one address; others come in again later."""
+        self.patch(factory, "CONNECTIONS_MAX", 3)
+        self.patch(factory, "ADDRESS_CONNECTIONS_MAX", 2)
+        first = Caller()
+        files = first.factory
+        Caller(first.backend, files)
+        here, there = IPv4Address("TCP", "10.0.0.9", 1), IPv4Address("TCP", "10.0.0.8", 1)
+        assert files.buildProtocol(here) is None
+        assert files.buildProtocol(there) is not None
+        assert files.buildProtocol(IPv4Address("TCP", "10.0.0.7", 1)) is None
+        first.hang_up()
+        assert files.buildProtocol(here) is not None
+
+    def test_finish(self) -> None:
+        """At the end idle connections close, requests under way are answered, and then it is over."""
+        busy = Caller()
+        files = busy.factory
+        idle = Caller(busy.backend, files)
+        waits: Deferred[None] = Deferred()
+        busy.backend.catalog.waits = waits
+        busy.send(request("GET", "/home/a"))
+        finished = files.finish()
+        assert not idle.open and busy.open
+        idle.hang_up()
+        self.assertNoResult(finished)
+        waits.callback(None)
+        (answer,) = busy.answers()
+        assert answer.headers["connection"] == "close" and not busy.open
+        busy.hang_up()
+        assert self.successResultOf(finished) is None
+        assert self.successResultOf(files.finish()) is None
+        assert files.buildProtocol(IPv4Address("TCP", "10.0.0.9", 1)) is None
+
+    def test_abort(self) -> None:
+        """What does not finish in time is cut off."""
+        busy = Caller()
+        busy.backend.catalog.waits = Deferred()
+        busy.send(request("GET", "/home/a"))
+        finished = busy.factory.finish()
+        busy.factory.abort()
+        assert busy.link.aborted
+        busy.hang_up()
+        assert self.successResultOf(finished) is None
+
+    def test_names_of_states(self) -> None:
+        """The states are told apart by identity."""
+        assert len({connection.WAITING, connection.BODY, connection.ANSWERING, connection.ENDED}) == 4
