@@ -1,0 +1,157 @@
+"""Servers that are asked to end: quickly, cleanly, and without a gap for those who write."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.slow.farm_case import FarmTestCase
+from tests.slow.line_socket import Refused
+from tests.slow.real_farm import RealFarm
+from tests.slow.test_losing_servers import copies_of_table
+
+pytestmark = pytest.mark.slow
+
+GAP_MAX = 2.0
+"""Seconds without a write while leadership is handed over."""
+CLEAN = (0, -signal.SIGTERM)
+"""twistd ends itself with the signal it was given, once everything is closed."""
+
+
+class LeavingTests(FarmTestCase):
+    def test_a_lone_server_ends_within_three_seconds(self) -> None:
+        """A farm of one stops at once on SIGTERM, and starts again as the same farm."""
+        farm = self.make_farm("alpha")
+        identity = farm.config().farm.id
+        asked = time.monotonic()
+
+        farm.sigterm("alpha")
+
+        assert farm.wait_ended("alpha", 3.0) in CLEAN
+        print(f"ended after {time.monotonic() - asked:.1f} s")
+        assert "Traceback" not in farm.servers["alpha"].logged()
+        assert not (farm.server("alpha").data / "twistd.pid").exists()
+        farm.start_serving("alpha")
+        assert farm.config().farm.id == identity
+
+    def test_a_server_that_waits_ends_at_once(self) -> None:
+        """A server that waits for its farm can be stopped at any time."""
+        farm = self.make_farm("alpha")
+        farm.kill9("alpha")
+        farm.start("beta")
+        farm.wait_waiting("beta")
+
+        farm.sigterm("beta")
+
+        assert farm.wait_ended("beta", 3.0) in CLEAN
+        assert "Traceback" not in farm.servers["beta"].logged()
+
+    def test_the_first_hands_over_before_it_ends(self) -> None:
+        """While the first leaves, a writer at another server waits no longer than two seconds for any write."""
+        farm = self.make_farm("alpha", "beta", "gamma")
+        farm.wait_for(lambda: copies_of_table(farm, "beta") == 3, 15, "there are three copies of the table")
+        with Writer(farm, "beta") as writer:
+            farm.wait_for(lambda: len(writer.taken) > 10, 10, "writes are taken")
+            asked = time.monotonic()
+
+            farm.sigterm("alpha")
+
+            status = farm.wait_ended("alpha", 10.0)
+            print(f"the first ended after {time.monotonic() - asked:.1f} s")
+            done = len(writer.taken)
+            farm.wait_for(lambda: len(writer.taken) > done + 10, 10, "writes go on")
+        assert status in CLEAN
+        assert "Traceback" not in farm.servers["alpha"].logged()
+        print(f"the longest wait for a write: {writer.longest_gap:.2f} s; refused: {writer.refused}")
+        assert writer.longest_gap <= GAP_MAX, f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
+        names = {row["name"] for row in farm.ask("gamma", "LIST home/").parsed}
+        assert names >= set(writer.taken), "a write that was acknowledged is gone"
+        farm.wait_for(lambda: farm.listed()[0] == "beta", 5, "config.ini lists the new first")
+
+    def test_one_of_two_leaves_the_other_writing(self) -> None:
+        """Of two servers one leaves in order: the other goes on alone, with writes."""
+        farm = self.make_farm("alpha", "beta")
+        farm.wait_for(lambda: copies_of_table(farm, "beta") == 2, 15, "there are two copies of the table")
+        with Writer(farm, "beta") as writer:
+            farm.wait_for(lambda: len(writer.taken) > 5, 10, "writes are taken")
+            farm.sigterm("alpha")
+            assert farm.wait_ended("alpha", 10.0) in CLEAN
+            done = len(writer.taken)
+            farm.wait_for(lambda: len(writer.taken) > done + 10, 10, "writes go on")
+        print(f"the longest wait for a write: {writer.longest_gap:.2f} s; refused: {writer.refused}")
+        assert "Traceback" not in farm.servers["alpha"].logged()
+
+    def test_a_running_transfer_is_finished_first(self) -> None:
+        """A client that is sending when SIGTERM comes is answered; a second SIGTERM would not wait for it."""
+        farm = self.make_farm("alpha")
+        with farm.link("alpha") as link:
+            link.send(b"PUT " + b"0" * 64 + b" 1000\n" + b"x" * 500)
+            time.sleep(0.5)
+            farm.sigterm("alpha")
+            time.sleep(1.0)
+            assert farm.servers["alpha"].is_running(), "it did not wait for the transfer"
+            link.send(b"x" * 500)
+            with self.assertRaises(Refused) as refused:
+                link.reply()
+            assert refused.exception.code == "mismatch", refused.exception
+        assert farm.wait_ended("alpha", 5.0) in CLEAN
+
+    def test_a_second_sigterm_ends_at_once(self) -> None:
+        """Who cannot wait for running transfers says SIGTERM twice; nothing acknowledged is lost by it."""
+        farm = self.make_farm("alpha")
+        farm.ask("alpha", "COMMIT home/kept 0 8388608 0")
+        with farm.link("alpha") as link:
+            link.send(b"PUT " + b"0" * 64 + b" 1000\n" + b"x" * 500)
+            time.sleep(0.5)
+            farm.sigterm("alpha")
+            time.sleep(1.0)
+            assert farm.servers["alpha"].is_running(), "it did not wait for the transfer"
+
+            farm.sigterm("alpha")
+
+            farm.wait_ended("alpha", 1.0)
+        farm.start_serving("alpha")
+        assert [row["name"] for row in farm.ask("alpha", "LIST home/").parsed] == ["home/kept"]
+
+
+class Writer:
+    """Commits one empty file after another through one server, on a thread of its own."""
+
+    def __init__(self, farm: RealFarm, name: str) -> None:
+        self._farm = farm
+        self._name = name
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.taken: list[str] = []
+        self.refused: list[str] = []
+        self.longest_gap = 0.0
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        number = 0
+        while not self._stop.is_set():
+            try:
+                with self._farm.link(self._name) as link:
+                    while not self._stop.is_set():
+                        name = f"home/{number:06}"
+                        number += 1
+                        link.ask(f"COMMIT {name} 0 8388608 0")
+                        self.taken.append(name)
+                        self.longest_gap = max(self.longest_gap, time.monotonic() - last)
+                        last = time.monotonic()
+                        time.sleep(0.01)
+            except (Refused, OSError) as error:
+                self.refused.append(str(error))
+                time.sleep(0.02)
+        self.longest_gap = max(self.longest_gap, time.monotonic() - last)
