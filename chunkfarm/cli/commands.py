@@ -117,9 +117,17 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
     if as_json:
         screen.show_json(typed(receipt))
     else:
-        size, holders = screen.readable_size(int(receipt["size"])), len(receipt["holders"].split(","))
-        where = f", at least {receipt['copies']} copies, on {holders} servers" if int(receipt["size"]) else ""
-        click.echo(f"{screen.clean(receipt['name'])}: {size}{where}")
+        click.echo(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
+
+
+def _kept(receipt: dict[str, str]) -> str:
+    """What a receipt promises, in words."""
+    size = screen.readable_size(int(receipt["size"]))
+    if receipt["size"] == "0":
+        return size
+    copies, holders = int(receipt["copies"]), len(receipt["holders"].split(","))
+    several = "copy" if copies == 1 else "copies"
+    return f"{size}, at least {copies} {several}, on {holders} server{'' if holders == 1 else 's'}"
 
 
 @chunkfarm.command()

@@ -29,11 +29,16 @@ PAUSE_MAX = 2.0
 SILENCE_CHECK = 0.5
 """Seconds between two looks at whether a link is still alive."""
 
-PING_AFTER = 5.0
-"""Seconds of silence after which a link that owes nothing is tried."""
+PATIENCE = 2 / 3
+"""Of the timeout: so long a server that lives may keep an answer to itself, before another one has the rest. By
+default 20 s: a server rides over another's death within 15."""
+PROBE_AFTER = 5.0
+"""Seconds of silence after which it is tried whether the server still answers at all."""
 
 T = TypeVar("T")
 Work = Callable[[LineClient], Awaitable[T]]
+Probe = Callable[[Listed], Deferred[object]]
+"""Fires if that server answers a word on a link of its own, and fails if it does not."""
 Dial = Callable[[Listed], Deferred[LineClient]]
 """Gives a link that is encrypted, checked and authenticated."""
 
@@ -53,21 +58,17 @@ class Farm:
     clock: IReactorTime
     servers: tuple[Listed, ...]
     dial: Dial
+    probe: Probe
     timeout: float
     link: LineClient | None = field(default=None, init=False)
     _current: int = field(default=0, init=False)
     _moved: float = field(default=0.0, init=False)
     _active: float = field(default=0.0, init=False)
-    _patience: float = field(default=0.0, init=False)
     _reasons: dict[str, Exception] = field(factory=dict, init=False)
 
     def moved(self) -> None:
         """Something was achieved that need not be done again."""
         self._moved = self.clock.seconds()
-
-    def be_patient(self) -> None:
-        """The next answer may take as long as the whole timeout."""
-        self._patience = self.timeout
 
     async def run(self, work: Work[T]) -> T:
         """Do the work, on whichever server can."""
@@ -98,9 +99,8 @@ class Farm:
             link = await self.dial(server)
             link.on_activity = self._touch
             self.link = link
-        self._patience = self.timeout / 3
         self._touch()
-        watcher = _Silence(self, self.link)
+        watcher = _Silence(self, self.link, server)
         try:
             return await work(self.link)
         except BaseException as error:
@@ -123,11 +123,6 @@ class Farm:
         """Seconds since a byte moved."""
         return self.clock.seconds() - self._active
 
-    @property
-    def patience(self) -> float:
-        """Seconds of silence after which a link that owes an answer is given up."""
-        return self._patience
-
     def _explain(self) -> FarmError:
         """Why nothing moved, for people."""
         texts = []
@@ -143,24 +138,43 @@ class Farm:
 
 
 class _Silence:
-    """Gives up a link on which an answer is due and nothing moves: its server may have lost its power."""
+    """Looks after a link on which an answer is due and nothing moves.
 
-    def __init__(self, farm: Farm, link: LineClient) -> None:
+    Its server may be busy (it rides over the death of another one, say), or it may have lost its power, which TCP
+    does not tell. So it is tried on a second link: while it answers there it is waited for.
+    """
+
+    def __init__(self, farm: Farm, link: LineClient, server: Listed) -> None:
         self._farm = farm
         self._link = link
+        self._server = server
+        self._probe: Deferred[object] | None = None
+        self._next_probe = 0.0
         self._call: IDelayedCall = farm.clock.callLater(SILENCE_CHECK, self._look)
 
     def _look(self) -> None:
         self._call = self._farm.clock.callLater(SILENCE_CHECK, self._look)
-        if self._link.owed:
-            if self._farm.silent_for() > self._farm.patience:
-                self._link.lose()
-        elif self._farm.silent_for() > PING_AFTER:
-            # A watch, or a slow standard input: is anybody still there?
-            self._link.request("PING").addErrback(lambda _: None)
+        silent = self._farm.silent_for()
+        if not self._link.owed:
+            if silent > PROBE_AFTER:
+                # A watch, or a slow standard input: is anybody still there?
+                self._link.request("PING").addErrback(lambda _: None)
+        elif silent > PATIENCE * self._farm.timeout:
+            self._link.lose(f"no answer for {silent:.0f} s")
+        elif silent > PROBE_AFTER and self._probe is None and self._farm.clock.seconds() >= self._next_probe:
+            self._next_probe = self._farm.clock.seconds() + PROBE_AFTER
+            self._probe = self._farm.probe(self._server)
+            self._probe.addCallbacks(lambda _: self._probed(True), lambda _: self._probed(False))
+
+    def _probed(self, alive: bool) -> None:
+        self._probe = None
+        if not alive and self._link.owed and self._farm.silent_for() > PROBE_AFTER:
+            self._link.lose("it fell silent")
 
     def stop(self) -> None:
         self._call.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
 
 
 def _sentence(error: Exception) -> str:

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up
-from chunkfarm.cli.farm import Dial, Farm, in_order
+from chunkfarm.cli.farm import Dial, Farm, Probe, in_order
 from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
 from chunkfarm.errors import FarmError, Waiting
@@ -87,12 +87,23 @@ def dial_with(reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms
     return lambda server: Deferred.fromCoroutine(dial(server))
 
 
+def probe_with(reactor: Any) -> Probe:
+    """Asks a server HELLO, in the clear: it gives nothing away, and every server answers it."""
+
+    async def probe(server: Listed) -> None:
+        client = await connect(reactor, Address(server.host, server.client), tls=None)
+        client.lose()
+
+    return lambda server: Deferred.fromCoroutine(probe(server))
+
+
 @define
 class Surroundings:
     """The world of one command. Options of the group are filled in by it."""
 
     react: Callable[[Main], None] = react
     dial_with: Callable[..., Dial] = dial_with
+    probe_with: Callable[[Any], Probe] = probe_with
     in_thread: Callable[[Any], RunInThread] = in_thread
     environment: Mapping[str, str] = field(factory=lambda: os.environ)
     home: Path = field(factory=Path.home)
@@ -116,7 +127,7 @@ class Surroundings:
 
         async def main(reactor: Any) -> None:
             dial = self.dial_with(reactor, config, key, self.timeout, self.now_ms)
-            farm = Farm(reactor, in_order(config.servers), dial, self.timeout)
+            farm = Farm(reactor, in_order(config.servers), dial, self.probe_with(reactor), self.timeout)
             try:
                 outcome.append(await work(farm, self.in_thread(reactor)))
             except Exception:

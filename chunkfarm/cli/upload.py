@@ -99,7 +99,6 @@ class Upload:
         if self._mark() != self._began:
             raise FarmError("the file was changed while it was being read; put it again")
         manifest = b"".join(self._digests)
-        self._farm.be_patient()
         return await link.request(
             f"COMMIT {quote(self._name)} {self._size} {self._chunk_size} {len(manifest)}", (manifest,)
         )

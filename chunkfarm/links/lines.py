@@ -241,10 +241,12 @@ class LineClient(Protocol):
         """Whether an answer is due."""
         return bool(self._requests)
 
-    def lose(self) -> None:
-        """Close the link, without waiting for answers."""
+    def lose(self, reason: str = "") -> None:
+        """Close the link, without waiting for answers, which fail with `reason`."""
         if self._lost is None and not self._closing:
             self._closing = True
+            if reason:
+                self._last_words = LinkLost(reason)
             transport: Any = self.transport
             transport.unregisterProducer()
             transport.abortConnection()

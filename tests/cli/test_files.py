@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits, upload
@@ -81,12 +82,30 @@ class PutTests(FileTestCase):
         assert self.world.catalog.content("x/y") == DATA
 
     def test_server_falls_silent(self) -> None:
-        """A server that answers no more is given up, and the next one goes on."""
+        """A server that answers no more, on no link, is given up, and the next one goes on."""
         self.world.servers["alpha"].transfer.fatal = lambda count: count >= 6
+        self.world.servers["alpha"].frozen = True
         result = self.world.run("put", "a b.bin")
         assert (result.exit_code, result.stderr) == (0, "")
         assert self.world.dialled == ["alpha", "beta"]
-        assert 10 <= self.world.clock.seconds() <= 12
+        assert 5 <= self.world.clock.seconds() <= 7
+
+    def test_server_is_slow(self) -> None:
+        """A server that is busy but alive is waited for, and none of its work is done twice."""
+        alpha = self.world.servers["alpha"]
+        alpha.transfer.delay = lambda count: deferLater(self.world.clock, 18 if count == 6 else 0)
+        result = self.world.run("put", "a b.bin")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.world.dialled == ["alpha"]
+        assert len(self.world.probed) == 3
+        assert self.written("alpha") == 11
+
+    def test_server_is_too_slow(self) -> None:
+        """But not for as long as the timeout: another server may do better."""
+        self.world.servers["alpha"].transfer.fatal = lambda count: count >= 6
+        assert self.world.run("--timeout", "12", "put", "a b.bin").exit_code == 0
+        assert self.world.dialled == ["alpha", "beta"]
+        assert 8 <= self.world.clock.seconds() <= 10
 
     @settings(max_examples=40, deadline=None)
     @given(

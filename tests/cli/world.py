@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import define, field
 from click.testing import CliRunner, Result
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 
@@ -48,6 +48,7 @@ class CountedTransfer:
         self.inner = inner
         self.written: list[bytes] = []
         self.fatal: Callable[[int], bool] = lambda count: False
+        self.delay: Callable[[int], Deferred[None]] = lambda count: succeed(None)
         self.on_fatal: Callable[[], None] = lambda: None
 
     def write(self, data: bytes, digest: bytes) -> Deferred[ChunkReceipt]:
@@ -55,7 +56,7 @@ class CountedTransfer:
         if self.fatal(len(self.written)):
             self.on_fatal()
             return Deferred()
-        return self.inner.write(data, digest)
+        return self.delay(len(self.written)).addCallback(lambda _: self.inner.write(data, digest))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -68,6 +69,8 @@ class Server:
     backend: MemoryBackend
     transfer: CountedTransfer
     refuses: bool = False
+    frozen: bool = False
+    """Its links are open, and it says nothing more."""
     pairs: list[LinePair] = field(factory=list)
 
     def die(self) -> None:
@@ -91,6 +94,7 @@ class World:
         self.write_key(self.directory / "data" / "admin.key")
         self.clock = Clock()
         self.dialled: list[str] = []
+        self.probed: list[str] = []
         self.on_idle: list[Callable[[], None]] = []
         shared = MemoryBackend()
         self.table = MemoryTable()
@@ -125,6 +129,11 @@ class World:
 
         return lambda listed: Deferred.fromCoroutine(dial(listed))
 
+    def probe(self, listed: Listed) -> Deferred[object]:
+        self.probed.append(listed.name)
+        server = self.servers[listed.name]
+        return fail(ConnectionRefusedError()) if server.frozen or server.refuses else succeed(None)
+
     def react(self, main: Main) -> None:
         """Run until it is done, and let time pass when nothing else does."""
         done = main(self.clock)
@@ -147,6 +156,7 @@ class World:
         """Run the command."""
         surroundings = Surroundings(
             react=self.react,
+            probe_with=lambda reactor: self.probe,
             dial_with=self.dial_with,
             in_thread=lambda reactor: _at_once,
             environment=self.environment,
