@@ -132,7 +132,7 @@ class Consensus(RaftState):
             if not self._leading.tick():
                 self._become_follower(self.term, "")
         elif self._elapsed >= self._timeout:
-            self._restart_timer()
+            # Who may not stand goes on counting, so that it is plain how long no leader was heard.
             self.campaign()
 
     def _restart_timer(self) -> None:

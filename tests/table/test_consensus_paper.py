@@ -256,6 +256,17 @@ class ElectionTests(SynchronousTestCase):
             server.hear("b", K.VOTE, term=1)
             assert not server.take()[-1].reject
 
+    def test_learners_notice_silence(self) -> None:
+        """A learner that hears no leader votes for another one, however long the silence lasts."""
+        for ticks in range(ELECTION_TICKS, 5 * ELECTION_TICKS):
+            server = OneServer(learners="a")
+            server.hear("b", K.HEARTBEAT, term=1)
+            server.take()
+            server.tick(ticks)
+            assert not server.core.has_quorum
+            server.hear("c", K.PRE_VOTE, term=2)
+            assert [message.reject for message in server.take()] == [False]
+
     def test_learners_never_stand(self) -> None:
         """Learners, and servers of no configuration, never stand for election."""
         outside = OneServer(snapshot=SnapshotMeta(0, 0, Configuration("bcd")))
