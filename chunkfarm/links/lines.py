@@ -10,7 +10,6 @@ Requests may be made without waiting for answers; they are sent and answered in 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,9 +22,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.errors import CODES, FarmError, InvalidRequest
-from chunkfarm.links.rows import EventReader, parse_row
+from chunkfarm.links.line_watch import LineWatch, compacted
+from chunkfarm.links.rows import parse_row
 from chunkfarm.model import KIB, Address
-from chunkfarm.table.interface import Batch, Compacted, Event, IWatch, TableClosed, Unavailable
+from chunkfarm.table.interface import IWatch
 from chunkfarm.wire import transport as wire_transport
 from chunkfarm.wire.lines import LineBuffer, parse_fields, quote, text_of
 
@@ -33,8 +33,6 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to reach a server: a few lost packets pass, and a dead machine does not hold up who tries the next."""
 WRITE_PIECE = 256 * KIB
 """Bytes of a payload given to the transport at a time."""
-EVENTS_WAITING_MAX = 10_000
-"""Events that wait for a `next` before reading pauses; then the server's own limit decides."""
 BLOCK_LINES_MAX = 100_000
 """Lines of one block: more than any server answers, so that a broken one cannot fill the memory."""
 DATA_COLLECTED_MAX = 64 * 1024 * KIB
@@ -43,8 +41,6 @@ DATA_COLLECTED_MAX = 64 * 1024 * KIB
 Piece = bytes | bytearray | memoryview
 Sink = Callable[[bytes | memoryview], "Deferred[None] | None"]
 """Takes bytes as they come; while a Deferred that it returned waits, no more are read."""
-
-_COMPACTED = re.compile(r"changes before revision (\d+) ")
 
 
 class LinkLost(FarmError):
@@ -230,8 +226,8 @@ class LineClient(Protocol):
             if self._watch is watch:
                 self._watch = None
             error = failure.value
-            if isinstance(error, FarmError) and (compacted := _compacted(error)) is not None:
-                return Failure(compacted)
+            if isinstance(error, FarmError) and (told := compacted(error)) is not None:
+                return Failure(told)
             return failure
 
         return self.request(" ".join(words)).addCallbacks(begun, failed)
@@ -445,84 +441,12 @@ class LineClient(Protocol):
         for gone in waiting:
             gone.callback(None)
 
-    def _end_watch(self, watch: LineWatch) -> None:
+    def end_watch(self, watch: LineWatch) -> None:
+        """Say UNWATCH, if this is the watch that runs."""
         if self._watch is watch:
             self._watch = None
             if self._lost is None and not self._closing:
                 self.request("UNWATCH").addErrback(lambda _: None)
-
-
-@implementer(IWatch)
-class LineWatch:
-    """A watch over a link. It ends with the link, and `close` leaves the link open."""
-
-    def __init__(self, client: LineClient) -> None:
-        self._client = client
-        self._reader = EventReader(0)
-        self._events: list[Event] = []
-        self._revision: int | None = None
-        self._waiting: Deferred[Batch] | None = None
-        self._error: Exception | None = None
-        self._holds = False
-
-    def next(self) -> Deferred[Batch]:
-        assert self._waiting is None, "one call at a time"
-        if self._revision is not None:
-            batch = self._take()
-            if self._holds:
-                self._holds = False
-                self._client.release_reading()
-            return succeed(batch)
-        if self._error is not None:
-            return fail(self._error)
-
-        def cancel(_: Deferred[Batch]) -> None:
-            self._waiting = None
-
-        self._waiting = Deferred(cancel)
-        return self._waiting
-
-    def close(self) -> None:
-        self._client._end_watch(self)
-        self._end(TableClosed("this watch was closed"))
-
-    def add(self, line: str) -> None:
-        """Take an EVENT line."""
-        if self._error is None and self._reader.add(line):
-            batch = self._reader.take()
-            self._events += batch.events
-            self._revision = batch.revision
-
-    def deliver(self) -> None:
-        """Give out what has come, if somebody waits."""
-        if self._revision is not None and self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(self._take())
-        if len(self._events) > EVENTS_WAITING_MAX and not self._holds:
-            self._holds = True
-            self._client.hold_reading()
-
-    def lost(self, error: FarmError) -> None:
-        """The link is gone."""
-        self._end(_compacted(error) or Unavailable(error.sentence))
-
-    def _end(self, error: Exception) -> None:
-        if self._error is not None:
-            return
-        self._error = error
-        if self._holds:
-            self._holds = False
-            self._client.release_reading()
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.errback(error)
-
-    def _take(self) -> Batch:
-        assert self._revision is not None
-        batch = Batch(self._revision, tuple(self._events))
-        self._events.clear()
-        self._revision = None
-        return batch
 
 
 def _count(text: str) -> int:
@@ -530,11 +454,6 @@ def _count(text: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 18):
         raise NotUnderstood(f"a count was expected, not {text[:80]!r}")
     return int(word)
-
-
-def _compacted(error: FarmError) -> Compacted | None:
-    match = _COMPACTED.match(error.sentence) if error.code == "conflict" else None
-    return Compacted(int(match[1])) if match is not None else None
 
 
 def request_state(hello: str) -> str:
