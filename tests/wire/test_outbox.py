@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +12,7 @@ from chunkfarm.wire.outbox import RECORD, SLICE, Outbox
 class OutboxTests(SynchronousTestCase):
     """Pieces go in, and what one call of send is given comes out."""
 
+    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.integers(0, 3 * RECORD), st.sampled_from((bytes, bytearray, memoryview)))),
         st.lists(st.integers(1, SLICE), min_size=1),

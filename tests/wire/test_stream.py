@@ -12,6 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer
+from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer
 
 from chunkfarm.wire import stream
@@ -404,9 +405,9 @@ class WantTests(LinkTestCase):
         assert contrary.sent[0] is contrary.sent[1] is contrary.sent[2]
 
     async def test_read_wants_write(self) -> None:
-        """A read that must answer first goes on when the socket takes the answer."""
+        """A read that must answer first goes on when the socket takes the answer, and not only on more data."""
         server, client, contrary = await self.wrapped()
-        contrary.recvs = [SSL.WantWriteError()]
+        contrary.keeps = True
         server.transport.write(b"data")
         await self.until(lambda: bytes(client.received) == b"data")
 
@@ -439,6 +440,8 @@ class Contrary:
         self.recvs: list[Exception] = []
         self.shutdowns: list[Exception] = []
         self.sent: list[object] = []
+        self.keeps = False
+        self._kept: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -452,6 +455,13 @@ class Contrary:
     def recv(self, size: int) -> bytes:
         if self.recvs:
             raise self.recvs.pop(0)
+        if self.keeps:
+            # The bytes have left the socket, so that it will not become readable for them again.
+            self.keeps, self._kept = False, self._real.recv(size)
+            raise SSL.WantWriteError
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            return kept
         return self._real.recv(size)
 
     def shutdown(self) -> bool:
@@ -467,6 +477,13 @@ class EndTests(LinkTestCase):
         """The end of a TLS stream that the peer did not announce may be an attacker's: it is a loss."""
         server, client = await self.link(contexts("server"), contexts(None))
         client.transport.socket.shutdown(socket.SHUT_WR)
+        await server.lost
+        assert type(server.reason) is ConnectionLost
+
+    async def test_hung_up(self) -> None:
+        """The same when the reactor finds out before OpenSSL does."""
+        server, _ = await self.link(contexts("server"), contexts(None))
+        server.transport.readConnectionLost(Failure(ConnectionDone()))
         await server.lost
         assert type(server.reason) is ConnectionLost
 

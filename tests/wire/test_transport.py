@@ -10,6 +10,7 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import CannotListenError, ConnectionRefusedError, DNSLookupError, NoProtocol
 from twisted.internet.error import TimeoutError as ConnectTimedOut
@@ -201,23 +202,17 @@ class ConnectTests(LinkTestCase):
 
     async def test_next_address(self) -> None:
         """A name with several addresses is reached at the first that answers."""
+        client: Any = await connect(_machine("127.0.0.2", "127.0.0.1"), "farm.example", self.listen(), self.dialed)
+        assert client.transport.getPeer().host == "127.0.0.1"
+
+    async def test_silent_address(self) -> None:
+        """An address that swallows everything leaves time for the next one."""
         number = self.listen()
-
-        class Resolver:
-            def resolveHostName(self, receiver: Any, name: str, *more: object) -> None:
-                from twisted.internet.address import IPv4Address
-
-                for host in ("127.0.0.2", "127.0.0.1"):
-                    receiver.addressResolved(IPv4Address("TCP", host, 0))
-                receiver.resolutionComplete()
-
-        class Machine:
-            nameResolver = Resolver()
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(reactor, name)
-
-        client: Any = await connect(Machine(), "farm.example", number, self.dialed)
+        self.swallow("127.0.0.2", number)
+        machine = _machine("127.0.0.2", "127.0.0.1")
+        begin = machine.seconds()
+        client: Any = await connect(machine, "farm.example", number, self.dialed, timeout=0.2)
+        assert machine.seconds() - begin < 5
         assert client.transport.getPeer().host == "127.0.0.1"
 
     async def test_no_protocol(self) -> None:
@@ -228,19 +223,22 @@ class ConnectTests(LinkTestCase):
 
     async def test_nobody_answers(self) -> None:
         """An attempt that nobody answers ends after the given time."""
-        with socket.socket() as full:
-            full.bind(("127.0.0.1", 0))
-            full.listen(0)
-            crowd = [socket.socket() for _ in range(3)]
-            for one in crowd:
-                one.setblocking(False)
-                one.connect_ex(full.getsockname())
-            try:
-                with self.assertRaises(ConnectTimedOut):
-                    await connect(reactor, "127.0.0.1", full.getsockname()[1], self.dialed, timeout=0.1)
-            finally:
-                for one in crowd:
-                    one.close()
+        number = self.swallow("127.0.0.1", 0)
+        with self.assertRaises(ConnectTimedOut):
+            await connect(reactor, "127.0.0.1", number, self.dialed, timeout=0.1)
+
+    def swallow(self, host: str, number: int) -> int:
+        """Open a port whose queue is full, so that the kernel answers nobody; returns its number."""
+        full = socket.socket()
+        self.addCleanup(full.close)
+        full.bind((host, number))
+        full.listen(0)
+        for _ in range(3):
+            one = socket.socket()
+            self.addCleanup(one.close)
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        return int(full.getsockname()[1])
 
     async def test_cancelled_at_once(self) -> None:
         """An attempt may be given up before it has begun."""
@@ -378,6 +376,24 @@ class CurlTests(LinkTestCase):
         assert (status, errors) == (0, b"")
         assert body.startswith(b"http/1.1 ")
         assert body.endswith(bytes(1 << 20))
+
+
+def _machine(*hosts: str) -> Any:
+    """The reactor, on a machine where every name has these addresses."""
+
+    class Resolver:
+        def resolveHostName(self, receiver: Any, name: str, *more: object) -> None:
+            for host in hosts:
+                receiver.addressResolved(IPv4Address("TCP", host, 0))
+            receiver.resolutionComplete()
+
+    class Machine:
+        nameResolver = Resolver()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(reactor, name)
+
+    return Machine()
 
 
 def _is_closed(client: socket.socket) -> bool:
