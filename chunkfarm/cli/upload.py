@@ -12,11 +12,15 @@ from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.errors import FarmError, MissingChunks
 from chunkfarm.links.lines import LineClient, Reply
-from chunkfarm.model import digest_of
+from chunkfarm.model import MIB, digest_of
 from chunkfarm.wire.lines import quote
 
-IN_FLIGHT = 3
-"""Chunks in memory: one on its way, one being stored, one being read."""
+IN_FLIGHT_MIN = 3
+"""Chunks in memory, whatever their size: one on its way, one being stored, one being read."""
+IN_FLIGHT_MAX = 16
+"""Of smaller chunks more are under way, since each waits for a disk; a server takes in 64 commands of a link."""
+IN_FLIGHT_BYTES = 24 * MIB
+"""So many that they take the memory of three usual ones, which is also what a server takes in of a link."""
 ASK_BATCH_MAX = 64
 """Chunks asked for at a time while the farm has them all; half a gigabyte of the usual ones."""
 ASK_AGAIN_AFTER = 64
@@ -93,7 +97,7 @@ class Upload:
                 await sending.drained(0)
                 await self._ask_first(link)
                 continue
-            await sending.drained(IN_FLIGHT - 1)
+            await sending.drained(self._in_flight - 1)
             await self._read_one(sending)
         await sending.drained(0)
         if self._mark() != self._began:
@@ -155,6 +159,10 @@ class Upload:
         """The PUT of a chunk in flight."""
         data = self._flight[position]
         return f"PUT {self._digests[position].hex()} {len(data)}", data
+
+    @property
+    def _in_flight(self) -> int:
+        return max(IN_FLIGHT_MIN, min(IN_FLIGHT_MAX, IN_FLIGHT_BYTES // self._chunk_size))
 
     @property
     def flying(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -65,13 +66,43 @@ class PutTests(FileTestCase):
 
     def test_server_dies_in_the_middle(self) -> None:
         """When a server dies the next one goes on, and what was acknowledged is not sent again."""
+        self.patch(upload, "IN_FLIGHT_BYTES", 1)
         alpha = self.world.servers["alpha"]
         alpha.transfer.fatal = lambda count: count == 6
         alpha.transfer.on_fatal = alpha.die
         result = self.world.run("put", "a b.bin")
         assert (result.exit_code, result.stderr) == (0, "")
         assert self.world.catalog.content("home/a b.bin") == DATA
-        assert self.written("alpha") + self.written("beta") <= 11 + upload.IN_FLIGHT
+        assert self.written("alpha") + self.written("beta") <= 11 + upload.IN_FLIGHT_MIN
+
+    def test_memory(self) -> None:
+        """However large the file, only a few chunks are in memory, fewer if they are large."""
+        large = DATA * 40
+        self.file.write_bytes(large)
+        flying: list[int] = []
+        alpha = self.world.servers["alpha"]
+        done = [0]
+
+        def delay(count: int) -> Deferred[None]:
+            flying.append(count - done[0])
+            return deferLater(self.world.clock, 0.1)
+
+        alpha.transfer.delay = delay
+        acknowledged = upload.Upload.acknowledged
+
+        def count(this: upload.Upload, position: int) -> None:
+            done[0] += 1
+            acknowledged(this, position)
+
+        self.patch(upload.Upload, "acknowledged", count)
+        for limit, most in ((upload.IN_FLIGHT_BYTES, upload.IN_FLIGHT_MAX), (1, upload.IN_FLIGHT_MIN)):
+            self.patch(upload, "IN_FLIGHT_BYTES", limit)
+            flying.clear()
+            alpha.transfer.written.clear()
+            done[0] = 0
+            self.world.chunks.clear()
+            assert self.world.run("put", "a b.bin").exit_code == 0
+            assert max(flying) == most
 
     def test_standard_input_survives(self) -> None:
         """So does what can be read only once."""
