@@ -235,8 +235,9 @@ class ChunkLink(TwistedProtocol):
         transport.loseConnection()
 
     def abort(self) -> None:
-        """Close at once, whatever is still to be sent."""
+        """Close at once, whatever is still to be sent; a request under way fails."""
         self.alive = False
+        self._fail(LinkFailed("the connection was given up"))
         transport: Any = self.transport
         transport.abortConnection()
 
