@@ -143,6 +143,7 @@ class Duties:
 
         When it does not, the server gives its row anew (`put`).
         """
+        self._notice_term(self._clock.seconds())
         heard = self._heard.setdefault(server_id, _Heard(self._clock.seconds()))
         before = heard.at
         heard.at, heard.report = self._clock.seconds(), report
@@ -163,6 +164,7 @@ class Duties:
         The servers of a farm that was started anew as a whole keep their places, if they are back before
         the first change is made.
         """
+        self._notice_term(self._clock.seconds())
         self._heard.setdefault(server.id, _Heard(self._clock.seconds())).at = self._clock.seconds()
         if self._gathering is not None:
             waiter: Deferred[Server] = Deferred()
@@ -190,8 +192,7 @@ class Duties:
             self._term = -1
             self._follow(now)
             return
-        if self._term != self._table.term:
-            self._begin(now)
+        self._notice_term(now)
         if late:
             self._log.info("This process was paused for a while; nobody is judged until all could report.")
             self._hear_all(now)
@@ -210,6 +211,11 @@ class Duties:
         if self._table.leader and self._table.has_quorum:
             self._followed = self._table.leader
             self._heard.setdefault(self._followed, _Heard(now)).at = now
+
+    def _notice_term(self, now: float) -> None:
+        """Begin a term of this leader, at the first round or with the first report, whichever comes before."""
+        if self._table.is_leader and self._term != self._table.term:
+            self._begin(now)
 
     def _begin(self, now: float) -> None:
         """A term begins: everyone gets a full round before silence counts.

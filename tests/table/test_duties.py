@@ -165,6 +165,18 @@ class DutiesTests(SynchronousTestCase):
         assert [server.name for server in self.servers()] == order
         assert {server.incarnation for server in self.servers()} == {"again"}
 
+    def test_back_before_the_first_round(self) -> None:
+        """A server that gives its row in the very moment in which the leader is elected keeps its place too."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
+        order = [server.name for server in self.servers()]
+        waiting = [duties.put(make_server(number, incarnation="again")) for number in (2, 1)]
+        self.clock.advance(ROUND)
+        waiting.append(duties.put(make_server(3, incarnation="again")))
+        self.clock.advance(ROUND)
+        for deferred in waiting:
+            self.successResultOf(deferred)
+        assert [server.name for server in self.servers()] == order
+
     def test_who_is_late_after_a_restart(self) -> None:
         """Gathering ends after its time; whoever comes later joins at the end of the line."""
         duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
