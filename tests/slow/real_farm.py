@@ -191,7 +191,7 @@ class RealFarm:
                     stream.close()
         print(self.tails())
         with contextlib.suppress(OSError):
-            print(f"--- config.ini:\n{self.config_path.read_text()}")
+            print(f"--- config.ini:\n{self.config_path.read_text(errors='replace')}")
         self._ports.close()
         # A file of this farm may have gigabytes, and pytest keeps the folders of three runs.
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -122,7 +122,7 @@ class TakenPortTests(FarmTestCase):
         farm = self.make_farm("alpha")
         twin = farm.server("twin")
         twin.data = farm.server("alpha").data
-        told = one_sentence(farm.fails_to_start("twin", "--pidfile="))
+        told = one_sentence(farm.fails_to_start("twin"))
         assert "in use" in told
         farm.ask("alpha", "PING")
 
