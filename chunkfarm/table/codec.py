@@ -8,13 +8,23 @@ else; numbers above 2**63 - 1 are malformed, because the journal could not hold 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TypeVar
 
 from attrs import frozen
 
 from chunkfarm.errors import InvalidRequest, LimitExceeded
+from chunkfarm.table.framing import (
+    BYTE,
+    LENGTH,
+    NUMBER,
+    NUMBER_MAX,
+    SHORT,
+    CodecError,
+    Reader,
+    put_data,
+    put_many,
+    put_text,
+)
 from chunkfarm.table.interface import (
     KEY_BYTES_MAX,
     OPERATIONS_MAX,
@@ -36,15 +46,10 @@ PAGE_BYTES_MAX = 56 * 1024
 """Rows of one page or one answer, encoded: they fit a payload with their frame."""
 REQUEST_BYTES_MAX = 52 * 1024
 """A transaction, encoded: keys and values with what frames them. The core takes no larger entry."""
-NUMBER_MAX = 2**63 - 1
 COMPARES_MAX = OPERATIONS_MAX
 """One compare for each operation is what a transaction is for."""
 RELATIONS = ("==", ">", "<")
 
-_BYTE = struct.Struct("!B")
-_SHORT = struct.Struct("!H")
-_LENGTH = struct.Struct("!I")
-_NUMBER = struct.Struct("!Q")
 _MESSAGE = struct.Struct("!BBQQQQQQQ")
 _ENTRY = struct.Struct("!BQQI")
 
@@ -75,12 +80,6 @@ ENTRY_KINDS = {EntryKind.EMPTY: 0, EntryKind.DATA: 1, EntryKind.CONFIGURATION: 2
 ENTRY_KIND_OF = {number: kind for kind, number in ENTRY_KINDS.items()}
 _MESSAGE_KIND_OF = {number: kind for kind, number in _MESSAGE_KINDS.items()}
 _REJECT, _TRANSFER, _WITH_SNAPSHOT = 1, 2, 4
-
-T = TypeVar("T")
-
-
-class CodecError(ValueError):
-    """The bytes are not what they should be."""
 
 
 class AnswerKind(Enum):
@@ -174,112 +173,33 @@ class SnapshotPage:
     digest: bytes = b""
 
 
-class _Reader:
-    """Takes values off the front of a byte string; what is not there is a `CodecError`."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def unpack(self, shape: struct.Struct) -> tuple[int, ...]:
-        try:
-            values = shape.unpack_from(self._data, self._at)
-        except struct.error as error:
-            raise CodecError("the bytes end too early") from error
-        self._at += shape.size
-        if any(value > NUMBER_MAX for value in values):
-            raise CodecError("a number is too large")
-        return values
-
-    def byte(self) -> int:
-        return self.unpack(_BYTE)[0]
-
-    def flag(self) -> bool:
-        value = self.byte()
-        if value > 1:
-            raise CodecError(f"{value} is neither yes nor no")
-        return value == 1
-
-    def number(self) -> int:
-        return self.unpack(_NUMBER)[0]
-
-    def take(self, length: int) -> bytes:
-        end = self._at + length
-        if end > len(self._data):
-            raise CodecError("the bytes end too early")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
-
-    def data(self) -> bytes:
-        return self.take(self.unpack(_LENGTH)[0])
-
-    def text(self) -> str:
-        try:
-            return self.take(self.unpack(_SHORT)[0]).decode()
-        except UnicodeDecodeError as error:
-            raise CodecError("a text is not UTF-8") from error
-
-    def many(self, one: Callable[[], T], smallest: int) -> tuple[T, ...]:
-        """A counted run; `smallest` bytes an item bound the count before anything is built."""
-        count = self.unpack(_LENGTH)[0]
-        if count * smallest > len(self._data) - self._at:
-            raise CodecError("the bytes end too early")
-        return tuple(one() for _ in range(count))
-
-    @property
-    def exhausted(self) -> bool:
-        return self._at == len(self._data)
-
-    def end(self) -> None:
-        if not self.exhausted:
-            raise CodecError("there are bytes behind the end")
-
-    def tag(self, expected: int) -> None:
-        tag = self.byte()
-        if tag != expected:
-            raise CodecError(f"the payload is of kind {tag}, not {expected}")
-
-
-def _data(value: bytes) -> bytes:
-    return _LENGTH.pack(len(value)) + value
-
-
-def _text(value: str) -> bytes:
-    encoded = value.encode()
-    return _SHORT.pack(len(encoded)) + encoded
-
-
-def _many(items: Iterable[bytes]) -> bytes:
-    encoded = list(items)
-    return _LENGTH.pack(len(encoded)) + b"".join(encoded)
-
-
 # -- messages of the core --------------------------------------------------------------------------------
 
 
 def encode_configuration(configuration: Configuration) -> bytes:
     """A configuration as it stands in a snapshot's head; equal configurations give equal bytes."""
-    return _many(map(_text, sorted(configuration.voters))) + _many(map(_text, sorted(configuration.learners)))
+    return put_many(map(put_text, sorted(configuration.voters))) + put_many(
+        map(put_text, sorted(configuration.learners))
+    )
 
 
 def decode_configuration(data: bytes) -> Configuration:
-    reader = _Reader(data)
+    reader = Reader(data)
     configuration = _configuration(reader)
     reader.end()
     return configuration
 
 
-def _configuration(reader: _Reader) -> Configuration:
-    voters = reader.many(reader.text, _SHORT.size)
-    return Configuration(voters, reader.many(reader.text, _SHORT.size))
+def _configuration(reader: Reader) -> Configuration:
+    voters = reader.many(reader.text, SHORT.size)
+    return Configuration(voters, reader.many(reader.text, SHORT.size))
 
 
 def _encode_meta(meta: SnapshotMeta) -> bytes:
-    return _NUMBER.pack(meta.index) + _NUMBER.pack(meta.term) + encode_configuration(meta.configuration)
+    return NUMBER.pack(meta.index) + NUMBER.pack(meta.term) + encode_configuration(meta.configuration)
 
 
-def _meta(reader: _Reader) -> SnapshotMeta:
+def _meta(reader: Reader) -> SnapshotMeta:
     index, term = reader.number(), reader.number()
     return SnapshotMeta(index, term, _configuration(reader))
 
@@ -288,7 +208,7 @@ def _encode_entry(entry: Entry) -> bytes:
     return _ENTRY.pack(ENTRY_KINDS[entry.kind], entry.term, entry.index, len(entry.data)) + entry.data
 
 
-def _entry(reader: _Reader) -> Entry:
+def _entry(reader: Reader) -> Entry:
     kind, term, index, length = reader.unpack(_ENTRY)
     if kind not in ENTRY_KIND_OF:
         raise CodecError(f"there is no entry of kind {kind}")
@@ -296,7 +216,7 @@ def _entry(reader: _Reader) -> Entry:
     if kind == ENTRY_KINDS[EntryKind.CONFIGURATION]:
         try:
             decode_entry_configuration(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # The core reads configurations as it appends them, and must not stumble over what a peer sent.
             raise CodecError("an entry is no configuration") from error
     return Entry(term, index, ENTRY_KIND_OF[kind], data)
@@ -322,17 +242,17 @@ def encode_message(message: Message) -> bytes:
     )
     return b"".join(
         (
-            _BYTE.pack(_TAG_MESSAGE),
+            BYTE.pack(_TAG_MESSAGE),
             head,
-            _text(message.sender),
-            _text(message.to),
-            _many(map(_encode_entry, message.entries)),
+            put_text(message.sender),
+            put_text(message.to),
+            put_many(map(_encode_entry, message.entries)),
             b"" if message.snapshot is None else _encode_meta(message.snapshot),
         )
     )
 
 
-def _message(reader: _Reader) -> Message:
+def _message(reader: Reader) -> Message:
     number, flags, term, log_index, log_term, commit, hint_index, hint_term, context = reader.unpack(_MESSAGE)
     kind = _MESSAGE_KIND_OF.get(number)
     if kind is None:
@@ -359,12 +279,12 @@ def _message(reader: _Reader) -> Message:
 
 def is_snapshot_page(payload: bytes) -> bool:
     """Whether a payload of the `Consensus` command announces itself as a page of a snapshot."""
-    return payload[:1] == _BYTE.pack(_TAG_SNAPSHOT)
+    return payload[:1] == BYTE.pack(_TAG_SNAPSHOT)
 
 
 def decode_consensus(payload: bytes) -> Message | SnapshotPage:
     """A payload of the `Consensus` command."""
-    reader = _Reader(payload)
+    reader = Reader(payload)
     value: Message | SnapshotPage
     if is_snapshot_page(payload):
         reader.tag(_TAG_SNAPSHOT)
@@ -382,20 +302,20 @@ def decode_consensus(payload: bytes) -> Message | SnapshotPage:
 def encode_snapshot_page(page: SnapshotPage) -> bytes:
     return b"".join(
         (
-            _BYTE.pack(_TAG_SNAPSHOT),
-            _NUMBER.pack(page.stream),
-            _NUMBER.pack(page.sequence),
-            _NUMBER.pack(page.term),
+            BYTE.pack(_TAG_SNAPSHOT),
+            NUMBER.pack(page.stream),
+            NUMBER.pack(page.sequence),
+            NUMBER.pack(page.term),
             _encode_meta(page.meta),
-            _data(page.records),
-            _BYTE.pack(page.last),
-            _NUMBER.pack(page.count),
-            _data(page.digest),
+            put_data(page.records),
+            BYTE.pack(page.last),
+            NUMBER.pack(page.count),
+            put_data(page.digest),
         )
     )
 
 
-def _snapshot_page(reader: _Reader) -> SnapshotPage:
+def _snapshot_page(reader: Reader) -> SnapshotPage:
     return SnapshotPage(
         stream=reader.number(),
         sequence=reader.number(),
@@ -414,13 +334,13 @@ def encode_record(record: SnapshotRecord) -> bytes:
         return b"r" + _encode_row(record)
     if isinstance(record, SessionRecord):
         numbers = (record.epoch, record.used, record.acknowledged)
-        return b"s" + _text(record.client) + b"".join(map(_NUMBER.pack, numbers))
-    return b"a" + _text(record.client) + _NUMBER.pack(record.number) + _NUMBER.pack(record.revision)
+        return b"s" + put_text(record.client) + b"".join(map(NUMBER.pack, numbers))
+    return b"a" + put_text(record.client) + NUMBER.pack(record.number) + NUMBER.pack(record.revision)
 
 
 def decode_records(data: bytes) -> list[SnapshotRecord]:
     """All records of one page."""
-    reader = _Reader(data)
+    reader = Reader(data)
     records: list[SnapshotRecord] = []
     while not reader.exhausted:
         kind = reader.take(1)
@@ -466,22 +386,22 @@ def check_transaction(compares: tuple[Compare, ...], operations: tuple[Operation
 def encode_request(request: Request) -> bytes:
     """A transaction (or the opening of a session) as log entry and as payload of `Transact`."""
     if isinstance(request, OpenSession):
-        return _BYTE.pack(_TAG_OPEN) + _text(request.client)
+        return BYTE.pack(_TAG_OPEN) + put_text(request.client)
     return b"".join(
         (
-            _BYTE.pack(_TAG_TRANSACTION),
-            _text(request.client),
-            _NUMBER.pack(request.epoch),
-            _NUMBER.pack(request.number),
-            _NUMBER.pack(request.acknowledged),
-            _many(map(_encode_compare, request.compares)),
-            _many(map(_encode_operation, request.operations)),
+            BYTE.pack(_TAG_TRANSACTION),
+            put_text(request.client),
+            NUMBER.pack(request.epoch),
+            NUMBER.pack(request.number),
+            NUMBER.pack(request.acknowledged),
+            put_many(map(_encode_compare, request.compares)),
+            put_many(map(_encode_operation, request.operations)),
         )
     )
 
 
 def decode_request(data: bytes) -> Request:
-    reader = _Reader(data)
+    reader = Reader(data)
     request: Request
     tag = reader.byte()
     if tag == _TAG_OPEN:
@@ -492,8 +412,8 @@ def decode_request(data: bytes) -> Request:
             epoch=reader.number(),
             number=reader.number(),
             acknowledged=reader.number(),
-            compares=reader.many(lambda: _compare(reader), 1 + _SHORT.size + _NUMBER.size),
-            operations=reader.many(lambda: _operation(reader), 1 + _SHORT.size),
+            compares=reader.many(lambda: _compare(reader), 1 + SHORT.size + NUMBER.size),
+            operations=reader.many(lambda: _operation(reader), 1 + SHORT.size),
         )
     else:
         raise CodecError(f"there is no request of kind {tag}")
@@ -502,19 +422,19 @@ def decode_request(data: bytes) -> Request:
 
 
 def _encode_key(key: bytes) -> bytes:
-    return _SHORT.pack(len(key)) + key
+    return SHORT.pack(len(key)) + key
 
 
-def _key(reader: _Reader) -> bytes:
-    return reader.take(reader.unpack(_SHORT)[0])
+def _key(reader: Reader) -> bytes:
+    return reader.take(reader.unpack(SHORT)[0])
 
 
 def _encode_compare(compare: Compare) -> bytes:
     relation = RELATIONS.index(compare.relation)
-    return _BYTE.pack(relation) + _encode_key(compare.key) + _NUMBER.pack(compare.revision)
+    return BYTE.pack(relation) + _encode_key(compare.key) + NUMBER.pack(compare.revision)
 
 
-def _compare(reader: _Reader) -> Compare:
+def _compare(reader: Reader) -> Compare:
     relation = reader.byte()
     if relation >= len(RELATIONS):
         raise CodecError(f"there is no relation {relation}")
@@ -523,11 +443,11 @@ def _compare(reader: _Reader) -> Compare:
 
 def _encode_operation(operation: Operation) -> bytes:
     if isinstance(operation, Put):
-        return b"p" + _encode_key(operation.key) + _data(operation.value)
+        return b"p" + _encode_key(operation.key) + put_data(operation.value)
     return b"d" + _encode_key(operation.key)
 
 
-def _operation(reader: _Reader) -> Operation:
+def _operation(reader: Reader) -> Operation:
     kind = reader.take(1)
     if kind == b"p":
         return Put(_key(reader), reader.data())
@@ -537,15 +457,15 @@ def _operation(reader: _Reader) -> Operation:
 
 
 def _encode_row(row: Row) -> bytes:
-    return _encode_key(row.key) + _NUMBER.pack(row.revision) + _data(row.value)
+    return _encode_key(row.key) + NUMBER.pack(row.revision) + put_data(row.value)
 
 
-def _row(reader: _Reader) -> Row:
+def _row(reader: Reader) -> Row:
     key, revision = _key(reader), reader.number()
     return Row(key, reader.data(), revision)
 
 
-_ROW_BYTES_MIN = _SHORT.size + _NUMBER.size + _LENGTH.size
+_ROW_BYTES_MIN = SHORT.size + NUMBER.size + LENGTH.size
 
 
 def row_bytes(row: Row) -> int:
@@ -554,12 +474,12 @@ def row_bytes(row: Row) -> int:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    head = _BYTE.pack(_TAG_ANSWER) + _BYTE.pack(answer.kind.value) + _NUMBER.pack(answer.revision)
-    return head + _many(map(_encode_row, answer.rows))
+    head = BYTE.pack(_TAG_ANSWER) + BYTE.pack(answer.kind.value) + NUMBER.pack(answer.revision)
+    return head + put_many(map(_encode_row, answer.rows))
 
 
 def decode_answer(data: bytes) -> Answer:
-    reader = _Reader(data)
+    reader = Reader(data)
     reader.tag(_TAG_ANSWER)
     number = reader.byte()
     try:
@@ -573,12 +493,12 @@ def decode_answer(data: bytes) -> Answer:
 
 def encode_read(request: ReadRequest) -> bytes:
     """A read as payload of `Read` and `GetTable`."""
-    head = _BYTE.pack(_TAG_READ) + _encode_key(request.prefix) + _encode_key(request.after)
-    return head + _NUMBER.pack(request.limit)
+    head = BYTE.pack(_TAG_READ) + _encode_key(request.prefix) + _encode_key(request.after)
+    return head + NUMBER.pack(request.limit)
 
 
 def decode_read(data: bytes) -> ReadRequest:
-    reader = _Reader(data)
+    reader = Reader(data)
     reader.tag(_TAG_READ)
     request = ReadRequest(_key(reader), _key(reader), reader.number())
     reader.end()
@@ -586,12 +506,12 @@ def decode_read(data: bytes) -> ReadRequest:
 
 
 def encode_page(page: Page) -> bytes:
-    head = _BYTE.pack(_TAG_PAGE) + _NUMBER.pack(page.revision) + _BYTE.pack(page.more)
-    return head + _many(map(_encode_row, page.rows))
+    head = BYTE.pack(_TAG_PAGE) + NUMBER.pack(page.revision) + BYTE.pack(page.more)
+    return head + put_many(map(_encode_row, page.rows))
 
 
 def decode_page(data: bytes) -> Page:
-    reader = _Reader(data)
+    reader = Reader(data)
     reader.tag(_TAG_PAGE)
     revision, more = reader.number(), reader.flag()
     page = Page(revision, reader.many(lambda: _row(reader), _ROW_BYTES_MIN), more)

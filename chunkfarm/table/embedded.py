@@ -25,7 +25,6 @@ from chunkfarm.table.codec import (
     REQUEST_BYTES_MAX,
     Answer,
     AnswerKind,
-    CodecError,
     OpenSession,
     ReadRequest,
     Transaction,
@@ -44,6 +43,7 @@ from chunkfarm.table.codec import (
 from chunkfarm.table.consensus import LEADER, ChangeRefused, Dropped, NotLeader
 from chunkfarm.table.courier import Carried, Courier
 from chunkfarm.table.driver import Driver, Lost
+from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import (
     KEY_BYTES_MAX,
     Compare,
@@ -123,6 +123,8 @@ class EmbeddedTable:
         self._courier = Courier(server_id, clock)
         self._stopping: Deferred[None] | None = None
         self._held_rows = False
+        self._put_out = False
+        """Whether the first has said that this server is no member, and no leader has been heard since."""
         self._driver = Driver(
             server_id,
             journal,
@@ -191,7 +193,8 @@ class EmbeddedTable:
     def leader(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""
         core = self._driver.core
-        return core.leader if self.is_member or core.role == LEADER else self._links.leader_hint()
+        heard = core.leader if self.is_member or core.role == LEADER else ""
+        return heard or self._links.leader_hint()
 
     @property
     def term(self) -> int:
@@ -204,7 +207,20 @@ class EmbeddedTable:
 
     @property
     def is_member(self) -> bool:
-        return self.id in self._driver.core.configuration.members
+        """Whether this server votes or learns, as far as it knows."""
+        return self.id in self._driver.core.configuration.members and not self._put_out
+
+    def heed(self, term: int, members: frozenset[str]) -> None:
+        """Take the word of the first, given with its answer to a report, about who the members are.
+
+        A server that is removed is sent nothing any more, not even the change that removed it, so it would
+        hold its last rows for current for ever. It votes and answers all the same: this is about where to read.
+        """
+        core = self._driver.core
+        put_out = self.id not in members and term >= core.term and core.role != LEADER and not core.has_quorum
+        if put_out != self._put_out:
+            self._put_out = put_out
+            self._changed()
 
     @property
     def holds_rows(self) -> bool:
@@ -259,6 +275,8 @@ class EmbeddedTable:
         return frozenset({self.id, *others})
 
     def _changed(self) -> None:
+        if self._driver.core.has_quorum:
+            self._put_out = False
         if self._held_rows and not self.holds_rows:
             self._driver.hub.end_all(Unavailable("this server does not hold the table any more"))
         self._held_rows = self.holds_rows
@@ -367,7 +385,7 @@ class EmbeddedTable:
         encoded = encode_read(request)
         carried = await self._courier.carry(
             # A member asks the leader only for the index, and reads at home.
-            lambda: self.id if self.is_member else self.leader,
+            lambda: self.id if self.is_member and self.has_quorum else self.leader,
             lambda: Deferred.fromCoroutine(self._read_current(request)),
             lambda leader: self._links.read(leader, encoded).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,

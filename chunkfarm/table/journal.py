@@ -17,29 +17,33 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
-from chunkfarm.errors import FarmError
 from chunkfarm.table.codec import (
     ENTRY_KIND_OF,
     ENTRY_KINDS,
-    CodecError,
     SnapshotPage,
     Transaction,
-    decode_configuration,
     decode_request,
-    encode_configuration,
 )
+from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import Compacted, Event, Page
-from chunkfarm.table.raft_log import decode_configuration as decode_entry_configuration
+from chunkfarm.table.journal_file import (
+    APPLICATION_ID,
+    FORMAT,
+    JournalError,
+    State,
+    connect,
+    create_file,
+    create_schema,
+    fsync,
+    meta_at,
+    transaction,
+)
 from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
-from chunkfarm.table.rows import ROWS_SCHEMA, Applied, apply_entry, events_of, read_rows
+from chunkfarm.table.rows import Applied, apply_entry, events_of, read_rows
 from chunkfarm.table.snapshots import IncomingSnapshot, OutgoingSnapshot, SnapshotError
 
-FORMAT = 1
-"""Of the file, in `user_version`. A later version raises it when it changes the layout."""
-APPLICATION_ID = 0x43464A31
-"""Marks the file as ours (`CFJ1`), so that some other SQLite file is not taken for a table."""
 LOG_ENTRIES_MAX = 10_000
 """Entries behind which the log is cut: they are held in memory too, and are read at every start."""
 LOG_BYTES_MAX = 32 * 1024 * 1024
@@ -48,24 +52,6 @@ LOG_TAIL = 5_000
 """Entries that stay when the log is cut, so that a follower or a watch that fell a little behind goes on."""
 CHANGES_SCAN = 1_000
 """Log entries that one look for changes reads, so that it does not hold up other reads."""
-
-_SCHEMA = (
-    """
-CREATE TABLE state (
-    term INTEGER NOT NULL, vote TEXT NOT NULL, committed INTEGER NOT NULL, applied INTEGER NOT NULL,
-    snapshot_index INTEGER NOT NULL, snapshot_term INTEGER NOT NULL, snapshot_configuration BLOB NOT NULL,
-    caught_up INTEGER NOT NULL
-);
-CREATE TABLE log (number INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE without_effect (number INTEGER PRIMARY KEY);
-CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-    + ROWS_SCHEMA
-)
-
-
-class JournalError(FarmError):
-    """The table's file cannot be used; the sentence says why."""
 
 
 @frozen
@@ -88,110 +74,6 @@ class Saved:
     """The index up to which entries are applied."""
     compact_to: int = 0
     """The index up to which the log should be cut now; 0 for "leave it"."""
-
-
-@frozen
-class _State:
-    """The one row of the table `state`."""
-
-    term: int = 0
-    vote: str = ""
-    committed: int = 0
-    applied: int = 0
-    snapshot_index: int = 0
-    snapshot_term: int = 0
-    snapshot_configuration: bytes = field(factory=lambda: encode_configuration(Configuration()))
-    caught_up: int = 0
-
-    @property
-    def hard_state(self) -> HardState:
-        return HardState(self.term, self.vote, self.committed)
-
-    def with_hard_state(self, state: HardState) -> _State:
-        return evolve(self, term=state.term, vote=state.vote, committed=state.commit)
-
-    @property
-    def meta(self) -> SnapshotMeta:
-        configuration = decode_configuration(self.snapshot_configuration)
-        return SnapshotMeta(self.snapshot_index, self.snapshot_term, configuration)
-
-    def with_meta(self, meta: SnapshotMeta) -> _State:
-        return evolve(
-            self,
-            snapshot_index=meta.index,
-            snapshot_term=meta.term,
-            snapshot_configuration=encode_configuration(meta.configuration),
-        )
-
-    @classmethod
-    def read(cls, connection: sqlite3.Connection) -> _State:
-        row = connection.execute(
-            "SELECT term, vote, committed, applied, snapshot_index, snapshot_term, snapshot_configuration, caught_up"
-            " FROM state"
-        ).fetchone()
-        return cls(*row)
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        connection.execute(
-            "UPDATE state SET term = ?, vote = ?, committed = ?, applied = ?, snapshot_index = ?, snapshot_term = ?,"
-            " snapshot_configuration = ?, caught_up = ?",
-            (
-                self.term,
-                self.vote,
-                self.committed,
-                self.applied,
-                self.snapshot_index,
-                self.snapshot_term,
-                self.snapshot_configuration,
-                self.caught_up,
-            ),
-        )
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # SQLite has rolled back by itself after some errors, such as a full disk.
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-        raise
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    # Each connection is used by one thread at a time, which the callers see to; it may be closed by another.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA cache_size = -8192")
-    return connection
-
-
-def _fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def create_file(path: str) -> None:
-    """Make a new, empty file that only this user can read (SQLite gives its side files the same mode)."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600))
-
-
-def create_schema(connection: sqlite3.Connection) -> None:
-    """Lay out an empty journal."""
-    connection.executescript(_SCHEMA)
-    columns = _State()
-    connection.execute(
-        "INSERT INTO state VALUES (0, '', 0, 0, 0, 0, ?, 0)",
-        (columns.snapshot_configuration,),
-    )
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FORMAT}")
 
 
 class Journal:
@@ -231,27 +113,29 @@ class Journal:
         """Make the file under another name first, so that a crash never leaves half a layout."""
         new = path + ".new"
         create_file(new)
-        connection = _connect(new)
+        connection = connect(new)
         try:
+            # What is not whole when it is renamed is made anew, so nothing is synchronized before that.
+            connection.execute("PRAGMA synchronous = OFF")
             create_schema(connection)
         finally:
             connection.close()
-        _fsync(new)
+        fsync(new)
         os.rename(new, path)
-        _fsync(os.path.dirname(path) or ".")
+        fsync(os.path.dirname(path) or ".")
 
     def _open(self) -> None:
-        self._connection = _connect(self.path)
+        self._connection = connect(self.path)
         try:
             self._check_format()
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._full = False
             self._synchronous(True)
-            self._state = _State.read(self._connection)
+            self._state = State.read(self._connection)
             self._notes: dict[str, str] = dict(self._connection.execute("SELECT name, value FROM notes"))
             counted = self._connection.execute("SELECT count(*), total(length(data)) FROM log").fetchone()
             self._entries, self._bytes = int(counted[0]), int(counted[1])
-            self._reads = _connect(self.path)
+            self._reads = connect(self.path)
         except BaseException:
             self._connection.close()
             raise
@@ -305,7 +189,7 @@ class Journal:
         """Keep a word beside the table, durably. It belongs to this server and outlives snapshots."""
         with self._writing:
             self._synchronous(True)
-            with _transaction(self._connection):
+            with transaction(self._connection):
                 self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
             self._notes[name] = value
 
@@ -336,16 +220,16 @@ class Journal:
         if not self.empty:
             raise JournalError(f"{self.path} already belongs to a farm")
         meta = SnapshotMeta(1, 1, Configuration(voters=(server_id,)))
-        self._change(evolve(_State().with_meta(meta), term=1, vote=server_id, committed=1, applied=1, caught_up=1))
+        self._change(evolve(State().with_meta(meta), term=1, vote=server_id, committed=1, applied=1, caught_up=1))
 
     def mark_caught_up(self) -> None:
         """Remember that this server's rows once were as new as the leader's, so that they may be read stale."""
         self._change(evolve(self._state, caught_up=1), full=False)
 
-    def _change(self, state: _State, *, full: bool = True) -> None:
+    def _change(self, state: State, *, full: bool = True) -> None:
         with self._writing:
             self._synchronous(full)
-            with _transaction(self._connection):
+            with transaction(self._connection):
                 state.write(self._connection)
             self._state = state
 
@@ -368,7 +252,7 @@ class Journal:
         state = self._state.with_hard_state(hard_state)
         entries, size = self._entries, self._bytes
         applied: list[Applied] = []
-        with _transaction(self._connection):
+        with transaction(self._connection):
             if ready.entries:
                 dropped, dropped_bytes = self._append(ready.entries)
                 entries += len(ready.entries) - dropped
@@ -425,10 +309,10 @@ class Journal:
                 self._compact(index)
 
     def _compact(self, index: int) -> None:
-        meta = _meta_at(self._connection, self._state, index)
+        meta = meta_at(self._connection, self._state, index)
         state = self._state.with_meta(meta)
         self._synchronous(False)
-        with _transaction(self._connection):
+        with transaction(self._connection):
             dropped = self._connection.execute(
                 "SELECT count(*), total(length(data)) FROM log WHERE number <= ?", (index,)
             ).fetchone()
@@ -464,7 +348,7 @@ class Journal:
     def _begin_incoming(self, source: tuple[str, int], meta: SnapshotMeta) -> IncomingSnapshot:
         path = self.path + ".next"
         create_file(path)
-        connection = _connect(path)
+        connection = connect(path)
         # Until it is swapped in the file may be lost at any time, so nothing is synchronized before that.
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
@@ -485,13 +369,13 @@ class Journal:
         if incoming is None or not incoming.complete or incoming.meta != meta:
             raise JournalError("the snapshot to be installed is not the one that was received")
         state = evolve(
-            _State().with_hard_state(hard_state).with_meta(meta),
+            State().with_hard_state(hard_state).with_meta(meta),
             applied=meta.index,
             caught_up=self._state.caught_up,
         )
         incoming.finish(state.write, self._notes.items())
         self._incoming = None
-        _fsync(self.path + ".next")
+        fsync(self.path + ".next")
         with self._lock:
             self._close_all()
             # Closing the last connection empties the WAL into the file and removes it. A WAL that stayed
@@ -499,20 +383,20 @@ class Journal:
             if os.path.exists(self.path + "-wal"):
                 raise JournalError(f"{self.path} is in use by another process")
             directory = os.path.dirname(self.path) or "."
-            _fsync(directory)
+            fsync(directory)
             os.rename(self.path + ".next", self.path)
-            _fsync(directory)
+            fsync(directory)
             self._open()
 
     def open_outgoing(self) -> OutgoingSnapshot:
         """A consistent view of everything, to be sent page by page; close it when done."""
         with self._lock:
-            connection = _connect(self.path)
+            connection = connect(self.path)
             try:
                 connection.execute("PRAGMA query_only = 1")
                 connection.execute("BEGIN")
-                state = _State.read(connection)
-                meta = _meta_at(connection, state, state.applied)
+                state = State.read(connection)
+                meta = meta_at(connection, state, state.applied)
             except BaseException:
                 connection.close()
                 raise
@@ -577,16 +461,3 @@ class Journal:
         # FULL, so that what closing writes back into the file is synchronized before the WAL goes.
         self._synchronous(True)
         self._connection.close()
-
-
-def _meta_at(connection: sqlite3.Connection, state: _State, index: int) -> SnapshotMeta:
-    """Term and configuration at `index`, which is in the log or where it begins."""
-    if index == state.snapshot_index:
-        return state.meta
-    term = connection.execute("SELECT term FROM log WHERE number = ?", (index,)).fetchone()[0]
-    changed = connection.execute(
-        "SELECT data FROM log WHERE number <= ? AND kind = ? ORDER BY number DESC LIMIT 1",
-        (index, ENTRY_KINDS[EntryKind.CONFIGURATION]),
-    ).fetchone()
-    configuration = state.meta.configuration if changed is None else decode_entry_configuration(changed[0])
-    return SnapshotMeta(index, term, configuration)

@@ -22,7 +22,6 @@ from chunkfarm.table.codec import (
     Answer,
     AnswerKind,
     AnswerRecord,
-    CodecError,
     OpenSession,
     SessionRecord,
     SnapshotRecord,
@@ -31,6 +30,7 @@ from chunkfarm.table.codec import (
     encode_record,
     row_bytes,
 )
+from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import Compare, Delete, Event, Operation, Page, Put, Row
 from chunkfarm.table.records import Entry, EntryKind
 

@@ -14,8 +14,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.links.commands import BadRequest, NotNow
-from chunkfarm.table.codec import CodecError, SnapshotPage, decode_consensus, encode_snapshot_page
+from chunkfarm.table.codec import SnapshotPage, decode_consensus, encode_snapshot_page
 from chunkfarm.table.consensus import LEADER
+from chunkfarm.table.framing import CodecError
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.links_interface import IConsensusLinks
 from chunkfarm.table.records import Message, MessageKind, SnapshotMeta

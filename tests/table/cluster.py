@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable
 from typing import TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, execute, fail, succeed
+from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chunkfarm.links.commands import NotNow
 from chunkfarm.table.embedded import EmbeddedTable, IConsensusLinks
 from chunkfarm.table.interface import IWatch
 from chunkfarm.table.journal import Journal
@@ -55,6 +53,13 @@ class HeldDisk:
         while self._waiting:
             call, result = self._waiting.pop(0)
             execute(call).chainDeferred(result)
+
+
+class QuickJournal(Journal):
+    """A journal that waits for no disk: these tests kill processes, not power."""
+
+    def _synchronous(self, full: bool) -> None:
+        self._connection.execute("PRAGMA synchronous = OFF")
 
 
 @define
@@ -146,7 +151,7 @@ class Cluster:
         fatal: list[Failure] = []
         table = EmbeddedTable(
             id,
-            Journal.open(path),
+            QuickJournal.open(path),
             MemoryLinks(self, id),
             self.clock,
             random.Random(self.random.getrandbits(64)),
@@ -185,7 +190,7 @@ class Cluster:
         self.until(lambda: outcome, patience)
         if isinstance(outcome[0], Failure):
             outcome[0].raiseException()
-        return outcome[0]  # type: ignore[return-value]
+        return outcome[0]
 
     def leader(self) -> Node | None:
         """The one that leads in the highest term."""
@@ -228,14 +233,3 @@ class Cluster:
             if node.alive:
                 node.disk.release()
                 self.result(node.table.stop())
-
-    def refuse(self) -> Deferred[None]:
-        return fail(NotNow("no"))
-
-
-def leader_hint(id: str) -> str:
-    """The text of `NotFirst`."""
-    return json.dumps({"id": id})
-
-
-__all__ = ["Cluster", "HeldDisk", "MemoryLinks", "Node", "at_once", "leader_hint", "succeed"]

@@ -1,0 +1,776 @@
+"""The embedded engine, with one server and with several, on one clock and in-memory links."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TypeVar
+from unittest.mock import patch
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
+from chunkfarm.table import journal as journal_module
+from chunkfarm.table.codec import (
+    Answer,
+    AnswerKind,
+    OpenSession,
+    ReadRequest,
+    Transaction,
+    decode_answer,
+    decode_page,
+    encode_message,
+    encode_read,
+    encode_request,
+)
+from chunkfarm.table.consensus import ChangeRefused, NotLeader
+from chunkfarm.table.driver import StorageTooSlow
+from chunkfarm.table.interface import (
+    Batch,
+    Compacted,
+    Compare,
+    Conflict,
+    Delete,
+    Event,
+    ITable,
+    IWatch,
+    Put,
+    TableClosed,
+    Unavailable,
+)
+from chunkfarm.table.journal import Saved
+from chunkfarm.table.journal_file import JournalError
+from chunkfarm.table.records import Configuration, Message, MessageKind, Ready, SnapshotMeta
+from chunkfarm.table.rows import digest_of_state
+from tests.memory_table import MemoryTable
+from tests.table.cluster import Cluster, Node
+from tests.table.conformance import TableConformance
+
+T = TypeVar("T")
+
+
+class ClusterTestCase(SynchronousTestCase):
+    """Builds clusters, and stops them."""
+
+    cluster: Cluster
+
+    def of(self, *ids: str, learners: tuple[str, ...] = ()) -> Cluster:
+        """A cluster whose voters are `ids`, the first of which leads, all with the same rows."""
+        cluster = self.cluster = Cluster(self.mktemp())
+        self.addCleanup(cluster.stop)
+        cluster.found(ids[0])
+        cluster.grow(*ids[1:], learners=learners)
+        cluster.run(1)
+        return cluster
+
+    def table(self, id: str) -> ITable:
+        return self.cluster.nodes[id].table
+
+    def put(self, id: str, key: bytes, value: bytes = b"") -> int:
+        return self.cluster.result(self.table(id).transact((), (Put(key, value),)))
+
+    def keys(self, id: str, *, stale: bool = False) -> list[bytes]:
+        keys: list[bytes] = []
+        more = True
+        while more:
+            page = self.cluster.result(self.table(id).read(b"", after=keys[-1] if keys else b"", stale=stale))
+            keys += [row.key for row in page.rows]
+            more = page.more
+        return keys
+
+    def digests(self) -> set[str]:
+        return {digest_of_state(node.table._journal._connection) for node in self.cluster.nodes.values() if node.alive}
+
+    def new_leader(self, old: str) -> Node:
+        """Let time pass until somebody else leads."""
+        self.cluster.until(lambda: (leader := self.cluster.leader()) and leader.id != old)
+        leader = self.cluster.leader()
+        assert leader is not None
+        return leader
+
+
+class OneServerConformanceTests(TableConformance, SynchronousTestCase):
+    """One server alone."""
+
+    ids: tuple[str, ...] = ("a",)
+    asked = "a"
+
+    def table(self) -> ITable:
+        self.cluster = Cluster(self.mktemp())
+        self.addCleanup(self.cluster.stop)
+        self.cluster.found(self.ids[0])
+        self.cluster.grow(*self.ids[1:])
+        if self.asked not in self.ids:
+            self.cluster.hint = self.ids[0]
+            self.cluster.add(self.asked)
+        self.cluster.run(1)
+        return self.cluster.nodes[self.asked].table
+
+    def result(self, deferred: Deferred[T]) -> T:
+        return self.cluster.result(deferred)
+
+    def settle(self) -> None:
+        self.cluster.run(0.5)
+
+    def close(self, table: ITable) -> None:
+        self.result(self.cluster.nodes[self.asked].table.stop())
+
+    def compact(self, table: ITable) -> None:
+        for node in self.cluster.nodes.values():
+            node.table._journal.compact(node.table.revision)
+            hub = node.table._driver.hub
+            hub.floor = hub.revision
+            hub._recent.clear()
+
+
+class LeaderConformanceTests(OneServerConformanceTests):
+    """The leader of three."""
+
+    ids = ("a", "b", "c")
+
+
+class FollowerConformanceTests(OneServerConformanceTests):
+    """A follower of three."""
+
+    ids = ("a", "b", "c")
+    asked = "b"
+
+
+class OutsiderConformanceTests(OneServerConformanceTests):
+    """A server that holds no rows."""
+
+    ids = ("a", "b", "c")
+    asked = "d"
+
+    def test_stale(self) -> None:
+        """There is no last state of its own to read."""
+        table = self.table()
+        self.put(table, b"a")
+        self.error(table.read(b"", stale=True), Unavailable)
+
+    def test_closing(self) -> None:
+        """Its watches belong to the link to another server, which outlives it; new ones are refused."""
+        table = self.table()
+        self.close(table)
+        self.error(table.watch(b"", 0), TableClosed)
+        self.error(table.transact((), (Put(b"a", b""),)), TableClosed)
+
+
+class MemoryTableConformanceTests(TableConformance, SynchronousTestCase):
+    """The table that other tests use instead of this one."""
+
+    checks_limits = False
+
+    def table(self) -> ITable:
+        return MemoryTable()
+
+    def result(self, deferred: Deferred[T]) -> T:
+        outcome: list[object] = []
+        deferred.addErrback(lambda failure: outcome.append(failure.value))
+        if outcome:
+            assert isinstance(outcome[0], Exception)
+            raise outcome[0]
+        return self.successResultOf(deferred)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self, table: ITable) -> None:
+        assert isinstance(table, MemoryTable)
+        table.close()
+
+    def compact(self, table: ITable) -> None:
+        assert isinstance(table, MemoryTable)
+        table.compact()
+
+
+class OneServerTests(ClusterTestCase):
+    """A farm of one."""
+
+    def test_founding(self) -> None:
+        """An empty server holds nothing and leads nothing; once founded it leads at once, and only once."""
+        cluster = self.cluster = Cluster(self.mktemp())
+        self.addCleanup(cluster.stop)
+        node = cluster.add("a")
+        cluster.run(5)
+        assert not node.table.is_leader and not node.table.holds_rows and node.table.leader == ""
+        cluster.result(node.table.found())
+        assert node.table.is_leader and node.table.holds_rows and node.table.committed_this_term
+        assert node.table.configuration == Configuration({"a"})
+        assert node.table.caught_up() == {"a"} and node.table.progress() == {}
+        with self.assertRaises(JournalError):
+            cluster.result(node.table.found())
+
+    def test_restart(self) -> None:
+        """What was acknowledged is there after a restart, and the farm of one goes on at once."""
+        cluster = self.of("a")
+        self.put("a", b"k", b"1")
+        term = cluster.nodes["a"].table.term
+        cluster.kill("a")
+        node = cluster.restart("a")
+        assert node.table.is_leader and node.table.term > term
+        assert self.keys("a") == [b"k"]
+        self.put("a", b"l")
+
+    def test_group_commit(self) -> None:
+        """What comes while the disk works shares the next save."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = [node.table.transact((), (Put(b"%d" % n, b""),)) for n in range(50)]
+        saves: list[int] = []
+        save = node.table._journal.save
+
+        def counted(ready: Ready, *, apply: bool = True) -> Saved:
+            saves.append(len(ready.entries))
+            return save(ready, apply=apply)
+
+        with patch.object(node.table._journal, "save", counted):
+            node.disk.release()
+        assert saves == [1, 49, 0] or saves == [1, 0, 49, 0]
+        revisions = [self.successResultOf(one) for one in going]
+        assert revisions == list(range(revisions[0], revisions[0] + 50))
+        assert len(self.keys("a")) == 51
+
+    def test_nothing_before_the_disk(self) -> None:
+        """Nothing is acknowledged before the disk has it."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        cluster.run(1)
+        self.assertNoResult(going)
+        assert self.keys("a", stale=True) == [b"first"]
+        node.disk.release()
+        self.successResultOf(going)
+
+    def test_slow_disk(self) -> None:
+        """A write that hangs ends the process: nothing more is said, and everybody is told."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        cluster.run(9)
+        assert node.fatal == []
+        cluster.run(1.1)
+        assert [failure.type for failure in node.fatal] == [StorageTooSlow]
+        self.failureResultOf(going, TableClosed)
+        assert not node.table.is_leader
+
+    def test_broken_disk(self) -> None:
+        """So does a write that fails."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        with patch.object(node.table._journal, "save", side_effect=sqlite3.OperationalError("disk I/O error")):
+            going = node.table.transact((), (Put(b"k", b""),))
+            cluster.run(0.1)
+        assert [failure.type for failure in node.fatal] == [sqlite3.OperationalError]
+        self.failureResultOf(going, TableClosed)
+
+    def test_full_disk(self) -> None:
+        """A full disk is waited for."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(node.table._journal, "save", side_effect=full):
+            going = node.table.transact((), (Put(b"k", b""),))
+            cluster.run(15)
+            assert node.table.disk_full and node.fatal == []
+            self.assertNoResult(going)
+        cluster.result(going)
+        assert not node.table.disk_full
+        assert self.keys("a") == [b"first", b"k"]
+
+    def test_stop(self) -> None:
+        """A table that stops lets its disk finish, and tells those who wait; stopping twice is no harm."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        stops = [node.table.stop(), node.table.stop()]
+        self.failureResultOf(going, TableClosed)
+        self.assertNoResult(stops[0])
+        node.disk.release()
+        for stop in (*stops, node.table.stop()):
+            self.successResultOf(stop)
+        for late in (node.table.transact((), (Put(b"l", b""),)), node.table.read(b""), node.table.watch(b"", 0)):
+            assert isinstance(late, Deferred)
+            self.failureResultOf(late, TableClosed)
+        self.failureResultOf(node.table.answer_transact(encode_request(OpenSession("x"))), NotNow)
+        # What the disk had begun may be there; whoever asked was not told so.
+        node.alive = False
+        cluster.restart("a")
+        assert self.keys("a") in ([b"first"], [b"first", b"k"])
+
+    def test_cancelled(self) -> None:
+        """A transaction that is given up blocks nobody, and its number is used by no other."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        going.cancel()
+        self.failureResultOf(going, CancelledError)
+        node.disk.release()
+        self.put("a", b"l")
+        assert self.keys("a") == [b"first", b"k", b"l"]
+
+    @patch.object(journal_module, "LOG_ENTRIES_MAX", 20)
+    @patch.object(journal_module, "LOG_TAIL", 10)
+    def test_compaction(self) -> None:
+        """The log does not grow without end, on disk or in memory; watches go on over the cut."""
+        cluster = self.of("a")
+        node = cluster.nodes["a"]
+        start = self.put("a", b"k")
+        watch = cluster.result(node.table.watch(b"", start))
+        for n in range(100):
+            self.put("a", b"k", b"%d" % n)
+        assert node.table.last_index - node.table._driver.core.log.snapshot.index <= 21
+        assert len(node.table._journal.load().entries) <= 21
+        events: list[Event] = []
+        while len(events) < 100:
+            events += cluster.result(watch.next()).events
+        assert [event.value for event in events] == [b"%d" % n for n in range(100)]
+        cluster.kill("a")
+        cluster.restart("a")
+        assert self.keys("a") == [b"k"]
+        with self.assertRaises(Compacted):
+            cluster.result(self.table("a").watch(b"", start))
+
+
+class ThreeServersTests(ClusterTestCase):
+    """Three masters."""
+
+    def test_joined(self) -> None:
+        """Servers that join get the whole table, and are then as good as the others."""
+        cluster = self.of("a")
+        for n in range(40):
+            self.put("a", b"%02d" % n, bytes(8000))
+        cluster.grow("b", "c")
+        cluster.run(1)
+        assert cluster.pages > 8
+        for id in "abc":
+            assert len(self.keys(id, stale=True)) == 40 and cluster.nodes[id].table.holds_rows
+        assert len(self.digests()) == 1
+        assert cluster.nodes["a"].table.caught_up() == {"a", "b", "c"}
+        assert {id: one.recently_active for id, one in cluster.nodes["a"].table.progress().items()} == {
+            "b": True,
+            "c": True,
+        }
+
+    def test_through_a_follower(self) -> None:
+        """A follower brings a transaction to the leader, and a read sees what was acknowledged anywhere before."""
+        cluster = self.of("a", "b", "c")
+        revision = self.put("b", b"k", b"1")
+        for id in "cab":
+            rows = cluster.result(self.table(id).read(b"k")).rows
+            assert [row.revision for row in rows] == [revision]
+        with self.assertRaises(Conflict) as caught:
+            cluster.result(self.table("c").transact((Compare(b"k", "==", 0),), (Delete(b"k"),)))
+        assert caught.exception.rows == rows
+
+    def test_the_leader_dies(self) -> None:
+        """The next one leads, everything acknowledged is there, and writing goes on."""
+        cluster = self.of("a", "b", "c")
+        names = [b"%02d" % n for n in range(20)]
+        for name in names:
+            self.put("abc"[int(name) % 3], name)
+        cluster.kill("a")
+        leader = self.new_leader("a")
+        assert self.keys(leader.id) == names
+        self.put("b", b"new")
+        self.put("c", b"newer")
+        cluster.restart("a")
+        cluster.run(2)
+        assert self.keys("a", stale=True) == [*names, b"new", b"newer"]
+        assert len(self.digests()) == 1
+
+    def test_under_way_when_the_leader_dies(self) -> None:
+        """What was under way ends well on the next leader, and takes effect once."""
+        cluster = self.of("a", "b", "c")
+        self.put("b", b"counter", b"0")
+        going = [self.table("b").transact((), (Put(b"k%d" % n, b""),)) for n in range(10)]
+        cluster.run(0.001)
+        cluster.kill("a")
+        revisions = [cluster.result(one) for one in going]
+        assert len(set(revisions)) == 10
+        assert self.keys("c") == [b"counter", *(b"k%d" % n for n in range(10))]
+
+    def test_a_lost_answer(self) -> None:
+        """A transaction whose answer was lost gets the same answer again, not a second effect."""
+        cluster = self.of("a", "b", "c")
+        self.put("b", b"f", b"old")
+        self.put("a", b"x")
+        cluster.lose_answers = True
+        removal = self.table("b").transact((), (Delete(b"f"),))
+        cluster.run(0.02)
+        cluster.result(self.table("a").read(b""))
+        assert self.keys("a") == [b"x"]
+        new = self.put("a", b"f", b"new")
+        cluster.lose_answers = False
+        assert cluster.result(removal) < new
+        assert self.keys("c") == [b"f", b"x"]
+
+    def test_no_majority(self) -> None:
+        """Without a majority nothing is acknowledged, and after a while one hears so; stale reads go on."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k")
+        cluster.run(0.5)
+        cluster.kill("b")
+        cluster.kill("c")
+        going = self.table("a").transact((), (Put(b"l", b""),))
+        reading = self.table("a").read(b"")
+        cluster.run(29)
+        self.assertNoResult(going)
+        cluster.run(1.1)
+        self.failureResultOf(going, Unavailable)
+        self.failureResultOf(reading, Unavailable)
+        assert self.keys("a", stale=True) == [b"k"]
+        assert not cluster.nodes["a"].table.is_leader
+        cluster.restart("b")
+        cluster.until(lambda: cluster.leader())
+        assert self.keys("a")[:1] == [b"k"]
+
+    def test_an_old_leader(self) -> None:
+        """A leader that is cut off acknowledges nothing more, and its reads are not answered from old rows."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k", b"old")
+        cluster.cut = {("a", "b"), ("a", "c"), ("b", "a"), ("c", "a")}
+        writing = self.table("a").transact((), (Put(b"lost", b""),))
+        reading = self.table("a").read(b"")
+        leader = self.new_leader("a")
+        new = self.put(leader.id, b"k", b"new")
+        self.assertNoResult(writing)
+        self.assertNoResult(reading)
+        cluster.cut = set()
+        assert cluster.result(writing) > new
+        assert [row.value for row in cluster.result(reading).rows if row.key == b"k"] == [b"new"]
+        cluster.run(1)
+        assert len(self.digests()) == 1
+
+    def test_watch_across_a_change_of_leader(self) -> None:
+        """A watch on a follower goes on when the leader dies: no gap, no duplicate, and what was undone never shows."""
+        cluster = self.of("a", "b", "c")
+        start = self.put("a", b"0")
+        watches = {id: cluster.result(self.table(id).watch(b"", start)) for id in "bc"}
+        seen: dict[str, list[Event]] = {"b": [], "c": []}
+
+        def follow(id: str, watch: IWatch) -> None:
+            def told(batch: Batch) -> None:
+                seen[id].extend(batch.events)
+                follow(id, watch)
+
+            watch.next().addCallbacks(told, lambda failure: failure.trap(TableClosed))
+
+        for id, watch in watches.items():
+            follow(id, watch)
+        for n in range(5):
+            self.put("b", b"%d" % (n + 1))
+        cluster.cut = {("a", "b"), ("a", "c")}
+        undone = self.table("a").transact((), (Put(b"undone", b""),))
+        cluster.run(0.05)
+        cluster.kill("a")
+        self.failureResultOf(undone, TableClosed)
+        self.new_leader("a")
+        for n in range(5, 10):
+            self.put("c", b"%d" % (n + 1))
+        cluster.run(1)
+        expected = [b"%d" % (n + 1) for n in range(10)]
+        assert [event.key for event in seen["b"]] == [event.key for event in seen["c"]] == expected
+        assert seen["b"] == seen["c"]
+
+    def test_hand_over(self) -> None:
+        """Leadership goes to a voter that has caught up, and to nobody else."""
+        cluster = self.of("a", "b", "c", learners=("d",))
+        with self.assertRaises(ChangeRefused):
+            cluster.nodes["a"].table.transfer("d")
+        with self.assertRaises(NotLeader):
+            cluster.nodes["b"].table.transfer("c")
+        cluster.nodes["a"].table.transfer("c")
+        cluster.until(lambda: cluster.nodes["c"].table.is_leader, 1)
+        cluster.run(0.2)
+        assert all(node.table.leader == "c" for node in cluster.nodes.values())
+        self.put("a", b"k")
+
+    def test_full_disk_of_the_leader(self) -> None:
+        """A leader whose disk is full hands over."""
+        cluster = self.of("a", "b", "c")
+        node = cluster.nodes["a"]
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(node.table._journal, "save", side_effect=full):
+            self.put("b", b"k")
+            assert not node.table.is_leader and node.table.disk_full
+        cluster.run(2)
+        assert self.keys("a", stale=True) == [b"k"] and len(self.digests()) == 1
+
+    def test_heartbeats_do_not_wait_for_the_disk(self) -> None:
+        """A leader whose disk takes a while keeps its place."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        term = node.table.term
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        cluster.run(6)
+        assert node.table.is_leader and node.table.term == term
+        node.disk.release()
+        cluster.result(going)
+
+    def test_removed(self) -> None:
+        """A server that is removed does not hear of it from the others; told so, it asks them from then on."""
+        cluster = self.of("a", "b", "c")
+        revision = self.put("a", b"k")
+        cluster.run(0.5)
+        removed = cluster.nodes["c"].table
+        waiting = cluster.result(removed.watch(b"", revision)).next()
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a", "b"})))
+        cluster.run(3)
+        cluster.hint = "a"
+        # Without having been told it brings what is asked of it to whoever leads.
+        self.put("c", b"l")
+        assert self.keys("c") == [b"k", b"l"]
+        self.assertNoResult(waiting)
+        removed.heed(cluster.nodes["a"].table.term, frozenset("ab"))
+        self.failureResultOf(waiting, Unavailable)
+        assert not removed.holds_rows and removed.leader == "a"
+        with self.assertRaises(Unavailable):
+            cluster.result(removed.read(b"", stale=True))
+        self.put("c", b"m")
+        assert self.keys("c") == [b"k", b"l", b"m"]
+        again = cluster.result(removed.watch(b"", revision))
+        assert [event.key for event in cluster.result(again.next()).events] == [b"l", b"m"]
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a", "b"}, {"c"})))
+        cluster.until(lambda: removed.holds_rows)
+        cluster.run(1)
+        assert len(self.digests()) == 1
+
+    def test_the_leader_removes_itself(self) -> None:
+        """A leader may remove itself; it is told when that is committed, and another one leads."""
+        cluster = self.of("a", "b", "c")
+        cluster.hint = "b"
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"b", "c"})))
+        assert not cluster.nodes["a"].table.is_leader
+        self.new_leader("a")
+        self.put("c", b"k")
+
+    def test_changes_that_are_refused(self) -> None:
+        """A change of more than one server is refused with a reason, and so is one that a follower asks for."""
+        cluster = self.of("a", "b", "c")
+        with self.assertRaises(ChangeRefused):
+            cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a"})))
+        with self.assertRaises(NotLeader):
+            cluster.result(cluster.nodes["b"].table.propose_configuration(Configuration({"a", "b"})))
+        assert not cluster.nodes["a"].table.change_pending
+
+    def test_change_lost_with_leadership(self) -> None:
+        """A change whose leader is deposed before it was committed ends as unavailable, not as done."""
+        cluster = self.of("a", "b", "c")
+        cluster.cut = {("a", "b"), ("a", "c"), ("b", "a"), ("c", "a")}
+        going = cluster.nodes["a"].table.propose_configuration(Configuration({"a", "b", "c"}, {"d"}))
+        assert cluster.nodes["a"].table.change_pending
+        cluster.run(3)
+        self.failureResultOf(going, Unavailable)
+
+    def test_forgotten_session(self) -> None:
+        """A session that the table has forgotten is replaced without the user's noticing."""
+        cluster = self.of("a")
+        self.put("a", b"k")
+        node = cluster.nodes["a"]
+        node.table._journal._connection.execute("DELETE FROM sessions")
+        node.table._journal._connection.execute("DELETE FROM answers")
+        self.put("a", b"l")
+        assert self.keys("a") == [b"k", b"l"]
+
+
+class CatchUpTests(ClusterTestCase):
+    """Servers that were away, or are new."""
+
+    @patch.object(journal_module, "LOG_ENTRIES_MAX", 20)
+    @patch.object(journal_module, "LOG_TAIL", 10)
+    def test_by_snapshot(self) -> None:
+        """A server that missed more than the log holds gets the whole table; its watches say so."""
+        cluster = self.of("a", "b", "c")
+        start = self.put("a", b"start")
+        cluster.run(0.5)
+        watch = cluster.result(self.table("c").watch(b"", start))
+        cluster.cut = {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")}
+        for n in range(60):
+            self.put("a", b"%02d" % n)
+        waiting = watch.next()
+        pages = cluster.pages
+        cluster.cut = set()
+        cluster.run(4)
+        assert cluster.pages > pages
+        assert isinstance(self.failureResultOf(waiting).value, Compacted)
+        assert len(self.keys("c", stale=True)) == 61
+        assert len(self.digests()) == 1
+        again = cluster.result(self.table("c").watch(b"", cluster.nodes["c"].table.revision))
+        new = self.put("b", b"new")
+        assert cluster.result(again.next()).events == (Event(new, "PUT", b"new", b""),)
+
+    def test_learner(self) -> None:
+        """A learner has the rows, and its silence stops nobody."""
+        cluster = self.of("a", learners=("b",))
+        self.put("b", b"k")
+        cluster.run(1)
+        assert self.keys("b", stale=True) == [b"k"]
+        cluster.kill("b")
+        self.put("a", b"l")
+
+    def test_not_caught_up(self) -> None:
+        """A new member answers no stale reads before its rows once were as new as the leader's."""
+        cluster = self.of("a")
+        self.put("a", b"k")
+        node = cluster.add("b")
+        node.disk.held = True
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a"}, {"b"})))
+        cluster.run(2)
+        assert not node.table.holds_rows
+        with self.assertRaises(Unavailable):
+            cluster.result(node.table.read(b"", stale=True))
+        node.disk.release()
+        cluster.until(lambda: node.table.holds_rows)
+        assert self.keys("b", stale=True) == [b"k"]
+        cluster.kill("a")
+        cluster.kill("b")
+        assert cluster.restart("b").table.holds_rows
+        assert self.keys("b", stale=True) == [b"k"]
+
+    def test_snapshot_interrupted(self) -> None:
+        """A snapshot whose receiver dies half way is sent again from the start."""
+        cluster = self.of("a")
+        for n in range(60):
+            self.put("a", b"%02d" % n, bytes(8000))
+        cluster.add("b")
+        going = cluster.nodes["a"].table.propose_configuration(Configuration({"a"}, {"b"}))
+        cluster.until(lambda: cluster.pages >= 3)
+        cluster.kill("b")
+        cluster.result(going)
+        cluster.run(1)
+        cluster.restart("b")
+        cluster.until(lambda: cluster.nodes["b"].table.holds_rows)
+        assert len(self.digests()) == 1
+
+    def test_writes_while_a_snapshot_is_sent(self) -> None:
+        """The farm goes on while a new server gets the table, and that one misses nothing."""
+        cluster = self.of("a")
+        for n in range(60):
+            self.put("a", b"%02d" % n, bytes(8000))
+        cluster.add("b")
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a"}, {"b"})))
+        cluster.until(lambda: cluster.pages >= 3)
+        for n in range(20):
+            self.put("a", b"%02d" % n, b"new")
+        cluster.until(lambda: cluster.nodes["b"].table.holds_rows)
+        cluster.run(1)
+        assert len(self.digests()) == 1
+
+    def test_two_senders(self) -> None:
+        """Pages that do not belong to what is being received are refused, and do no harm."""
+        cluster = self.of("a", "b", "c")
+        from chunkfarm.table.codec import SnapshotPage, encode_snapshot_page
+
+        term = cluster.nodes["a"].table.term
+        meta = SnapshotMeta(99, 1, Configuration({"x"}))
+        page = SnapshotPage(stream=1, sequence=4, term=term, meta=meta, records=b"")
+        self.failureResultOf(self.receive("b", "c", encode_snapshot_page(page)), BadRequest)
+        old = SnapshotPage(stream=1, sequence=0, term=0, meta=meta, records=b"")
+        self.failureResultOf(self.receive("b", "c", encode_snapshot_page(old)), NotNow)
+        self.failureResultOf(self.receive("b", "c", b"\x02"), BadRequest)
+        self.put("a", b"k")
+
+    def receive(self, to: str, sender: str, payload: bytes) -> Deferred[None]:
+        return self.cluster.nodes[to].table.receive(sender, payload)
+
+
+class AnswersTests(ClusterTestCase):
+    """What the peer port asks on behalf of other servers."""
+
+    def request(self, epoch: int, *keys: bytes) -> bytes:
+        return encode_request(Transaction("x", epoch, 1, 0, (), tuple(Put(key, b"") for key in keys)))
+
+    def answer(self, id: str, request: bytes, **options: bool) -> Answer:
+        return decode_answer(self.cluster.result(self.cluster.nodes[id].table.answer_transact(request, **options)))
+
+    def test_only_the_leader(self) -> None:
+        """Others name the leader."""
+        cluster = self.of("a", "b", "c")
+        for answer in (
+            cluster.nodes["b"].table.answer_transact(encode_request(OpenSession("x"))),
+            cluster.nodes["b"].table.answer_read(encode_read(ReadRequest(b"", b"", 9))),
+        ):
+            assert str(self.failureResultOf(answer, NotFirst).value) == '{"id": "a"}'
+        cluster.add("d")
+        answer = cluster.nodes["d"].table.answer_transact(encode_request(OpenSession("x")))
+        assert str(self.failureResultOf(answer, NotFirst).value) == "{}"
+
+    def test_the_leader_answers(self) -> None:
+        """The leader answers transactions and reads."""
+        cluster = self.of("a", "b", "c")
+        opened = self.answer("a", encode_request(OpenSession("x")))
+        assert opened.kind is AnswerKind.OPENED
+        done = self.answer("a", self.request(opened.revision, b"k"))
+        assert done.kind is AnswerKind.DONE
+        page = decode_page(cluster.result(cluster.nodes["a"].table.answer_read(encode_read(ReadRequest(b"", b"", 9)))))
+        assert [(row.key, row.revision) for row in page.rows] == [(b"k", done.revision)]
+
+    def test_secrets(self) -> None:
+        """Secret rows are neither read nor touched for a server that may not; wide reads leave them out."""
+        cluster = self.of("a")
+        epoch = self.answer("a", encode_request(OpenSession("x"))).revision
+        self.failureResultOf(cluster.nodes["a"].table.answer_transact(self.request(epoch, b"secret/ca")), BadRequest)
+        request = self.request(epoch, b"secret/ca", b"servers/1", b"rest")
+        assert self.answer("a", request, allow_secret=True).kind is AnswerKind.DONE
+        narrow, wide = (encode_read(ReadRequest(prefix, b"", 2)) for prefix in (b"secret/", b"s"))
+        table = cluster.nodes["a"].table
+        self.failureResultOf(table.answer_read(narrow), BadRequest)
+        assert [row.key for row in decode_page(cluster.result(table.answer_read(wide))).rows] == [b"servers/1"]
+        page = decode_page(cluster.result(table.answer_read(narrow, allow_secret=True)))
+        assert [row.key for row in page.rows] == [b"secret/ca"]
+
+    def test_malformed(self) -> None:
+        """Garbage, and what breaks the limits, is refused before it reaches the log."""
+        cluster = self.of("a")
+        table = cluster.nodes["a"].table
+        last = table.last_index
+        large = encode_request(Transaction("x", 1, 1, 0, (), (Put(b"k", bytes(20_000)),)))
+        long_name = encode_request(OpenSession("x" * 60_000))
+        for request in (b"", b"garbage", large, long_name):
+            self.failureResultOf(table.answer_transact(request), BadRequest)
+        for request in (b"", encode_read(ReadRequest(b"", b"", 10**9))):
+            self.failureResultOf(table.answer_read(request), BadRequest)
+        assert table.last_index == last
+
+    def test_without_a_majority(self) -> None:
+        """A leader of two whose follower is silent says that it cannot now."""
+        cluster = self.of("a", "b")
+        cluster.kill("b")
+        opening = cluster.nodes["a"].table.answer_transact(encode_request(OpenSession("x")))
+        cluster.run(9)
+        self.failureResultOf(opening, NotNow)
+        assert cluster.nodes["a"].table.is_leader and not cluster.nodes["a"].table.has_quorum
+        self.failureResultOf(cluster.nodes["a"].table.answer_transact(encode_request(OpenSession("x"))), NotNow)
+
+    def test_impostor(self) -> None:
+        """A message counts only if it names the server whose certificate the link showed."""
+        cluster = self.of("a", "b", "c")
+        term = cluster.nodes["b"].table.term
+        for kind, sender, to in (
+            (MessageKind.APPEND, "a", "b"),
+            (MessageKind.APPEND, "c", "a"),
+            (MessageKind.SNAPSHOT, "c", "b"),
+        ):
+            snapshot = SnapshotMeta(99, 9, Configuration({"c"})) if kind is MessageKind.SNAPSHOT else None
+            message = Message(kind=kind, sender=sender, to=to, term=term + 5, snapshot=snapshot)
+            self.successResultOf(cluster.nodes["b"].table.receive("c", encode_message(message)))
+        self.successResultOf(cluster.nodes["b"].table.receive("c", b"garbage"))
+        assert cluster.nodes["b"].table.term == term
+        assert cluster.nodes["b"].fatal == []
