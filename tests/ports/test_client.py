@@ -452,8 +452,17 @@ class LimitTests(SynchronousTestCase):
         self.successResultOf(gone)
 
     def test_leaving_when_silent(self) -> None:
-        """A silent link ends at once, and so does one whose payload has not come."""
+        """A silent link ends at once."""
+        link = ClientLink().auth("writer")
+        link.factory.finish()
+        assert link.closed
+
+    def test_leaving_amid_a_payload(self) -> None:
+        """A payload that is on its way in is taken and answered, and no command after it."""
         link = ClientLink().auth("writer")
         link.send(b"PUT %s 10\nabc" % (b"00" * 32))
         link.factory.finish()
+        assert not link.closed
+        told = link.send(b"defghij" + b"PING\n").splitlines()
+        assert [line.split(" ")[:2] for line in told] == [["ERR", "mismatch"], ["ERR", "waiting"]]
         assert link.closed

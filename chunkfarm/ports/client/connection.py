@@ -67,6 +67,8 @@ class ClientConnection(Protocol):
         self._spoken = False
         self._ending = False
         """Nothing more is read; what is pending is still answered."""
+        self._leaving = False
+        """`finish` was called, and waits for the payload that is on its way in."""
         self._ended = False
         """Nothing more is written."""
         self._awaits_tls = False
@@ -294,6 +296,8 @@ class ClientConnection(Protocol):
         self._payload = None
         payload.pending.request = Request(payload.pending.request.words, payload.target)
         payload.pending.whole = True
+        if self._leaving:
+            self.finish()
         return True
 
     # Running and answering.
@@ -506,21 +510,18 @@ class ClientConnection(Protocol):
     # Limits of time.
 
     def finish(self) -> None:
-        """The server is leaving: end once what is pending has been answered."""
-        if self._ended:
+        """The server is leaving: end once what is pending has been answered, and the payload under way was taken."""
+        if self._ended or self._ending:
+            return
+        if self._payload is not None:
+            self._leaving = True
             return
         self._stop_reading()
-        self._drop_unfinished()
         if not self._queue:
             self.end()
         else:
             self._answered(refusal(Waiting("this server is leaving; ask another"), self.end))
             self._turn()
-
-    def _drop_unfinished(self) -> None:
-        """Forget a command whose payload will not come."""
-        if self._queue and not self._queue[-1].whole:
-            self._release(self._queue.pop())
 
     def _check(self) -> None:
         self._checks = self._clock.callLater(CHECK_INTERVAL, self._check)
