@@ -25,7 +25,7 @@ from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.model import KIB
 from chunkfarm.ports.files.answers import Answer, TooSlow, refusal
 from chunkfarm.ports.files.requests import Request, Session
-from chunkfarm.ports.files.sending import Counted, WhenDrained
+from chunkfarm.ports.files.sending import Counted, CutShort, WhenDrained
 from chunkfarm.wire.http1 import (
     HEAD_BYTES_MAX,
     HEAD_END,
@@ -263,7 +263,7 @@ class FileProtocol(Protocol):
             self._close = True
         head_only = self._request is not None and self._request.method == b"HEAD"
         if answer.source is not None and not head_only:
-            self._running = stream = Deferred.fromCoroutine(self._stream(answer, answer.source))
+            self._running = stream = self._stream(answer, answer.source)
             return stream.addCallback(self._streamed)
         if answer.source is not None:
             answer.source.close()
@@ -297,29 +297,40 @@ class FileProtocol(Protocol):
             length,
         )
 
-    async def _stream(self, answer: Answer, source: PieceSource) -> None:
-        """Send a head and then the pieces of a source; a failure after the head resets the connection."""
-        counted = Counted(source, answer.length)
-        try:
-            piece = await counted.next()
-        except BaseException:
-            source.close()
-            raise
-        assert piece is not None, "an empty answer has no source"
-        self._counted = counted
-        self._moved_at = self._clock.seconds()
-        head = self._head(answer)
-        if len(piece) <= JOINED_BYTES_MAX:
-            self._write(b"".join((head, piece)))
-        else:
-            self._write(head)
-            self._write(piece)
-        if len(piece) == answer.length:
-            source.close()
-        else:
-            await pump(counted, self.transport)
+    def _stream(self, answer: Answer, source: PieceSource) -> Deferred[Any]:
+        """Send a head and then the pieces of a source; a failure after the head resets the connection.
 
-    def _streamed(self, _: None) -> None:
+        The first piece is asked for before the head is sent, and is most often the only one: then nothing
+        more is set in motion than this.
+        """
+
+        def first(piece: bytes | memoryview | None) -> Deferred[int] | None:
+            length = len(piece) if piece is not None else 0
+            if piece is None or length > answer.length:
+                raise CutShort(f"{length} bytes came of an answer of {answer.length}")
+            head = self._head(answer)
+            if length <= JOINED_BYTES_MAX:
+                self._write(b"".join((head, piece)))
+            else:
+                self._write(head)
+                self._write(piece)
+            if length == answer.length:
+                source.close()
+                return None
+            self._counted = counted = Counted(source, answer.length - length)
+            self._moved_at = self._clock.seconds()
+            return pump(counted, self.transport)
+
+        def failed(failure: Failure) -> Failure:
+            # What was handed to the pump is closed by the pump.
+            if self._counted is None:
+                source.close()
+            return failure
+
+        asked = source.next()
+        return asked.addCallback(first).addErrback(failed)
+
+    def _streamed(self, _: object) -> None:
         self._running = None
         self._finish()
 
