@@ -193,6 +193,7 @@ class Parts:
             learn=self.book.learn,
             clock=self.reactor,
             now=self.now,
+            heed=self._table.heed,
         )
         self.renewal = Renewal(
             self.data.path,

@@ -46,6 +46,8 @@ class LedTable(Protocol):
     @property
     def has_quorum(self) -> bool: ...
 
+    def heed(self, term: int, members: frozenset[str]) -> None: ...
+
 
 class Reporter:
     """Reports to the first, finds out who that is, and keeps the server's phase true."""
@@ -65,8 +67,10 @@ class Reporter:
         learn: Callable[[str, Address], None],
         clock: IReactorTime,
         now: Callable[[], int],
+        heed: Callable[[int, frozenset[str]], None] = lambda term, members: None,
     ) -> None:
         self._state = state
+        self._heed = heed
         self._make_report = make_report
         self._own_row = own_row
         self._table = table
@@ -87,6 +91,8 @@ class Reporter:
         self._joined: list[Deferred[None]] = []
         self.belongs = False
         """Whether the first has acknowledged this process's row."""
+        self.voters: frozenset[str] = frozenset()
+        """Who votes, by the last answer of another server that leads."""
 
     @property
     def first(self) -> str:
@@ -207,7 +213,11 @@ class Reporter:
     async def _report_to(self, target: str) -> None:
         report = json.dumps(asdict(self._make_report()))
         box = await self._peers.call(target, commands.Report, REPORT_TIMEOUT, report=report)
-        if not json.loads(box["answer"])["known"]:
+        answer = json.loads(box["answer"])
+        if "term" in answer:
+            # A master that was removed hears of it from nobody but the first.
+            self._heed(answer["term"], frozenset((*answer["voters"], *answer["learners"])))
+        if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)
 

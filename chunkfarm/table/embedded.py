@@ -193,8 +193,11 @@ class EmbeddedTable:
     def leader(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""
         core = self._driver.core
-        heard = core.leader if self.is_member or core.role == LEADER else ""
-        return heard or self._links.leader_hint()
+        return core.leader if self.is_member or core.role == LEADER else self._links.leader_hint()
+
+    def _whom_to_ask(self) -> str:
+        """The leader; without one, whoever is said to lead elsewhere: this server may have been removed."""
+        return self.leader or self._links.leader_hint()
 
     @property
     def term(self) -> int:
@@ -373,7 +376,7 @@ class EmbeddedTable:
 
     def _carry(self, request: bytes, deadline: float) -> Deferred[Carried[Answer]]:
         return self._courier.carry(
-            lambda: self.leader,
+            self._whom_to_ask,
             lambda: self._driver.propose(request),
             lambda leader: self._links.transact(leader, request).addCallback(decode_answer),
             deadline,
@@ -385,7 +388,7 @@ class EmbeddedTable:
         encoded = encode_read(request)
         carried = await self._courier.carry(
             # A member asks the leader only for the index, and reads at home.
-            lambda: self.id if self.is_member and self.has_quorum else self.leader,
+            lambda: self.id if self.is_member and self.has_quorum else self._whom_to_ask(),
             lambda: Deferred.fromCoroutine(self._read_current(request)),
             lambda leader: self._links.read(leader, encoded).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,
