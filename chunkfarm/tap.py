@@ -59,22 +59,30 @@ class Options(usage.Options):
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
-        self._place_pid_file(os.fspath(config.server.data))
+        self._place_files(os.fspath(config.server.data))
 
-    def _place_pid_file(self, data: str) -> None:
+    def _place_files(self, data: str) -> None:
+        """Keep twistd's own files with the data, so that several servers of one machine do not share them."""
         parent = self.parent
-        if parent is None or parent.get("pidfile") != "twistd.pid":
+        if parent is None:
             return
-        pid_file = os.path.join(data, "twistd.pid")
+        wants_log = not (parent.get("nodaemon") or parent.get("logfile") or parent.get("syslog"))
+        wants_pid = parent.get("pidfile") == "twistd.pid"
+        if not (wants_log or wants_pid):
+            return
+        pid_file = Path(data, "twistd.pid")
         try:
-            os.makedirs(data, mode=0o700, exist_ok=True)
-            if not is_unused(Path(data)):
+            pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not is_unused(pid_file.parent):
                 raise SystemExit(f"chunkfarm: the data directory {data} is in use by another chunkfarm process")
-            # After a kill its number may belong to any process, for whose sake twistd would not start.
-            Path(pid_file).unlink(missing_ok=True)
+            if wants_pid:
+                # After a kill its number may belong to any process, for whose sake twistd would not start.
+                pid_file.unlink(missing_ok=True)
+                parent["pidfile"] = os.fspath(pid_file)
         except OSError as error:
             raise SystemExit(f"chunkfarm: the data directory {data} cannot be used: {error.strerror}") from None
-        parent["pidfile"] = pid_file
+        if wants_log:
+            parent["logfile"] = os.path.join(data, "twistd.log")
 
 
 def makeService(options: Options) -> IService:

@@ -1,0 +1,88 @@
+"""The command line of `twistd chunkfarm`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import UUID
+
+from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.data_directory import DataDirectory
+from chunkfarm.tap import Options
+
+CONFIG = "[farm]\nchunksize = 8M\n\n[servers]\n\n[server]\ndata = ./data\nhost = 127.0.0.1\n"
+
+
+class Parent(usage.Options):
+    """What twistd's own options are to ours."""
+
+    def __init__(self, **values: object) -> None:
+        super().__init__()
+        self.update({"pidfile": "twistd.pid", "nodaemon": False, "logfile": None, "syslog": False})
+        self.update(values)
+
+
+class OptionsTests(SynchronousTestCase):
+    """Mistakes end before anything starts; twistd's files lie with the data."""
+
+    def make_options(self, *arguments: str, config: str = CONFIG, **parent: object) -> Options:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        (self.folder / "config.ini").write_text(config)
+        self.parent = Parent(**parent)
+        options = Options()
+        options.parent = self.parent
+        self.options = options
+        options.parseOptions(["--config", os.fspath(self.folder / "config.ini"), *arguments])
+        return options
+
+    def refusal(self, *arguments: str, config: str = CONFIG) -> str:
+        with self.assertRaises(SystemExit) as caught:
+            self.make_options(*arguments, config=config)
+        assert isinstance(caught.exception.code, str)
+        assert "\n" not in caught.exception.code
+        assert sorted(os.listdir(self.folder)) == ["config.ini"]
+        return caught.exception.code
+
+    def test_the_command_line_overrides(self) -> None:
+        """What is given there is handed on, the data directory from where the person stands."""
+        options = self.make_options("--data", "elsewhere", "--ports", "5000", "--zone", "attic", "--found")
+        assert options.overrides["data"] == os.path.abspath("elsewhere")
+        assert options.overrides["ports"] == "5000"
+        assert options.overrides["zone"] == "attic"
+        assert options.overrides["weight"] is None
+        assert options["found"]
+
+    def test_twistds_files_lie_with_the_data(self) -> None:
+        """Three servers of one folder get a pid file and a log each."""
+        self.make_options("--data", "d2")
+        assert self.parent["pidfile"] == os.path.abspath("d2/twistd.pid")
+        assert self.parent["logfile"] == os.path.abspath("d2/twistd.log")
+
+    def test_a_persons_choice_stays(self) -> None:
+        """A pid file or a log that twistd was told of is not moved, and -n writes to the terminal."""
+        self.make_options("--data", "d3", pidfile="", nodaemon=True)
+        assert self.parent["pidfile"] == ""
+        assert self.parent["logfile"] is None
+
+    def test_a_number_left_by_a_kill(self) -> None:
+        """A pid file of a process that has the data no more is taken away."""
+        Path("d4").mkdir()
+        Path("d4/twistd.pid").write_text("1")
+        self.make_options("--data", "d4")
+        assert not Path("d4/twistd.pid").exists()
+
+    def test_data_in_use(self) -> None:
+        """A second process on the same data is told so before it detaches."""
+        data = DataDirectory.open(Path("d5"), UUID(int=1))
+        self.addCleanup(data.close)
+        assert "in use by another chunkfarm process" in self.refusal("--data", "d5")
+
+    def test_mistakes(self) -> None:
+        """One sentence, naming the file and the line or the option; nothing is written."""
+        assert "config.ini, line 2" in self.refusal(config="[farm]\nchunksize = huge\n")
+        assert "colour" in self.refusal(config="[farm]\ncolour = blue\n")
+        assert "--ports" in self.refusal("--ports", "many")
+        assert "--weight" in self.refusal("--weight", "-3")
