@@ -37,6 +37,11 @@ DISK_THREADS = 8
 LEAVE_SECONDS = 2.0
 """How long a leaving server tries to tell the first, and to hand leadership on: what that is missing is noticed
 by silence a few seconds later anyway."""
+HAND_OVER_INTERVAL = 0.1
+"""Seconds between two looks at whether somebody else leads, and goes on alone."""
+GIVE_UP_VOTE_SECONDS = 4.0
+"""How long a leaving server waits until the other of two goes on without its vote: that takes two rounds of the
+other one's duties, and two commits."""
 SPACE_INTERVAL = 5.0
 """Seconds between looks at the disk's free space."""
 
@@ -230,20 +235,29 @@ class Farm(MultiService):
         parts.data.close()
 
     async def _hand_over(self, parts: Parts) -> None:
-        """Give leadership to the next in line that is caught up, and wait until it leads."""
+        """Give leadership to the next in line that is caught up, and of two votes this one's too."""
         table = parts.embedded
+        own_id = parts.data.server_id
         heirs = [
             server.id
-            for server in membership.masters(server for server in parts.servers() if server.id != parts.data.server_id)
+            for server in membership.masters(server for server in parts.servers() if server.id != own_id)
             if server.id in table.configuration.voters and server.id in table.caught_up()
         ]
-        if not table.is_leader or not heirs:
+        if table.is_leader and heirs:
+            table.transfer(heirs[0])
+            for _ in range(int(LEAVE_SECONDS / HAND_OVER_INTERVAL)):
+                if not table.is_leader:
+                    break
+                await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
+        voters = table.configuration.voters
+        if len(voters) != 2 or own_id not in voters or table.is_leader:
             return
-        table.transfer(heirs[0])
-        for _ in range(int(LEAVE_SECONDS / 0.1)):
-            if not table.is_leader:
+        # Of two voters neither can commit without the other, so the other one is left alone with its vote.
+        for _ in range(int(GIVE_UP_VOTE_SECONDS / HAND_OVER_INTERVAL)):
+            await self._within(LEAVE_SECONDS, parts.reporter.report_now())
+            if parts.reporter.voters and own_id not in parts.reporter.voters:
                 return
-            await deferLater(self._reactor, 0.1, lambda: None)
+            await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
 
     async def _drain(self, parts: Parts) -> None:
         """Let running requests end, for at most `drain_timeout`; then cut them off."""

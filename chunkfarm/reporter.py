@@ -46,8 +46,6 @@ class LedTable(Protocol):
     @property
     def has_quorum(self) -> bool: ...
 
-    def heed(self, term: int, members: frozenset[str]) -> None: ...
-
 
 class Reporter:
     """Reports to the first, finds out who that is, and keeps the server's phase true."""
@@ -216,7 +214,8 @@ class Reporter:
         answer = json.loads(box["answer"])
         if "term" in answer:
             # A master that was removed hears of it from nobody but the first.
-            self._heed(answer["term"], frozenset((*answer["voters"], *answer["learners"])))
+            self.voters = frozenset(answer["voters"])
+            self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
         if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)

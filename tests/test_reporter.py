@@ -33,7 +33,8 @@ class FakePeers:
         if command is commands.PutServer:
             self.answers[to] = {"known": True}
             return succeed({"row": arguments["row"]})
-        return succeed({"answer": json.dumps(answer)})
+        told = {"term": 4, "voters": [server_id(1), server_id(2)], "learners": [server_id(3)], **answer}
+        return succeed({"answer": json.dumps(told)})
 
     def error_of(self, to: str) -> str:
         return ""
@@ -71,6 +72,7 @@ class ReporterTests(SynchronousTestCase):
         self.peers, self.table, self.duties = FakePeers(), FakeTable(), FakeDuties()
         self.state = ServerState(server_id=server_id(3), name="s3", stamp=0, incarnation="run3")
         self.learned: dict[str, Address] = {}
+        self.heeded: list[tuple[int, frozenset[str]]] = []
         reporter = Reporter(
             state=self.state,
             make_report=lambda: Report(incarnation="run3"),
@@ -82,6 +84,7 @@ class ReporterTests(SynchronousTestCase):
             learn=self.learned.__setitem__,
             clock=self.clock,
             now=lambda: 77,
+            heed=lambda term, members: self.heeded.append((term, members)),
         )
         self.reporter = reporter
         self.addCleanup(reporter.stop)
@@ -100,6 +103,14 @@ class ReporterTests(SynchronousTestCase):
         reporter.start(server_id(1))
         self.successResultOf(belonging)
         assert self.peers.calls == [(server_id(1), "Report")]
+
+    def test_who_votes(self) -> None:
+        """The answer tells who votes and who holds rows, which a server that was removed cannot know by itself."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        assert reporter.voters == {server_id(1), server_id(2)}
+        assert self.heeded == [(4, frozenset({server_id(1), server_id(2), server_id(3)}))]
 
     def test_a_new_process_gives_its_row(self) -> None:
         """Asked for, the row is given, and only then does the server belong."""

@@ -86,7 +86,9 @@ def _to_remove(view: View, rows: Mapping[str, Server], wanted: list[str]) -> lis
         row = rows.get(voter)
         alive = row is not None and row.state in membership.LIVE
         lost_for_good = not alive and view.silent.get(voter, 0.0) >= view.repair_after
-        if replaced or (alive and enough) or (lost_for_good and len(voters) > 2):
+        # With one of two gone the other could commit nothing, so the one that leaves gives up its vote before.
+        leaves_one = row is not None and row.state == "leaving" and len(voters) == 2
+        if replaced or (alive and enough) or leaves_one or (lost_for_good and len(voters) > 2):
             going.append(voter)
     return going
 

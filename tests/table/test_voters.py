@@ -63,6 +63,23 @@ class NextConfigurationTests(SynchronousTestCase):
         servers = [make_server(number) for number in range(1, 7)]
         assert next_configuration(self.make_view(servers, numbers(1, 2, 3), numbers(4, 5))) is None
 
+    def test_one_of_two_that_leaves_gives_up_its_vote(self) -> None:
+        """The other one can then commit alone."""
+        view = self.make_view([make_server(1), make_server(2, state="leaving")], numbers(1, 2))
+        assert next_configuration(view) == Configuration(numbers(1))
+
+    def test_one_of_three_that_leaves_keeps_its_vote(self) -> None:
+        """Two of three are a majority, and it may be back in a moment."""
+        view = self.make_view([make_server(1), make_server(2), make_server(3, state="leaving")], numbers(1, 2, 3))
+        assert next_configuration(view) is None
+
+    def test_one_of_two_that_is_down_keeps_its_vote(self) -> None:
+        """Nobody knows whether it only lost contact."""
+        view = self.make_view(
+            [make_server(1), make_server(2, state="down")], numbers(1, 2), silent={server_id(2): 60.0}
+        )
+        assert next_configuration(view) is None
+
     def test_a_lost_voter_is_replaced(self) -> None:
         """A voter silent for `master_grace` makes room: the learner is promoted first, then the lost one goes."""
         servers = [make_server(1), make_server(2), make_server(3, state="down"), make_server(4)]
