@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 
 from attrs import frozen
 
-from chunkfarm.model import Server
+from chunkfarm.model import Server, timestamp
 
 MASTERS = 3
 """Copies of the table: one may be lost without stopping it, and each more costs every commit."""
@@ -109,7 +109,7 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
 
 def _why_not(server: Server, chosen: tuple[Server, ...]) -> str:
     if server.state not in LIVE:
-        return f"it is {server.state}"
+        return f"it is {server.state}" + (f" since {timestamp(server.since)}" if server.since else "")
     if not server.master:
         return "its config says master = no"
     if any(other.seniority > server.seniority for other in chosen):

@@ -80,13 +80,13 @@ class SuccessionTests(SynchronousTestCase):
 
     def test_everyone_has_a_role_and_a_reason(self) -> None:
         """Each server stands in the line once, live ones first, with a reason."""
-        servers = [make_server(number) for number in (1, 2, 3, 4)] + [make_server(5, state="down")]
+        servers = [make_server(number) for number in (1, 2, 3, 4)] + [make_server(5, state="down", since=1_000)]
         line = succession(servers)
         assert [standing.role for standing in line] == ["first", "master", "master", "server", "server"]
         assert [standing.server for standing in line] == list(in_order(servers))
         assert line[0].reason == "the most senior live master"
         assert line[3].reason == "there are 3 masters ahead of it"
-        assert line[4].reason == "it is down"
+        assert line[4].reason == "it is down since 1970-01-01T00:00:01.000Z"
 
     def test_who_was_passed_over(self) -> None:
         """A senior that is not a master learns which server stands for its zone."""
