@@ -311,6 +311,12 @@ class WriteTests(SynchronousTestCase):
         assert [answer.status for answer in caller.answers()] == [201]
         assert caller.open
 
+    def test_expect_not_waited_for(self) -> None:
+        """A client that asks and does not wait for the answer gets none but the last."""
+        caller = self.make()
+        caller.send(request("PUT", "/home/a", "Expect: 100-continue", body=b"abc"))
+        assert [answer.status for answer in caller.answers()] == [201]
+
     def test_expect_refused(self) -> None:
         """A client that asks first is told no before it sends a byte, and the connection ends."""
         for lines, target, key, status in (

@@ -214,8 +214,7 @@ class FileProtocol(Protocol):
         try:
             piece, self._offset = body.decoder.take(self._input, start)
         except InvalidRequest as error:
-            # Where the next request begins is not known.
-            self._close = True
+            # Where the next request begins is not known: the answer finds a body without an end, and closes.
             body.fail(error)
             return
         self._body_bytes += self._offset - start
