@@ -16,9 +16,10 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
 
 from chunkfarm.links.commands import Probe
-from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed, Peers
+from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed, Peers, reason_of
 from chunkfarm.membership import Candidate
 from chunkfarm.model import Address
+from chunkfarm.wire.tls import HandshakeTimedOut
 
 MASTERS_FIRST = 3
 """The first three listed are the masters, so they are asked before anyone else."""
@@ -143,14 +144,14 @@ async def probe(peers: Peers, address: Address, me: Candidate, farm: str) -> Ans
         link = await peers.open(address)
     except CancelledError:
         raise
-    except ConnectionRefusedError:
-        return Answer(address=address, outcome=REFUSED, error="refused")
-    except TimeoutError:
-        return Answer(address=address, outcome=TIMED_OUT, error=f"no answer within {CONNECT_TIMEOUT:g} s")
+    except ConnectionRefusedError as error:
+        return Answer(address=address, outcome=REFUSED, error=reason_of(error))
+    except (TimeoutError, HandshakeTimedOut) as error:
+        return Answer(address=address, outcome=TIMED_OUT, error=reason_of(error))
     except ConnectError as error:
-        return Answer(address=address, outcome=FAILED, error=_text(error))
+        return Answer(address=address, outcome=FAILED, error=reason_of(error))
     except Exception as error:
-        return Answer(address=address, outcome=UNTRUSTED, error=f"TLS failed: {_text(error)}")
+        return Answer(address=address, outcome=UNTRUSTED, error=reason_of(error))
     try:
         call = link.callRemote(Probe, server=me.server_id, stamp=me.stamp, farm=farm)
         box = await peers.limit(call, CONNECT_TIMEOUT, "Probe")
@@ -175,12 +176,8 @@ async def probe(peers: Peers, address: Address, me: Candidate, farm: str) -> Ans
     except CancelledError:
         raise
     except LinkFailed as error:
-        return Answer(address=address, outcome=TIMED_OUT, error=_text(error))
+        return Answer(address=address, outcome=TIMED_OUT, error=reason_of(error))
     except Exception as error:
-        return Answer(address=address, outcome=UNTRUSTED, error=f"it does not speak our protocol: {_text(error)}")
+        return Answer(address=address, outcome=UNTRUSTED, error=f"it does not speak our protocol: {reason_of(error)}")
     finally:
         link.close()
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__

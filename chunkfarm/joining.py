@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from chunkfarm.errors import FarmError
 from chunkfarm.founding import join_file
 from chunkfarm.links import commands
-from chunkfarm.links.peers import LinkFailed
+from chunkfarm.links.peers import LinkFailed, reason_of
 from chunkfarm.model import Address, Server
 from chunkfarm.parts import Parts
 from chunkfarm.trust.authority import usable_names
@@ -63,7 +63,7 @@ async def _join_at(parts: Parts, address: Address, key: bytes) -> Server:
     except CancelledError:
         raise
     except Exception as error:
-        raise JoinLater(f"{address}: {error}") from None
+        raise JoinLater(f"{address}: {reason_of(error)}") from None
     try:
         exporter = exporter_of(link.transport)
         _check_authority(parts, link.transport, address)

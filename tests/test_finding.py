@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectionRefusedError, TimeoutError
+from twisted.internet.error import ConnectError, ConnectionRefusedError, NoRouteError, TimeoutError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -29,6 +29,7 @@ from chunkfarm.finding import (
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import Candidate
 from chunkfarm.model import Address
+from chunkfarm.wire.tls import HandshakeTimedOut, TLSFailed
 from tests.builders import server_id
 
 FARM = "f" * 32
@@ -150,7 +151,7 @@ class AskTests(SynchronousTestCase):
         def open_link(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
             self.asked.append(address.port)
             place = places[address.port]
-            if isinstance(place, OSError | ConnectionRefusedError | TimeoutError):
+            if isinstance(place, OSError | ConnectError | TLSFailed):
                 return fail(place)
             return succeed(FakeLink(place))
 
@@ -200,6 +201,24 @@ class AskTests(SynchronousTestCase):
             FAILED,
         ]
         assert answers[6].error == f"it is waiting too, for farm {FARM}"
+
+    def test_why_nobody_could_be_asked(self) -> None:
+        """The reason is a few words that people know, not those of a library."""
+        places: dict[int, Any] = {
+            1: ConnectionRefusedError(111, "Connection refused"),
+            2: TimeoutError(110, "timed out"),
+            3: HandshakeTimedOut("the peer did not finish the handshake within 4.99946 seconds"),
+            4: TLSFailed("no protocols available"),
+            5: NoRouteError(113, "No route to host"),
+        }
+        answers = self.successResultOf(self.make_round(places))
+        assert [(answer.outcome, answer.error) for answer in answers] == [
+            (REFUSED, "refused"),
+            (TIMED_OUT, "no answer within 5 s"),
+            (TIMED_OUT, "no answer within 5 s"),
+            (UNTRUSTED, "TLS failed: no protocols available"),
+            (FAILED, "No route to host: 113: No route to host"),
+        ]
 
     def test_another_farm_is_named(self) -> None:
         """An answer for another farm says which."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import Address
+from chunkfarm.wire.tls import HandshakeTimedOut
 
 CALL_TIMEOUT = 10.0
 """Seconds until a call to a peer counts as unanswered: as long as `master_grace`, past which it is replaced."""
@@ -31,6 +32,15 @@ RETRY_DELAY = 0.25
 
 class LinkFailed(Exception):
     """The peer cannot be reached, or is not the server that was asked for; the text says which."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an address could not be reached, in the words that people are told everywhere."""
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, TimeoutError | HandshakeTimedOut):
+        return f"no answer within {CONNECT_TIMEOUT:g} s"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 class PeerLink(Boxes):
@@ -170,7 +180,8 @@ class Peers:
 
     def _failed(self, place: _Place, failure: Failure) -> None:
         place.attempt = None
-        place.error = failure.getErrorMessage() or type(failure.value).__name__
+        assert failure.value is not None
+        place.error = reason_of(failure.value)
         place.not_before = self._clock.seconds() + RETRY_DELAY
         waiting, place.opening = place.opening, []
         for waiter in waiting:

@@ -17,7 +17,7 @@ from chunkfarm.access import Access
 from chunkfarm.errors import AuthenticationFailed, FarmError
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
-from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers
+from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers, reason_of
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address, Server, check_server_id, check_server_name
 from chunkfarm.ports.peer import Joiner
@@ -25,6 +25,7 @@ from chunkfarm.state import ServerState
 from chunkfarm.table import codec
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
 from chunkfarm.table.registry import Registry
 from chunkfarm.trust.authority import public_key_digest
@@ -162,7 +163,7 @@ class PeerAnswers:
         except CancelledError:
             raise
         except Exception as error:
-            raise commands.JoinRefused(f"{where} cannot be reached from here: {error}") from None
+            raise commands.JoinRefused(f"{where} cannot be reached from here: {reason_of(error)}") from None
         try:
             call = link.callRemote(
                 commands.Probe, server=self._state.server_id, stamp=self._state.stamp, farm=self._state.farm_id
@@ -254,7 +255,7 @@ class PeerAnswers:
             return await answer(request)
         except commands.NotFirst:
             raise self._not_first() from None
-        except codec.CodecError as error:
+        except CodecError as error:
             raise commands.BadRequest(str(error)) from None
         except TableError as error:
             raise commands.NotNow(str(error)) from None
