@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
 
 from chunkfarm.catalog import Condition, Found, Listing
 from chunkfarm.chunks.pieces import Digests
@@ -140,6 +141,7 @@ class MemoryUpload:
         self.written: list[int] = []
         self.aborted = False
         self.error: Exception | None = None
+        self.failure: Failure | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         assert not self.aborted

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.errors import Full, ReadOnly
@@ -350,6 +351,16 @@ class WriteTests(SynchronousTestCase):
         (answer,) = caller.answers()
         assert answer.status == 507 and caller.backend.catalog.uploads[0].aborted
         assert caller.open and not caller.backend.catalog.files
+
+    def test_store_fails_early(self) -> None:
+        """When the upload has failed, the client is told so before it sends the rest."""
+        caller = self.make()
+        caller.send(request("PUT", "/home/a", "Content-Length: 1000000", raw=True), b"abc")
+        caller.backend.catalog.uploads[0].failure = Failure(Full("no server has room"))
+        caller.send(b"def")
+        (answer,) = caller.answers()
+        assert (answer.status, answer.headers["connection"]) == (507, "close") and not caller.open
+        assert caller.backend.catalog.uploads[0].written == [3] and caller.backend.catalog.uploads[0].aborted
 
     def test_back_pressure(self) -> None:
         """While the disks are busy, no more is read from the client."""

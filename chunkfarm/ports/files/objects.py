@@ -73,8 +73,15 @@ class Objects:
         condition = self._condition(request, name, there)
         body = request.body
         upload = catalog.upload(None, body.pause, body.resume)
+
+        def take(piece: bytes | memoryview) -> None:
+            if upload.failure is not None:
+                # The rest of the bytes would be sent for nothing.
+                upload.failure.raiseException()
+            upload.write(piece)
+
         try:
-            await body.into(upload.write)
+            await body.into(take)
             written = await upload.finish()
             receipt = await catalog.commit(
                 name, written.size, written.chunk_size, written.digests, content_type, condition, written
