@@ -13,7 +13,7 @@ from chunkfarm.table.consensus import Consensus, majority
 from chunkfarm.table.records import Entry, EntryKind, Message, MessageKind, Ready
 
 if TYPE_CHECKING:
-    from tests.simulation.core import Rows, Server
+    from tests.simulation.core import Disk, Rows, Server
 
 
 class Violation(AssertionError):
@@ -45,16 +45,23 @@ class Checks:
 
     # Elections.
 
-    def sent(self, message: Message) -> None:
-        """Vote once a term, across restarts: what has left a server cannot be taken back."""
+    def sent(self, message: Message, disk: Disk) -> None:
+        """What is promised is on the disk, and a vote is given once a term, across restarts."""
         if message.kind is MessageKind.VOTE:
-            self._voted(message.sender, message.term, message.sender)
+            self._voted(message, message.sender, disk)
         elif message.kind is MessageKind.VOTE_ANSWER and not message.reject:
-            self._voted(message.sender, message.term, message.to)
+            self._voted(message, message.to, disk)
+        elif message.kind is MessageKind.APPEND_ANSWER and not message.reject:
+            durable = disk.hard_state.term >= message.term and disk.last_index >= message.log_index
+            _must(durable, f"promises: {message.sender} acknowledged {message.log_index}, which it has not written")
 
-    def _voted(self, voter: str, term: int, candidate: str) -> None:
+    def _voted(self, message: Message, candidate: str, disk: Disk) -> None:
+        voter, term = message.sender, message.term
         before = self._votes.setdefault((voter, term), candidate)
         _must(before == candidate, f"vote once: {voter} voted for {before} and {candidate} in term {term}")
+        written = disk.hard_state
+        durable = written.term > term or (written.term == term and written.vote == candidate)
+        _must(durable, f"promises: {voter} voted for {candidate} in term {term}, and has not written it")
 
     def _lead(self, server: Server, core: Consensus) -> None:
         """Election safety: one leader a term. Leader completeness: it has what earlier terms committed."""

@@ -99,6 +99,10 @@ class Disk:
         del self.entries[: meta.index - self.snapshot.index]
         self.snapshot = meta
 
+    @property
+    def last_index(self) -> int:
+        return self.snapshot.index + len(self.entries)
+
     def holds(self, index: int, term: int) -> bool:
         """Whether the entry is here, by itself or in what the rows include."""
         if index <= self.snapshot.index:
@@ -285,6 +289,12 @@ class Simulation:
             return
         for message in ready.messages:
             self._post(server, message)
+        voted = any(message.kind is MessageKind.VOTE_ANSWER for message in ready.messages)
+        if voted and not self._healed and self.random.random() < 0.1:
+            # What was promised a moment ago is what must not be forgotten.
+            self._crash(server)
+            self._at(self.random.randrange(1, TICK), self._restart, server)
+            return
         for entry in ready.committed:
             self.checks.applied(server.id, server.rows.index, entry)
             server.rows = server.rows.after(entry)
@@ -298,7 +308,7 @@ class Simulation:
 
     def _post(self, server: Server, message: Message) -> None:
         assert message.sender == server.id
-        self.checks.sent(message)
+        self.checks.sent(message, server.disk)
         self._note("send", message)
         copies = 1
         if not self._healed:

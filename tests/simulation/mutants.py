@@ -179,7 +179,7 @@ class NeverStandsAgain(Consensus):
 
 MUTANTS: dict[str, tuple[type[Consensus], int]] = {
     "truncates-matching": (TruncatesMatchingEntries, 60),
-    "commits-old-terms": (CommitsOldTermsByCounting, 60),
+    "commits-old-terms": (CommitsOldTermsByCounting, 150),
     "forgets-votes": (ForgetsVotes, 60),
     "forgets-terms": (ForgetsTerms, 60),
     "changes-twice": (ChangesTwice, 60),
@@ -188,7 +188,7 @@ MUTANTS: dict[str, tuple[type[Consensus], int]] = {
     "counts-own-disk-early": (CountsItsDiskTooEarly, 60),
     "reads-without-round": (ReadsWithoutRound, 60),
     "votes-for-short-logs": (VotesForShortLogs, 60),
-    "commits-without-match": (CommitsWithoutMatch, 60),
+    "commits-without-match": (CommitsWithoutMatch, 150),
     "commits-on-half": (CommitsOnHalf, 60),
-    "never-stands-again": (NeverStandsAgain, 60),
+    "never-stands-again": (NeverStandsAgain, 150),
 }
