@@ -16,6 +16,7 @@ from chunkfarm.errors import (
     Busy,
     InvalidRequest,
     LimitExceeded,
+    Mismatch,
     MissingChunks,
     NotFound,
     PreconditionFailed,
@@ -269,7 +270,7 @@ class Catalog:
             assert written.digests == digests
             copies, holders = written.copies, set(written.holders)
         else:
-            copies, holders = await self._check_copies(digests)
+            copies, holders = await self._check_copies(digests, size, chunk_size)
         inline, levels, copies = await self._write_manifest(digests, copies, holders)
         file = File(
             name=name,
@@ -306,17 +307,27 @@ class Catalog:
                 before = await self._check_condition(file.name, condition)
         raise _too_busy(file.name)
 
-    async def _check_copies(self, digests: Sequence[bytes]) -> tuple[int, set[str]]:
+    async def _check_copies(self, digests: Sequence[bytes], size: int, chunk_size: int) -> tuple[int, set[str]]:
         """The fewest copies of any chunk, and all holders; raises `MissingChunks` if any has too few copies.
 
-        The one place that asks the holders on behalf of a commit.
+        Raises `Mismatch` if one is not as long as a file of that size needs it. The one place that asks the
+        holders on behalf of a commit.
         """
+        last = len(digests) - 1
         required = self._transfer.required()
         fewest: list[int] = []
         holders: set[str] = set()
         missing: list[bytes] = []
         for start in range(0, len(digests), HAVE_DIGESTS_MAX):
-            found = await self._transfer.have(digests[start : start + HAVE_DIGESTS_MAX], enough=required)
+            batch = digests[start : start + HAVE_DIGESTS_MAX]
+            lengths = dict.fromkeys(batch, chunk_size)
+            if start + len(batch) > last:
+                lengths[digests[last]] = size - last * chunk_size
+                if lengths[digests[last]] != chunk_size and digests[last] in batch[:-1]:
+                    raise Mismatch(
+                        f"chunk {digests[last].hex()} is the short last one, and stands earlier as a full one"
+                    )
+            found = await self._transfer.have(batch, enough=required, lengths=lengths)
             missing += [digest for digest, held in found.items() if len(held) < required]
             fewest.append(min(map(len, found.values())))
             holders.update(*found.values())

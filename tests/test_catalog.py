@@ -20,6 +20,7 @@ from chunkfarm.errors import (
     Busy,
     InvalidRequest,
     LimitExceeded,
+    Mismatch,
     MissingChunks,
     NotFound,
     PreconditionFailed,
@@ -162,6 +163,23 @@ class CommitTests(CatalogTestCase):
         assert digests[0].hex() not in str(failure.value)
         assert "and 2 more" in str(failure.value)
         assert self.table.revision == 0
+
+    def test_wrong_size(self) -> None:
+        """A commit whose size is not that of its chunks is refused: nobody could read the file."""
+        short, full, other = self.write(pattern(2 * SIZE + 5))[::-1]
+        for size, digests in (
+            (4, [short]),
+            (6, [short]),
+            (SIZE, [short]),
+            (SIZE + 5, [short, full]),
+            (SIZE + 5, [short, short]),
+            (2 * SIZE, [full, short]),
+            (2 * SIZE - 1, [full, full]),
+            (2 * SIZE - 1, [other, full]),
+        ):
+            self.failureResultOf(self.catalog.commit(NAME, size, SIZE, digests), Mismatch)
+        assert self.table.revision == 0
+        self.successResultOf(self.catalog.commit(NAME, 2 * SIZE + 5, SIZE, [full, full, short]))
 
     def test_too_few_copies(self) -> None:
         """A chunk of which too few copies are left is as good as missing; required copies are enough."""
@@ -421,7 +439,7 @@ class ManifestTests(CatalogTestCase):
         assert manifest.digests == digests
         assert (manifest.size, manifest.chunk_size) == (count * SIZE, SIZE)
 
-    async def nothing_is_missing(self, digests: Sequence[bytes]) -> tuple[int, set[str]]:
+    async def nothing_is_missing(self, digests: Sequence[bytes], size: int, chunk_size: int) -> tuple[int, set[str]]:
         return 2, set()
 
     def test_long_file(self) -> None:

@@ -17,7 +17,7 @@ HAVE_TIMEOUT = 15.0
 
 
 class Survey:
-    """One round of questions. What is found is added to `holders` (digest -> server ids).
+    """One round of questions. What is found is added to `holders` (digest -> server ids) and `lengths`.
 
     `done` fires when all have answered; or, once `hedge_timeout` has passed, as soon as every chunk asked
     about is known to be on `enough` servers. Who does not answer counts as not having it.
@@ -28,13 +28,15 @@ class Survey:
     def __init__(
         self,
         holders: dict[bytes, tuple[str, ...]],
+        lengths: dict[bytes, int],
         enough: int,
-        ask: Callable[[Server, Sequence[bytes]], Deferred[Sequence[bool]]],
+        ask: Callable[[Server, Sequence[bytes]], Deferred[Sequence[int]]],
         clock: IReactorTime,
         hedge_timeout: float,
     ) -> None:
         self.done: Deferred[None] = Deferred(lambda _: self._stop())
         self._holders = holders
+        self._lengths = lengths
         self._enough = enough
         self._ask = ask
         self._clock = clock
@@ -60,10 +62,11 @@ class Survey:
             self._running[server.id].addCallback(self._end, server)
         self._check()
 
-    def _note(self, answer: Sequence[bool], server: Server, digests: Sequence[bytes]) -> None:
-        for digest, held in zip(digests, answer, strict=True):
-            if held:
+    def _note(self, answer: Sequence[int], server: Server, digests: Sequence[bytes]) -> None:
+        for digest, length in zip(digests, answer, strict=True):
+            if length:
                 self._holders[digest] += (server.id,)
+                self._lengths[digest] = length
 
     def _no(self, failure: Failure, server: Server) -> None:
         if not self._over:

@@ -123,8 +123,8 @@ class ChunkStore:
         """Bytes of the chunk; fails with `NotFound`, or `DamagedChunk` if its file is not whole."""
         return self._watched(digest, self._run(self._size, digest))
 
-    def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
-        """For each digest whether the chunk is here and its file is whole (its blocks are not read)."""
+    def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """For each digest the chunk's length if it is here and its file is whole (its blocks are not read), else 0."""
         return self._run(self._has, digests)
 
     def check(self, digest: bytes) -> Deferred[int]:
@@ -252,8 +252,8 @@ class ChunkStore:
         file.close()
         return file.length
 
-    def _has(self, digests: Sequence[bytes]) -> Sequence[bool]:
-        return [self._whole(digest) is not None for digest in digests]
+    def _has(self, digests: Sequence[bytes]) -> Sequence[int]:
+        return [self._whole(digest) or 0 for digest in digests]
 
     def _open_file(self, digest: bytes) -> ChunkFile:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from attrs import frozen
@@ -110,14 +110,17 @@ class Transfer:
         fetch.start()
         return fetch.result
 
-    def have(self, digests: Sequence[bytes], enough: int | None = None) -> Deferred[dict[bytes, tuple[str, ...]]]:
+    def have(
+        self, digests: Sequence[bytes], enough: int | None = None, lengths: Mapping[bytes, int] | None = None
+    ) -> Deferred[dict[bytes, tuple[str, ...]]]:
         """The ids of the servers that hold each chunk (an empty tuple if none does).
 
         Asks the owners first, and all others only about chunks found on fewer than `enough` servers (the
         required copies unless given). Who does not answer counts as not having it, and is not waited for
-        longer than a hedge timeout if `enough` others have every chunk.
+        longer than a hedge timeout if `enough` others have every chunk. Fails with `Mismatch` if a chunk that is
+        held has not the length that `lengths` expects.
         """
-        return Deferred.fromCoroutine(self._have(digests, self.required() if enough is None else enough))
+        return Deferred.fromCoroutine(self._have(digests, self.required() if enough is None else enough, lengths or {}))
 
     def stop(self) -> Deferred[None]:
         """Fires when no copy follows an acknowledged write any more; cancelling gives the last ones up."""
@@ -217,9 +220,12 @@ class Transfer:
             raise Mismatch("its bytes do not have that digest")
         return data
 
-    async def _have(self, digests: Sequence[bytes], enough: int) -> dict[bytes, tuple[str, ...]]:
+    async def _have(
+        self, digests: Sequence[bytes], enough: int, lengths: Mapping[bytes, int]
+    ) -> dict[bytes, tuple[str, ...]]:
         holders: dict[bytes, tuple[str, ...]] = dict.fromkeys(digests, ())
         unique = list(holders)
+        found: dict[bytes, int] = {}
         for start in range(0, len(unique), HAVE_DIGESTS_MAX):
             batch = unique[start : start + HAVE_DIGESTS_MAX]
             servers = self._servers()
@@ -229,23 +235,30 @@ class Transfer:
                 ]
                 for digest in batch
             }
-            await self._survey(holders, enough, first)
+            await self._survey(holders, found, enough, first)
             rest = {
                 digest: [server for server in servers if server not in first[digest]]
                 for digest in batch
                 if len(holders[digest]) < enough
             }
-            await self._survey(holders, enough, rest)
+            await self._survey(holders, found, enough, rest)
+        for digest, expected in lengths.items():
+            if found.get(digest, expected) != expected:
+                raise _wrong_length(digest, found[digest], expected)
         return holders
 
     async def _survey(
-        self, holders: dict[bytes, tuple[str, ...]], enough: int, whom: dict[bytes, list[Server]]
+        self,
+        holders: dict[bytes, tuple[str, ...]],
+        lengths: dict[bytes, int],
+        enough: int,
+        whom: dict[bytes, list[Server]],
     ) -> None:
-        survey = Survey(holders, enough, self._ask, self._clock, self._patience.hedge_timeout)
+        survey = Survey(holders, lengths, enough, self._ask, self._clock, self._patience.hedge_timeout)
         survey.start(whom)
         await survey.done
 
-    def _ask(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+    def _ask(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         if server.id == self._self_id:
             return maybeDeferred(self._store.has, digests)
         return maybeDeferred(self._links.have, server, digests)

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.errors import CODES
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, IChunkLinks
 from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed
 from chunkfarm.model import CHUNK_SIZE_MAX, KIB, Server
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX, HEAD_END, BadResponse, CountedBody, ResponseHead, parse_response
@@ -361,7 +361,7 @@ class ChunkClient:
             return succeed(b"")
         return Deferred.fromCoroutine(self._get(server, digest, offset, length))
 
-    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """Which of these chunks `server` holds; see `IChunkLinks`."""
         assert len(digests) <= HAVE_DIGESTS_MAX
         return Deferred.fromCoroutine(self._have(server, digests))
@@ -391,15 +391,17 @@ class ChunkClient:
             raise BadResponse(f"{server.name} answered another range than it was asked for")
         return told.body
 
-    async def _have(self, server: Server, digests: Sequence[bytes]) -> list[bool]:
+    async def _have(self, server: Server, digests: Sequence[bytes]) -> list[int]:
         body = b"".join(digests)
         head = self._head(b"POST", "have", server, b"Content-Length: %d\r\n" % len(body))
-        told = await self._ask(server, Ask(head, body, answer_max=len(digests)))
+        told = await self._ask(server, Ask(head, body, answer_max=CHUNK_LENGTH.size * len(digests)))
         if told.head.status != 200:
             raise refused(server, told)
-        if len(told.body) != len(digests) or told.body.strip(b"\0\1"):
-            raise BadResponse(f"{server.name} did not answer about the chunks that it was asked for")
-        return [byte == 1 for byte in told.body]
+        if len(told.body) == CHUNK_LENGTH.size * len(digests):
+            lengths = [length for (length,) in CHUNK_LENGTH.iter_unpack(told.body)]
+            if max(lengths, default=0) <= CHUNK_SIZE_MAX:
+                return lengths
+        raise BadResponse(f"{server.name} did not answer about the chunks that it was asked for")
 
     def _head(self, method: bytes, what: str, server: Server, lines: bytes) -> bytes:
         host = str(server.files_address).encode()

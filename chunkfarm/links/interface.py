@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
@@ -30,9 +31,12 @@ class IChunkLinks(Interface):
         They are not checked against the digest yet: the caller does that.
         """
 
-    def have(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
-        """For each of at most `HAVE_DIGESTS_MAX` digests whether `server` holds that chunk, whole."""
+    def have(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """For each of at most `HAVE_DIGESTS_MAX` digests its length if `server` holds that chunk, whole; else 0."""
 
 
 HAVE_DIGESTS_MAX = 1000
 """Digests in one question to another server: 64 KiB in hexadecimal."""
+
+CHUNK_LENGTH = struct.Struct("!I")
+"""One chunk in the answer to that question."""

@@ -108,9 +108,9 @@ class MemoryLinks:
 
         return self._answer("get", server, read)
 
-    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
+    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         assert len(digests) <= HAVE_DIGESTS_MAX
-        return self._answer("have", server, lambda: [digest in self.on(server) for digest in digests])
+        return self._answer("have", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
 
     def on(self, server: Server) -> dict[bytes, bytes]:
         """The chunks that `server` holds."""

@@ -181,11 +181,11 @@ class ChunkClientTests(SynchronousTestCase):
         assert self.result(net, net.client.get(net.beta, DIGEST, 5, 0)) == b""
 
     def test_have(self) -> None:
-        """Which of these chunks the other server holds."""
+        """Which of these chunks the other server holds, and how long they are."""
         net = self.make()
         net.backend.store.chunks[DIGEST] = DATA
         digests = [bytes(32), DIGEST] * (HAVE_DIGESTS_MAX // 2)
-        assert self.result(net, net.client.have(net.beta, digests)) == [False, True] * (HAVE_DIGESTS_MAX // 2)
+        assert self.result(net, net.client.have(net.beta, digests)) == [0, len(DATA)] * (HAVE_DIGESTS_MAX // 2)
         assert self.result(net, net.client.have(net.beta, [])) == []
 
     def test_not_copied(self) -> None:
@@ -271,7 +271,7 @@ class ChunkClientTests(SynchronousTestCase):
         self.result(net, net.client.have(net.beta, [DIGEST]))
         net.wires[0].lose()
         assert not net.client._places
-        assert self.result(net, net.client.have(net.beta, [DIGEST])) == [False]
+        assert self.result(net, net.client.have(net.beta, [DIGEST])) == [0]
 
     def test_stale(self) -> None:
         """A request that finds its kept connections dead is sent once more, on a new one."""
@@ -431,8 +431,8 @@ class ChunkClientTests(SynchronousTestCase):
             self.error(net, asked, BadResponse)
 
     def test_bad_have(self) -> None:
-        """An answer about other chunks, or with other bytes than 0 and 1, is none."""
-        for body in (b"\0", b"\0\1\0", b"\0\2"):
+        """An answer about other chunks, or with a length that no chunk has, is none."""
+        for body in (bytes(4), bytes(7), bytes(12), bytes(4) + b"\x04\0\0\1"):
             net = self.make(silent=True)
             asked = net.client.have(net.beta, [DIGEST, DIGEST])
             net.wires[0].client.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

@@ -99,8 +99,8 @@ class MemoryStore:
             return fail(NotFound(f"there is no chunk {digest.hex()} here"))
         return succeed(len(self.chunks[digest]))
 
-    def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[bool]]:
-        return succeed([digest in self.chunks for digest in digests])
+    def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return succeed([len(self.chunks.get(digest, b"")) for digest in digests])
 
 
 @define

@@ -140,18 +140,18 @@ class ChunkTests(SynchronousTestCase):
             assert self.ask(self.make(), method, CHUNK).status == 404
 
     def test_have(self) -> None:
-        """A byte for each digest says whether the chunk is here."""
+        """Four bytes for each digest say how long the chunk is that is here, 0 for none."""
         caller = self.make()
         caller.backend.store.chunks[DIGEST] = DATA
         answer = self.ask(caller, "POST", "/-/chunks/have", body=bytes(32) + DIGEST + bytes(32))
-        assert (answer.status, answer.body) == (200, b"\0\1\0")
+        assert (answer.status, answer.body) == (200, bytes(4) + len(DATA).to_bytes(4, "big") + bytes(4))
         assert self.ask(caller, "POST", "/-/chunks/have").body == b""
 
     def test_have_limits(self) -> None:
         """Whole digests, and not too many of them."""
         caller = self.make()
         most = bytes(32 * HAVE_DIGESTS_MAX)
-        assert self.ask(caller, "POST", "/-/chunks/have", body=most).body == bytes(HAVE_DIGESTS_MAX)
+        assert self.ask(caller, "POST", "/-/chunks/have", body=most).body == bytes(4 * HAVE_DIGESTS_MAX)
         assert self.ask(caller, "POST", "/-/chunks/have", body=bytes(33)).status == 400
         assert self.ask(caller, "POST", "/-/chunks/have", body=most + bytes(32)).status == 413
         caller.send(request("POST", "/-/chunks/have", "Transfer-Encoding: chunked", key=None, raw=True))

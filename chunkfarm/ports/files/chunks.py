@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from chunkfarm.errors import Busy, InvalidRequest, LimitExceeded
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX
+from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, MIB, split_digests
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, MethodNotAllowed
@@ -78,5 +78,5 @@ class Chunks:
 
     async def _have(self, request: Request) -> Answer:
         digests = split_digests(bytes(await request.body.gather(HAVE_DIGESTS_MAX * DIGEST_LENGTH)))
-        held = await self._backend.store.has(digests)
-        return Answer(200, BYTES, bytes(1 if here else 0 for here in held))
+        lengths = await self._backend.store.has(digests)
+        return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
