@@ -23,9 +23,10 @@ any line; skip those you do not know. A client need not wait for an answer befor
 
 Codes: `syntax` (the request breaks these rules), `auth` (say AUTH, or the key is wrong), `denied` (not with this
 key, or not unencrypted), `notfound`, `unknown` (no such command), `conflict`, `missing` (a COMMIT names chunks that
-the farm does not hold in enough copies), `mismatch` (bytes are not what was announced), `limit`, `full` (no room),
-`readonly` (no writes now), `busy` (again later), `waiting` (not serving yet, or leaving), `later` (not in this
-version), `internal` (a fault of the server). After `readonly`, `busy` and `waiting` try another server.
+the farm does not hold in enough copies), `mismatch` (bytes are not what was announced, or chunks are not as long as
+COMMIT says), `limit`, `full` (no room), `readonly` (no writes now), `busy` (again later), `waiting` (not serving yet,
+or leaving), `later` (not in this version), `internal` (a fault of the server). After `readonly`, `busy` and `waiting`
+try another server.
 
 Getting in
 ==========
