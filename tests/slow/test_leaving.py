@@ -82,7 +82,15 @@ class LeavingTests(FarmTestCase):
             done = len(writer.taken)
             farm.wait_for(lambda: len(writer.taken) > done + 10, 10, "writes go on")
         print(f"the longest wait for a write: {writer.longest_gap:.2f} s; refused: {writer.refused}")
+        assert writer.longest_gap <= GAP_MAX, f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
         assert "Traceback" not in farm.servers["alpha"].logged()
+
+        farm.start("alpha")
+        farm.wait_serving("alpha")
+        farm.wait_for(lambda: list(farm.states("alpha")) == ["beta", "alpha"], 5, "alpha is back, at the end")
+        farm.wait_for(lambda: copies_of_table(farm, "beta") == 2, 15, "there are two copies of the table again")
+        names = {row["name"] for row in farm.ask("alpha", "LIST home/").parsed}
+        assert names >= set(writer.taken), "a write that was acknowledged is gone"
 
     def test_a_running_transfer_is_finished_first(self) -> None:
         """A client that is sending when SIGTERM comes is answered; a second SIGTERM would not wait for it."""

@@ -73,7 +73,7 @@ class LineProtocolTests(RefusalTestCase):
         self.refused("syntax", f"PUT abc {len(TEXT)}", TEXT)
         self.refused("syntax", f"PUT {OTHER} 0")
         self.refused("missing", f"COMMIT home/new {len(TEXT)} 8388608 32", bytes.fromhex(OTHER))
-        self.refused("missing", f"COMMIT home/new {8388608 + 15} 8388608 64", bytes.fromhex(DIGEST + OTHER))
+        self.refused("missing", f"COMMIT home/new {8388608 + 15} 8388608 64", bytes.fromhex(OTHER + DIGEST))
         self.refused("mismatch", f"COMMIT home/new {len(TEXT)} 8388608 64", bytes.fromhex(DIGEST + DIGEST))
         self.refused("mismatch", f"COMMIT home/new {len(TEXT) + 1} 8388608 32", bytes.fromhex(DIGEST))
         self.refused("syntax", f"COMMIT home/new {len(TEXT)} 5 32", bytes.fromhex(DIGEST))
