@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
+
+BOX_KEYS_MAX = 32
+"""Keys of one box: no command has a third of that, and a box that never ends would be kept as a whole in memory."""
 
 
 class Boxes(amp.AMP):
@@ -29,6 +33,29 @@ class Boxes(amp.AMP):
         except Exception as error:
             self._log.info("A peer sent what is not AMP ({error}); its link is closed.", error=type(error).__name__)
             self.abort()
+
+    def proto_value(self, string: bytes) -> str:
+        """A value of the box that is coming in; raises what ends the link if the box has too many."""
+        box = self._currentBox
+        if box is not None and len(box) >= BOX_KEYS_MAX:
+            raise ValueError(f"a box has at most {BOX_KEYS_MAX} keys")
+        return cast(str, super().proto_value(string))
+
+    def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
+        """What answers a command of that name, or None."""
+        # AMP answers StartTLS by itself, to anybody; a link here is encrypted before its first box, and once.
+        if name == amp.StartTLS.commandName:
+            return None
+        return cast("Callable[..., Any] | None", super().locateResponder(name))
+
+    def unhandledError(self, failure: Failure) -> None:
+        """An error that cannot be told to the peer, such as that of a command without an answer, ends the link."""
+        if isinstance(failure.value, amp.RemoteAmpError):
+            # The peer's fault, however often it asks: no traceback for it.
+            self._log.info("A peer's link is closed: {reason}.", reason=failure.value.description)
+        else:
+            self._log.failure("while answering a peer; its link is closed", failure)
+        self.abort()
 
     def abort(self) -> None:
         """End the link at once; harmless when it has ended."""

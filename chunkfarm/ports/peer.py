@@ -7,23 +7,29 @@ certificate proves, never what it says.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from attrs import define
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
+from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes
+from chunkfarm.model import KIB
 
 CONNECTIONS_MAX = 2048
 """A farm of fifty servers needs two hundred links; past this something is wrong, and descriptors are kept for it."""
 STRANGER_CONNECTIONS_MAX = 128
-"""Links without a certificate of this farm at one time: enough for all servers of a farm to join at once."""
+"""Links that have shown no certificate of this farm yet, at one time: enough for all servers of a farm to join at
+once. Beyond it the one that is longest here makes room: a server says who it is in its first command."""
 STRANGER_SECONDS = 60.0
 """How long such a link may last: a join takes a second, and a founder may take a few."""
+STRANGER_ANSWERS_MAX = 256 * KIB
+"""Bytes of answers that such a link may leave untaken: a thousand probes, where one or two make sense."""
 
 
 @define(frozen=True)
@@ -82,14 +88,26 @@ class PeerPort(Boxes):
     def connectionMade(self) -> None:
         super().connectionMade()
         self._owner.connections.add(self)
-        strangers = sum(1 for other in self._owner.connections if other._peer is None)
-        if len(self._owner.connections) > CONNECTIONS_MAX or strangers > STRANGER_CONNECTIONS_MAX:
+        if len(self._owner.connections) > CONNECTIONS_MAX:
             self.abort()
             return
         self._deadline = self._clock.callLater(STRANGER_SECONDS, self.abort)
+        self._owner.strangers[self] = None
+        if len(self._owner.strangers) > STRANGER_CONNECTIONS_MAX:
+            oldest = next(iter(self._owner.strangers))
+            del self._owner.strangers[oldest]
+            oldest.abort()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes, unless they come from a stranger who only asks and never listens."""
+        if self._peer is None and getattr(self.transport, "queued", 0) > STRANGER_ANSWERS_MAX:
+            self.abort()
+            return
+        super().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._owner.connections.discard(self)
+        self._owner.strangers.pop(self, None)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         super().connectionLost(reason)
@@ -103,9 +121,36 @@ class PeerPort(Boxes):
             self._peer = self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
             if self._peer is None:
                 raise commands.BadRequest("this needs a certificate of this farm")
+            self._owner.strangers.pop(self, None)
             if self._deadline is not None and self._deadline.active():
                 self._deadline.cancel()
         return self._peer
+
+    def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
+        """What answers a command of that name: with one of its errors, whatever goes wrong.
+
+        An error that is not declared would end the link, and with it all that is under way on it.
+        """
+        responder = super().locateResponder(name)
+        if responder is None:
+            return None
+
+        def answer(box: amp.AmpBox) -> Deferred[Any]:
+            try:
+                answering: Deferred[Any] = responder(box)
+            except Exception as error:
+                # The arguments were read, and nothing else has begun.
+                return fail(_refusal(commands.BadRequest, f"the arguments make no sense: {type(error).__name__}"))
+            return answering.addErrback(self._failed, name)
+
+        return answer
+
+    def _failed(self, failure: Failure, name: bytes) -> Failure:
+        if failure.check(amp.RemoteAmpError):
+            return failure
+        if not failure.check(CancelledError):
+            self._log.failure("while answering {command} of a peer", failure, command=name.decode("ascii", "replace"))
+        return Failure(_refusal(commands.NotNow, "this server has a fault; its log says more"))
 
     @commands.Probe.responder
     def probe(self, server: str, stamp: int, farm: str) -> dict[str, str]:
@@ -157,10 +202,15 @@ class PeerPort(Boxes):
         return self._backend.authenticate(key, proof).addCallback(lambda role: {"role": role})
 
 
+def _refusal(kind: type[Exception], sentence: str) -> amp.RemoteAmpError:
+    """An error as AMP sends it, with the code that every command here declares for it."""
+    return amp.RemoteAmpError(commands.Report.errors[kind], sentence)
+
+
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise commands.BadRequest("expected a JSON object")
@@ -176,6 +226,8 @@ class PeerPortFactory(Factory):
         self._backend = backend
         self._clock = clock
         self.connections: set[PeerPort] = set()
+        self.strangers: dict[PeerPort, None] = {}
+        """Those that have shown no certificate of this farm yet, the oldest first."""
 
     def buildProtocol(self, addr: IAddress | None) -> PeerPort:
         return PeerPort(self, self._backend, self._clock)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.protocols import amp
 from twisted.test.iosim import FakeTransport, IOPump, connect
@@ -164,6 +164,74 @@ class PeerPortTests(SynchronousTestCase):
             assert port not in self.factory.connections
         assert self.flushLoggedErrors() == []
 
+    def test_tls_within_tls(self) -> None:
+        """AMP's own StartTLS is a command like any other unknown one: nothing is begun, nothing is logged."""
+        link, port, pump = self.make_link()
+        assert link.transport is not None
+        link.transport.write(amp.AmpBox({b"_ask": b"1", b"_command": b"StartTLS"}).serialize())
+        pump.flush()
+        assert port.hostCertificate is None
+        assert self.flushLoggedErrors() == []
+
+    def test_a_box_without_end(self) -> None:
+        """A stranger cannot fill the memory with the keys of one box."""
+        link, port, pump = self.make_link()
+        assert link.transport is not None
+        link.transport.write(b"".join(b"\x00\x05key%02d\x00\x01x" % number for number in range(100)))
+        pump.flush()
+        assert port not in self.factory.connections
+        assert self.flushLoggedErrors() == []
+
+    def test_a_stranger_that_wants_no_answer(self) -> None:
+        """A refusal that nobody waits for ends the link, without a traceback for each try."""
+        link, port, pump = self.make_link()
+        link.callRemote(commands.ConsensusOneWay, payload=b"x")
+        pump.flush()
+        assert port not in self.factory.connections
+        assert self.flushLoggedErrors() == []
+
+    def test_a_fault_of_ours(self) -> None:
+        """What goes wrong here is logged here; the peer hears that it may ask again, and its link goes on."""
+        link, port, pump = self.make_link(server_id(7))
+
+        def faulty(key: str, proof: bytes) -> Deferred[str]:
+            return fail(ZeroDivisionError())
+
+        self.backend.authenticate = faulty  # type: ignore[method-assign]
+        failure = self.failureResultOf(self.ask(link, pump, commands.Authenticate, key="k", proof=b""), commands.NotNow)
+        assert "fault" in str(failure.value)
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+        assert port in self.factory.connections
+
+    def test_arguments_that_make_no_sense(self) -> None:
+        """They are the peer's fault; nothing of it is logged, and the link goes on."""
+        link, port, pump = self.make_link()
+        assert link.transport is not None
+        for box in ({b"server": b"x"}, {b"server": b"\xff", b"stamp": b"1", b"farm": b""}):
+            answer: Deferred[Any] = Deferred()
+            link._outstandingRequests[b"1"] = answer
+            link.transport.write(amp.AmpBox({b"_ask": b"1", b"_command": b"Probe", **box}).serialize())
+            refusal: list[Any] = []
+            answer.addErrback(refusal.append)
+            pump.flush()
+            assert refusal[0].value.errorCode == b"BAD_REQUEST"
+        assert port in self.factory.connections
+        assert self.flushLoggedErrors() == []
+
+    def test_deeply_nested_reports(self) -> None:
+        """A report that no parser wants to follow is refused like other nonsense."""
+        link, _, pump = self.make_link(server_id(7))
+        self.failureResultOf(self.ask(link, pump, commands.Report, report="[" * 60_000), commands.BadRequest)
+        assert self.flushLoggedErrors() == []
+
+    def test_strangers_do_not_keep_servers_out(self) -> None:
+        """However many strangers hold a link, a server of the farm gets one."""
+        for _ in range(STRANGER_CONNECTIONS_MAX + 10):
+            self.make_link()
+        link, port, pump = self.make_link(server_id(7))
+        self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
+        assert port in self.factory.connections
+
     def test_a_stranger_may_not_stay(self) -> None:
         """A link that proves nothing ends after a while; one with a certificate stays."""
         link, port, pump = self.make_link(server_id(7))
@@ -175,11 +243,11 @@ class PeerPortTests(SynchronousTestCase):
         assert self.factory.connections == {port}
 
     def test_many_strangers(self) -> None:
-        """Past the limit new strangers are turned away, and known servers are not disturbed."""
+        """Past the limit the oldest strangers make room, and known servers are not disturbed."""
         link, port, pump = self.make_link(server_id(7))
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
-        for _ in range(STRANGER_CONNECTIONS_MAX + 10):
-            _, _, flood = self.make_link()
+        floods = [self.make_link()[2] for _ in range(STRANGER_CONNECTIONS_MAX + 10)]
+        for flood in floods:
             flood.flush()
         assert len(self.factory.connections) <= STRANGER_CONNECTIONS_MAX + 1
         self.backend.peer = server_id(7)
