@@ -22,6 +22,7 @@ from attrs import define, field
 from chunkfarm.config_render import render
 from chunkfarm.config_text import Config, parse_config, scan
 from chunkfarm.config_values import ConfigError, read_generation
+from chunkfarm.durable import sync_directory
 from chunkfarm.errors import FarmError
 from chunkfarm.model import FarmOptions, Server
 
@@ -245,11 +246,7 @@ def _replace(path: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(os.path.dirname(path))
 
 
 def _take_over_mode(path: str, descriptor: int) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from attrs import frozen
 
+from chunkfarm.durable import sync_directory
 from chunkfarm.errors import FarmError
 from chunkfarm.model import check_server_id
 
@@ -86,15 +87,6 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.close(descriptor)
     os.rename(temporary, path)
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path | str) -> None:
-    """Make the names in a directory durable: a file that was renamed into it may be gone otherwise."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _take_lock(lock: int, path: Path) -> None:

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks.chunkfile import ChunkFile, DamagedChunk, trailer_length, write_chunk
 from chunkfarm.chunks.pieces import Buffer, RunInThread
-from chunkfarm.data_directory import sync_directory
+from chunkfarm.durable import sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, KIB, digest_of
 

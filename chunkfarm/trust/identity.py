@@ -11,6 +11,7 @@ from attrs import evolve, field, frozen
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from chunkfarm.durable import sync_directory
 from chunkfarm.trust.authority import (
     CURVE,
     Authority,
@@ -29,7 +30,6 @@ from chunkfarm.trust.private import (
     TrustError,
     read_private,
     read_public,
-    sync_directory,
     write_private,
     write_public,
 )

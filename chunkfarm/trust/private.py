@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from chunkfarm.durable import sync_directory
 from chunkfarm.errors import FarmError
 
 PRIVATE_MODE = 0o600
@@ -62,15 +63,6 @@ def read_private(path: str | os.PathLike[str]) -> bytes:
 def read_public(path: str | os.PathLike[str]) -> bytes:
     """The content of a file that is no secret; raises `NoSuchFile` or `TrustError`. Blocks for the disk."""
     return _read(Path(path))[0]
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
