@@ -20,13 +20,15 @@ from chunkfarm.chunks.store import ChunkReader, ChunkStore, DamagedChunk
 from chunkfarm.chunks.writing import ChunkWrite, Plan
 from chunkfarm.errors import InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
-from chunkfarm.model import CHUNK_SIZE_MAX, MIB, Server, digest_of
+from chunkfarm.model import CHUNK_SIZE_MAX, KIB, MIB, Server, digest_of
 
 __all__ = ["ChunkReceipt", "ChunkUnavailable", "IChunkLinks", "Transfer"]
 
 FOLLOWING_BYTES_MAX = 64 * MIB
 """Bytes of acknowledged chunks whose last copies are still on their way, over all writes. They are all in memory:
 at the limit the oldest is waited for, for one hedge timeout, and then left to whoever repairs."""
+HASHED_HERE_MAX = 64 * KIB
+"""Bytes hashed in the caller's thread, in 50 us at the most: the way to another thread and back takes longer."""
 RECENT_BYTES_MAX = 32 * MIB
 """Bytes of chunks of other servers kept because only a part was asked for: a reader that goes through a file in
 small ranges would otherwise fetch each chunk many times over."""
@@ -129,12 +131,10 @@ class Transfer:
     async def _write(self, data: Buffer, digest: bytes | None) -> ChunkReceipt:
         if len(data) > CHUNK_SIZE_MAX:
             raise LimitExceeded(f"a chunk has at most {CHUNK_SIZE_MAX} bytes, not {len(data)}")
-        found = await self._run(digest_of, data)
+        found = await self._digest_of(data)
         if digest is not None and found != digest:
             raise Mismatch(f"the bytes have the digest {found.hex()}, not {digest.hex()}")
-        write = ChunkWrite(
-            found, partial(self._plan, found), partial(self._put, found, data), self._clock, self._patience
-        )
+        write = ChunkWrite(found, self._planning(found), partial(self._put, found, data), self._clock, self._patience)
         write.start()
         holders = await write.acknowledged
         if not write.settled:
@@ -156,12 +156,27 @@ class Transfer:
             except Exception:
                 oldest.give_up()
 
-    def _plan(self, digest: bytes) -> Plan:
-        servers = self._servers()
-        line = placement.writing_order(digest, servers, self._replicas())
+    async def _digest_of(self, data: Buffer) -> bytes:
+        return digest_of(data) if len(data) <= HASHED_HERE_MAX else await self._run(digest_of, data)
+
+    def _planning(self, digest: bytes) -> Callable[[], Plan]:
+        """What gives the plan for a chunk as it is now; it is computed anew when what it is made of has changed."""
+        known: tuple[tuple[Server, ...], int, Plan] | None = None
+
+        def plan() -> Plan:
+            nonlocal known
+            servers, replicas = self._servers(), self._replicas()
+            if known is None or known[0] is not servers or known[1] != replicas:
+                known = servers, replicas, self._plan(digest, servers, replicas)
+            return known[2]
+
+        return plan
+
+    def _plan(self, digest: bytes, servers: tuple[Server, ...], replicas: int) -> Plan:
+        line = placement.writing_order(digest, servers, replicas)
         return Plan(
             line=line,
-            wanted=min(self._replicas(), len(line)),
+            wanted=min(replicas, len(line)),
             required=self.required(),
             full=tuple(server for server in servers if server.stores and server.state == "up" and server.full),
         )
@@ -215,7 +230,7 @@ class Transfer:
 
     async def _get_checked(self, digest: bytes, server: Server) -> bytes:
         data = await self._links.get(server, digest)
-        if await self._run(digest_of, data) != digest:
+        if await self._digest_of(data) != digest:
             self._log.error("{server} gave wrong bytes for chunk {digest}", server=server.name, digest=digest.hex())
             raise Mismatch("its bytes do not have that digest")
         return data

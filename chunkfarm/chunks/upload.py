@@ -9,12 +9,15 @@ from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from chunkfarm.chunks.pieces import Digests
+from chunkfarm.chunks.pieces import Buffer, Digests
 from chunkfarm.chunks.transfer import ChunkReceipt, Transfer
-from chunkfarm.model import DIGEST_LENGTH
+from chunkfarm.model import DIGEST_LENGTH, KIB
 
 IN_FLIGHT_MAX = 3
 """Chunks of one upload that are being written: one is hashed while another travels and a third is fsynced."""
+KEPT_PIECE_MIN = 16 * KIB
+"""Pieces from here on are kept as they come and joined once. Smaller ones are copied together: each would keep
+alive the whole read that it was cut from, and a client chooses how small they are."""
 
 
 @frozen
@@ -52,29 +55,48 @@ class Upload:
         self._on_pause = on_pause
         self._on_resume = on_resume
         self._paused = False
-        self._buffer = bytearray()
-        self._full: deque[bytearray] = deque()
+        self._parts: list[Buffer] = []
+        """Of the chunk that is coming in."""
+        self._length = 0
+        """Their bytes."""
+        self._full: deque[Buffer] = deque()
         self._in_flight: set[Deferred[ChunkReceipt]] = set()
         self._digests = bytearray()
         self._copies = 0
         self._holders: set[str] = set()
         self._finishing: Deferred[Uploaded] | None = None
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes (they are copied). After a failure they are dropped, and `finish` tells why."""
+    def write(self, data: Buffer) -> None:
+        """Take bytes; those in memory that may change are copied.
+
+        After a failure they are dropped, and `finish` tells why.
+        """
         assert self._finishing is None, "nothing is written after finish()"
         self.size += len(data)
         if self.failure is not None:
             return
         rest = memoryview(data)
         while rest:
-            room = self._chunk_size - len(self._buffer)
-            self._buffer += rest[:room]
-            rest = rest[room:]
-            if len(self._buffer) == self._chunk_size:
-                self._full.append(self._buffer)
-                self._buffer = bytearray()
+            piece = rest[: self._chunk_size - self._length]
+            rest = rest[len(piece) :]
+            self._keep(piece)
+            if self._length == self._chunk_size:
+                self._cut()
         self._go_on()
+
+    def _keep(self, piece: memoryview) -> None:
+        self._length += len(piece)
+        if len(piece) >= KEPT_PIECE_MIN:
+            self._parts.append(piece if piece.readonly else bytes(piece))
+        elif self._parts and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += piece
+        else:
+            self._parts.append(bytearray(piece))
+
+    def _cut(self) -> None:
+        """What has come is a chunk."""
+        self._full.append(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+        self._parts, self._length = [], 0
 
     def finish(self) -> Deferred[Uploaded]:
         """Store the rest; fires when every chunk is acknowledged, fails as `Transfer.write` does.
@@ -84,9 +106,8 @@ class Upload:
         assert self._finishing is None, "finish() is called once"
         self._finishing = Deferred(lambda _: self.abort())
         finishing = self._finishing
-        if self._buffer:
-            self._full.append(self._buffer)
-            self._buffer = bytearray()
+        if self._length:
+            self._cut()
         self._go_on()
         return finishing
 
@@ -108,7 +129,7 @@ class Upload:
         elif not self._full and not self._in_flight:
             self._finishing.callback(self._uploaded())
 
-    def _send(self, data: bytearray) -> None:
+    def _send(self, data: Buffer) -> None:
         place = len(self._digests)
         self._digests += bytes(DIGEST_LENGTH)
         writing = self._transfer.write(data)
@@ -130,7 +151,7 @@ class Upload:
             return
         self.failure = failure
         self._full.clear()
-        self._buffer = bytearray()
+        self._parts, self._length = [], 0
         for writing in list(self._in_flight):
             writing.cancel()
         self._go_on()

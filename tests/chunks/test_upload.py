@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -9,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.transfer import ChunkReceipt
-from chunkfarm.chunks.upload import IN_FLIGHT_MAX, Upload
+from chunkfarm.chunks.upload import IN_FLIGHT_MAX, KEPT_PIECE_MIN, Upload
 from chunkfarm.errors import Full
 from chunkfarm.model import digest_of
 from tests.chunks.builders import pattern
@@ -78,6 +79,27 @@ class UploadTests(SynchronousTestCase):
         buffer[:] = bytes(len(buffer))
         self.successResultOf(upload.finish())
         assert self.transfer.chunks == [pattern(SIZE // 2)]
+
+    def test_large_pieces(self) -> None:
+        """Large pieces, small ones and the caller's own memory make the same chunk."""
+        chunk_size = 4 * KEPT_PIECE_MIN
+        upload = self.make(chunk_size=chunk_size)
+        data = pattern(2 * chunk_size + 100)
+        own = bytearray(data[:KEPT_PIECE_MIN])
+        upload.write(own)
+        own[:] = bytes(len(own))
+        cuts = [KEPT_PIECE_MIN, KEPT_PIECE_MIN + 1, KEPT_PIECE_MIN + 7, 3 * KEPT_PIECE_MIN, len(data)]
+        for start, end in pairwise(cuts):
+            upload.write(memoryview(data)[start:end])
+        self.successResultOf(upload.finish())
+        assert self.transfer.chunks == [data[:chunk_size], data[chunk_size : 2 * chunk_size], data[2 * chunk_size :]]
+
+    def test_small_pieces_are_joined(self) -> None:
+        """Many tiny pieces do not cost more memory than their bytes."""
+        upload = self.make(chunk_size=KEPT_PIECE_MIN)
+        for _ in range(1000):
+            upload.write(memoryview(b"x"))
+        assert len(upload._parts) == 1
 
     def test_in_flight(self) -> None:
         """A few chunks travel at a time; a fourth one makes the sender pause until one has arrived."""

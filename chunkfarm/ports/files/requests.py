@@ -96,20 +96,14 @@ class RequestBody:
         self._reader.body_wanted()
         return finished
 
-    def gather(self, limit: int) -> Deferred[bytearray]:
+    def gather(self, limit: int) -> Deferred[bytes | bytearray]:
         """The whole body; fails with `LimitExceeded` if it is longer than `limit` bytes, announced or not."""
         if self.length is not None:
             if self.length > limit:
                 return fail(LimitExceeded(f"the body may have at most {limit} bytes here"))
-            # Filled in place: a body of many pieces is not copied again to join them.
-            filled, buffer = 0, bytearray(self.length)
-
-            def fill(piece: bytes | memoryview) -> None:
-                nonlocal filled
-                buffer[filled : filled + len(piece)] = piece
-                filled += len(piece)
-
-            return self.into(fill).addCallback(lambda _: buffer)
+            # Joined once at the end: memory that is first filled with zeros is written twice.
+            pieces: list[bytes | memoryview] = []
+            return self.into(pieces.append).addCallback(lambda _: b"".join(pieces))
         grown = bytearray()
 
         def grow(piece: bytes | memoryview) -> None:
@@ -117,7 +111,8 @@ class RequestBody:
                 raise LimitExceeded(f"the body may have at most {limit} bytes here")
             grown.extend(piece)
 
-        return self.into(grow).addCallback(lambda _: grown)
+        whole: Deferred[bytes | bytearray] = self.into(grow).addCallback(lambda _: grown)
+        return whole
 
     def pause(self) -> None:
         """Whoever takes the bytes has enough for now."""
