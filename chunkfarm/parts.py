@@ -204,6 +204,7 @@ class Parts:
             self.certificate_names,
             self.reactor,
             self.now,
+            self.run_in_thread,
         )
         self.access = Access(
             self._table,

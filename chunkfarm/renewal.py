@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import Peers
@@ -36,6 +37,7 @@ class Renewal:
         names: Callable[[], tuple[str, ...]],
         clock: IReactorTime,
         now: Callable[[], int],
+        run_in_thread: RunInThread,
     ) -> None:
         self._directory = directory
         self._contexts = contexts
@@ -44,6 +46,7 @@ class Renewal:
         self._first = first
         self._names = names
         self._now = now
+        self._run_in_thread = run_in_thread
         self._loop = LoopingCall(self.look)
         self._loop.clock = clock
         self._asking: Deferred[None] | None = None
@@ -83,6 +86,6 @@ class Renewal:
             box = await self._peers.call(first, commands.Renew, request=request)
             certificate, ca = box["certificate"], box["ca"]
         renewed = identity.certified(certificate, ca)
-        renewed.save(self._directory)
+        await self._run_in_thread(renewed.save, self._directory)
         self._contexts.replace(renewed)
         self._log.info("This server's certificate has been renewed.")

@@ -19,6 +19,7 @@ from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
 from tests.builders import server_id
+from tests.chunks.builders import run_now
 from tests.memory_table import MemoryTable
 
 START = 1_700_000_000_000
@@ -48,6 +49,7 @@ class RenewalTests(SynchronousTestCase):
             lambda: ("127.0.0.1",),
             self.clock,
             lambda: self.now,
+            run_now,
         )
 
     def call(self, to: str, command: Any, **arguments: Any) -> Deferred[Any]:
