@@ -1,6 +1,7 @@
 r"""The client port: a line protocol for people, scripts, the `chunkfarm` command and other servers.
 
-This text is the protocol. A client can be written from it; `chunkfarm.links.lines` is one.
+This text is the protocol; `chunkfarm.links.lines` is a client of it. docs/protocol.md tells the same with what
+a stranger needs besides: the check of the certificate, an example, the other two ports.
 
 Lines
 =====

@@ -1,6 +1,7 @@
 """The file port: HTTP/1.1 over TLS.
 
-What it answers. Names are percent-encoded UTF-8; `<bucket>` comes from the names, no bucket is ever made.
+What it answers, which docs/protocol.md tells in more words. Names are percent-encoded UTF-8; `<bucket>` comes from
+the names, no bucket is ever made.
 
     GET, HEAD  /<bucket>/<path>      the bytes of a file; Range (one range), If-Match, If-None-Match,
                                      If-Modified-Since, If-Unmodified-Since, If-Range        200 206 304 412 416
@@ -16,7 +17,8 @@ What it answers. Names are percent-encoded UTF-8; `<bucket>` comes from the name
     GET, HEAD  /-/health             what this server does and waits for; no key needed      200 503
     GET, HEAD, PUT  /-/chunks/<digest>
     POST       /-/chunks/have        between servers only, known by their farm certificate; `have` takes raw
-                                     digests one after the other and answers a byte, 0 or 1, for each
+                                     digests one after the other and answers, for each, four bytes: the length of
+                                     the chunk (big-endian), 0 if it is not there
 
 A key stands in `Authorization`: Basic (key id and secret) or Bearer (`<key id>.<secret>`). Reading and
 listing take the role read, PUT and DELETE the role write.
