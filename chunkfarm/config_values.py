@@ -40,6 +40,7 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)\Z")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)\Z")
 _NUMBER = re.compile(r"[0-9]{1,12}\Z")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z")
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -147,6 +148,10 @@ def read_host(text: str) -> str:
         if len(text) > 253 or not all(map(_HOST_LABEL.match, labels)) or labels[-1].isdigit():
             raise ValueError(expected) from None
         return text
+    _, zone_mark, zone = text.partition("%")
+    if zone_mark and not _INTERFACE.match(zone):
+        # To Python any text may follow the percent sign, line breaks included.
+        raise ValueError(expected)
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{expected}, which {text} is not")
     return text

@@ -38,6 +38,7 @@ from chunkfarm.membership import Standing
 from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
+from chunkfarm.said import note_of
 from chunkfarm.settings import changed_farm, changed_server
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Duties, Report
@@ -252,7 +253,7 @@ class Parts:
                 self._state.name = server.name
 
     def _take_note(self, note: str) -> None:
-        self.note = note
+        self.note = note_of(note)
 
     def first(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from attrs import fields
 from cryptography.hazmat.primitives import serialization
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -19,11 +18,12 @@ from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers, reason_of
 from chunkfarm.membership import Candidate
-from chunkfarm.model import FARM, SERVERS, Address, Server, check_server_id, check_server_name
+from chunkfarm.model import FARM, FILES, SERVERS, Address, Server
 from chunkfarm.ports.peer import Joiner
+from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
-from chunkfarm.table.duties import Duties, Report
+from chunkfarm.table.duties import Duties
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
@@ -37,12 +37,18 @@ ASKED_BY_MAX = 1024
 """Starting servers remembered as probers in one round; more than a farm ever starts at once."""
 
 
+OPEN_TO_SERVERS = (SERVERS, FARM, FILES)
+"""Rows for servers that do not hold the table: keys, invites and secrets stay with those that do."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether an advertised host can only be reached from its own machine."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host.lower().rstrip(".") == "localhost"
+    # A port for IPv6 sees the machine's own IPv4 address in this form.
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
 
 
 class PeerAnswers:
@@ -205,12 +211,11 @@ class PeerAnswers:
 
     def report(self, server_id: str, report: dict[str, Any]) -> dict[str, Any]:
         self._must_lead()
-        known = {attribute.name for attribute in fields(Report)}
         try:
-            told = Report(**{name: value for name, value in report.items() if name in known})
-            is_known = self._duties.report(server_id, told)
-        except TypeError:
-            raise commands.BadRequest("this is not a report") from None
+            told = report_of(report)
+        except ValueError as error:
+            raise commands.BadRequest(f"this is not a report: {error}") from None
+        is_known = self._duties.report(server_id, told)
         return {
             "term": self._table.term,
             "first": self._state.server_id,
@@ -239,14 +244,22 @@ class PeerAnswers:
         return self._known(server_id).to_value().decode()
 
     def transact(self, server_id: str, request: bytes) -> Deferred[bytes]:
-        return Deferred.fromCoroutine(self._asked(server_id, self._table.answer_transact, request))
+        def answer(told: bytes) -> Deferred[bytes]:
+            if server_id not in self._table.configuration.members:
+                _check_open(_keys_of(told))
+            return self._table.answer_transact(told)
+
+        return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
     def read(self, server_id: str, request: bytes) -> Deferred[bytes]:
-        # Keys and sealed secrets stay with those who hold the whole table.
-        secret = server_id in self._table.configuration.members
-        return Deferred.fromCoroutine(
-            self._asked(server_id, lambda told: self._table.answer_read(told, allow_secret=secret), request)
-        )
+        member = server_id in self._table.configuration.members
+
+        def answer(told: bytes) -> Deferred[bytes]:
+            if not member:
+                _check_open([codec.decode_read(told).prefix])
+            return self._table.answer_read(told, allow_secret=member)
+
+        return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
     async def _asked(self, server_id: str, answer: Callable[[bytes], Deferred[bytes]], request: bytes) -> bytes:
         if self._servers():
@@ -260,14 +273,13 @@ class PeerAnswers:
         except TableError as error:
             raise commands.NotNow(str(error)) from None
 
-    def get_table(self, request: bytes) -> Deferred[bytes]:
-        async def page() -> bytes:
-            prefix = codec.decode_read(request).prefix
-            if not prefix.startswith((SERVERS, FARM)):
+    def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]:
+        def answer(told: bytes) -> Deferred[bytes]:
+            if not codec.decode_read(told).prefix.startswith((SERVERS, FARM)):
                 raise commands.BadRequest("only servers/ and farm/ are given out as a table")
-            return await self._table.answer_read(request, allow_secret=False)
+            return self._table.answer_read(told, allow_secret=False)
 
-        return Deferred.fromCoroutine(page())
+        return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
         return self._table.receive(server_id, payload)
@@ -292,17 +304,21 @@ def _key_digest(certificate: Any) -> str:
     return hashlib.sha256(key.public_bytes(*form)).hexdigest()
 
 
+def _keys_of(request: bytes) -> list[bytes]:
+    decoded = codec.decode_request(request)
+    if not isinstance(decoded, codec.Transaction):
+        return []
+    return [item.key for item in (*decoded.compares, *decoded.operations)]
+
+
+def _check_open(keys: Iterable[bytes]) -> None:
+    if not all(key.startswith(OPEN_TO_SERVERS) for key in keys):
+        raise commands.BadRequest("these rows are for servers that hold the table")
+
+
 def _row(text: str) -> Server:
     """A row that another server gave of itself, checked field by field."""
     try:
-        row = Server.from_value(text.encode())
-        check_server_id(row.id)
-        check_server_name(row.name)
-        ports_good = all(isinstance(port, int) and 0 < port < 65536 for port in (row.client, row.peer, row.files))
-        if not ports_good or not isinstance(row.weight, int) or row.weight < 0 or not row.host.strip():
-            raise ValueError("ports, weight or host are out of range")
-        if len(text) > 4096:
-            raise ValueError("it is too long")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return row_of(text)
+    except ValueError as error:
         raise commands.BadRequest(f"this is not a row of the server table: {error}") from None
-    return row

@@ -67,7 +67,7 @@ class PeerBackend(Protocol):
 
     def read(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
-    def get_table(self, request: bytes) -> Deferred[bytes]: ...
+    def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]: ...
 
@@ -181,8 +181,7 @@ class PeerPort(Boxes):
 
     @commands.GetTable.responder
     def get_table(self, request: bytes) -> Deferred[dict[str, bytes]]:
-        self._sender()
-        return self._backend.get_table(request).addCallback(lambda page: {"page": page})
+        return self._backend.get_table(self._sender(), request).addCallback(lambda page: {"page": page})
 
     @commands.Transact.responder
     def transact(self, request: bytes) -> Deferred[dict[str, bytes]]:

@@ -21,7 +21,9 @@ from chunkfarm.model import SERVERS, FarmOptions, Server
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.peer import Joiner
 from chunkfarm.state import ServerState
+from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
 from chunkfarm.table.duties import Duties
+from chunkfarm.table.interface import Compare, Delete, Put
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
 from chunkfarm.trust.authority import Authority, server_id_of
@@ -195,6 +197,11 @@ class PeerAnswersTests(SynchronousTestCase):
         answers = self.make_answers()
         assert "set host" in self.refusal(answers, host="10.1.2.3")
         assert "set host" in self.refusal(answers, host="10.1.2.3", row=make_server(9, host="127.0.1.1"))
+        assert "set host" in self.refusal(answers, host="10.1.2.3", row=make_server(9, host="LocalHost"))
+
+    def test_loopback_seen_by_a_port_for_ipv6(self) -> None:
+        """The machine's own IPv4 address is its own in that form too."""
+        self.successResultOf(self.make_answers().join(self.make_joiner(host="::ffff:127.0.0.1")))
 
     def test_rows_that_are_none(self) -> None:
         """A row with impossible fields is refused as a bad request."""
@@ -246,17 +253,62 @@ class PeerAnswersTests(SynchronousTestCase):
         answers = self.make_answers()
         assert answers.report(server_id(2), {"incarnation": "run2", "unheard": 1})["known"]
         assert not answers.report(server_id(2), {"incarnation": "other"})["known"]
-        with self.assertRaises(commands.BadRequest):
-            answers.report(server_id(2), {})
+        for told in ({}, {"incarnation": "run2", "free": "much"}, {"incarnation": "run2", "used": float("nan")}):
+            with self.assertRaises(commands.BadRequest):
+                answers.report(server_id(2), told)
 
     def test_secrets_stay_with_those_who_hold_the_table(self) -> None:
         """A member of the configuration may read all rows, another server no keys and no secrets."""
         answers = self.make_answers()
-        self.successResultOf(answers.read(server_id(2), b"x"))
+        everything = encode_read(ReadRequest(b"", b"", 10))
+        self.successResultOf(answers.read(server_id(2), everything))
         self.successResultOf(answers.join(self.make_joiner()))
-        self.successResultOf(answers.read(server_id(9), b"x"))
-        assert self.engine.secret_reads == [True, False]
-        self.failureResultOf(answers.read(server_id(5), b"x"), commands.BadRequest)
+        for prefix in (b"", b"s", b"k", b"secret/", b"keys/", b"invites/x", b"server"):
+            request = encode_read(ReadRequest(prefix, b"", 10))
+            self.failureResultOf(answers.read(server_id(9), request), commands.BadRequest)
+        for prefix in (b"servers/", b"farm/options", b"files/a"):
+            self.successResultOf(answers.read(server_id(9), encode_read(ReadRequest(prefix, b"", 10))))
+        assert self.engine.secret_reads == [True, False, False, False]
+        self.failureResultOf(answers.read(server_id(5), everything), commands.BadRequest)
+
+    def test_who_may_write_keys(self) -> None:
+        """A server that does not hold the table makes nobody an admin, and learns no key by a compare."""
+        answers = self.make_answers()
+        self.successResultOf(answers.join(self.make_joiner()))
+        for compares, operations in (
+            ((), (Put(b"keys/x", b"{}"),)),
+            ((Compare(b"keys/x", "==", 7),), (Put(b"files/home/a", b"{}"),)),
+            ((), (Delete(b"secret/ca"),)),
+        ):
+            request = encode_request(Transaction("c", 1, 1, 0, compares, operations))
+            self.failureResultOf(answers.transact(server_id(9), request), commands.BadRequest)
+        file = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"files/home/a", b"{}"),)))
+        assert self.successResultOf(answers.transact(server_id(9), file)) == file
+        assert self.successResultOf(answers.transact(server_id(9), encode_request(OpenSession("c"))))
+        key = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"keys/x", b"{}"),)))
+        assert self.successResultOf(answers.transact(server_id(2), key)) == key
+
+    def test_requests_that_make_no_sense(self) -> None:
+        """Every kind of request says so with a declared error."""
+        answers = self.make_answers()
+        self.successResultOf(answers.join(self.make_joiner()))
+        for ask in (answers.get_table, answers.read, answers.transact):
+            self.failureResultOf(ask(server_id(9), b"junk"), commands.BadRequest)
+        request = encode_read(ReadRequest(b"keys/", b"", 10))
+        self.failureResultOf(answers.get_table(server_id(2), request), commands.BadRequest)
+        table = encode_read(ReadRequest(b"servers/", b"", 10))
+        self.successResultOf(answers.get_table(server_id(2), table))
+        self.failureResultOf(answers.get_table(server_id(5), table), commands.BadRequest)
+
+    def test_a_row_given_anew_cannot_harm(self) -> None:
+        """A server of the farm cannot write into config.ini through its host, nor choose its place."""
+        answers = self.make_answers()
+        harmful = make_server(2, host="10.0.0.1 1 2 3 up\n[server]").to_value().decode()
+        self.failureResultOf(answers.put_server(server_id(2), harmful), commands.BadRequest)
+        forged = make_server(2, seniority=1, joined=1, state="leaving").to_value().decode()
+        self.successResultOf(answers.put_server(server_id(2), forged))
+        assert [server.name for server in self.servers()] == ["s1", "s2"]
+        assert {server.name: server.state for server in self.servers()}["s2"] == "up"
 
     def test_keys_are_checked_for_others(self) -> None:
         """A server without the rows asks with a hash, and learns the role or nothing."""

@@ -53,7 +53,7 @@ class FakePeerBackend:
     def read(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request)
 
-    def get_table(self, request: bytes) -> Deferred[bytes]:
+    def get_table(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request)
 
     def consensus(self, sender: str, payload: bytes) -> Deferred[None]:

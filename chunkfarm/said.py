@@ -1,0 +1,111 @@
+"""What another server says of itself, checked field by field before it goes into a row. Pure.
+
+A row is read by every server, and stands in every `config.ini`: one wrong field would harm them all. Whoever
+holds a certificate of the farm may be broken, or of another version, so nothing of it is taken on trust.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import asdict, evolve, fields
+
+from chunkfarm.config_values import WEIGHT_MAX, read_host, read_port, read_server_name, read_weight, read_zone
+from chunkfarm.model import Server, check_server_id
+from chunkfarm.table.duties import Report
+
+ROW_CHARACTERS_MAX = 4096
+"""A row takes some 500; the largest that passes still lets ten of them into one transaction."""
+BYTES_MAX = 2**63 - 1
+"""Of a disk, and every count: what fits 64 bits everywhere."""
+NOTE_LENGTH_MAX = 500
+"""Characters of a note: a sentence with a path in it."""
+
+_WORD = re.compile(r"[!-~]{0,64}\Z")
+"""Versions and incarnations: what needs no quoting anywhere."""
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
+
+
+def row_of(text: str) -> Server:
+    """The row that a server gives of itself; raises `ValueError` for anything that may not stand in the table.
+
+    Its place in the line, its state and when it joined are for the farm to say, so they are left out.
+    """
+    if len(text) > ROW_CHARACTERS_MAX:
+        raise ValueError("it is too long")
+    try:
+        given = json.loads(text)
+        row = Server.from_value(text.encode()) if isinstance(given, dict) else None
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"it is no row: {error}") from error
+    if row is None:
+        raise ValueError("it is no row")
+    for name, value in asdict(row).items():
+        _check(name, value)
+    return evolve(row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note))
+
+
+def report_of(told: Mapping[str, Any]) -> Report:
+    """A report; raises `ValueError` for what is none. Fields that are not known here are passed over."""
+    known = {attribute.name for attribute in fields(Report)}
+    try:
+        report = Report(**{name: value for name, value in told.items() if name in known})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    for name, value in asdict(report).items():
+        _check(name, value)
+    return evolve(report, note=note_of(report.note))
+
+
+def note_of(text: str) -> str:
+    """A note as it may stand in a row: one line, and not too long."""
+    return _UNPRINTABLE.sub(" ", text)[:NOTE_LENGTH_MAX]
+
+
+def _check(name: str, value: Any) -> None:
+    if name in ("master", "full", "leaving"):
+        good = type(value) is bool
+    elif name in ("client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since"):
+        # To Python a bool is a number too, but in config.ini it would not read as one.
+        good = type(value) is int and 0 <= value <= BYTES_MAX
+    else:
+        good = type(value) is str
+    if not good:
+        raise ValueError(f"{name} is not what it should be")
+    reader = _READERS.get(name)
+    if reader is not None:
+        try:
+            reader(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def _word(text: str) -> None:
+    if not _WORD.match(text):
+        raise ValueError("expected one word")
+
+
+def _port(number: int) -> None:
+    read_port(str(number))
+
+
+def _weight(number: int) -> None:
+    if number > WEIGHT_MAX:
+        read_weight(str(number))
+
+
+_READERS: Mapping[str, Callable[[Any], object]] = {
+    "id": check_server_id,
+    "name": read_server_name,
+    "host": read_host,
+    "zone": read_zone,
+    "version": _word,
+    "incarnation": _word,
+    "client": _port,
+    "peer": _port,
+    "files": _port,
+    "weight": _weight,
+}
