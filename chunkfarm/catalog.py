@@ -283,8 +283,8 @@ class Catalog:
             # One run of bytes hashes to the same as its parts.
             etag=etag_of(size, chunk_size, [raw_digests(digests)]),
         )
-        revision = await self._put(file, condition, before)
-        return Receipt(evolve(file, revision=revision), copies, tuple(sorted(holders)))
+        revision, created = await self._put(file, condition, before)
+        return Receipt(evolve(file, revision=revision), copies, tuple(sorted(holders)), created)
 
     async def _check_condition(self, name: str, condition: Condition) -> int:
         """The revision of the file that fulfils the condition; 0 for none, and if there is no condition."""
@@ -295,17 +295,42 @@ class Catalog:
         condition.check(name, file.etag if file is not None else None)
         return file.revision if file is not None else 0
 
-    async def _put(self, file: File, condition: Condition, before: int) -> int:
-        """Write the row if the condition still holds, as it did at the revision `before`; fires with its revision."""
+    async def _put(self, file: File, condition: Condition, before: int) -> tuple[int, bool]:
+        """Write the row if the condition still holds, as it did at the revision `before`.
+
+        Fires with the row's revision, and whether there was none before it.
+        """
         operations = (Put(file.key, file.to_value()),)
         if not condition.if_match and not condition.if_none_match:
-            return await self._transact((), operations)
+            return await self._put_anyway(file.key, operations)
         for _ in range(TRIES_MAX):
             try:
-                return await self._transact((Compare(file.key, "==", before),), operations)
+                return await self._transact((Compare(file.key, "==", before),), operations), before == 0
             except Conflict:
                 before = await self._check_condition(file.name, condition)
         raise _too_busy(file.name)
+
+    async def _put_anyway(self, key: bytes, operations: tuple[Operation, ...]) -> tuple[int, bool]:
+        """Write a row whatever is there, and learn from the same transaction whether anything was.
+
+        To ask before would cost a round among the masters; a wrong guess costs another transaction.
+        """
+        there = await self._was_there(key)
+        for _ in range(TRIES_MAX):
+            try:
+                return await self._transact((Compare(key, ">" if there else "==", 0),), operations), not there
+            except Conflict:
+                there = not there
+        # Others make and remove it all the time: that is no reason not to write it.
+        return await self._transact((), operations), not there
+
+    async def _was_there(self, key: bytes) -> bool:
+        """Whether this server's last state has the row: a guess, and no if this server has no rows."""
+        try:
+            page = await self._table.read(key, limit=1, stale=True)
+        except (Unavailable, TableClosed):
+            return False
+        return bool(page.rows) and page.rows[0].key == key
 
     async def _check_copies(self, digests: Sequence[bytes], size: int, chunk_size: int) -> tuple[int, set[str]]:
         """The fewest copies of any chunk, and all holders; raises `MissingChunks` if any has too few copies.

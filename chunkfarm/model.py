@@ -319,3 +319,5 @@ class Receipt:
     copies: int
     holders: tuple[str, ...]
     """Ids of the servers that hold chunks of it."""
+    created: bool = True
+    """Whether there was no file of that name at the moment of the commit."""

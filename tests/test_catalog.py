@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -281,6 +281,64 @@ class ConditionTests(CatalogTestCase):
         self.failureResultOf(self.commit(b"new", Condition(if_match=(file.etag,))), Busy)
         self.race(file, TRIES_MAX)
         self.failureResultOf(self.catalog.remove(NAME, [file.etag]), Busy)
+
+
+class CreatedTests(CatalogTestCase):
+    def created(self, condition: Condition = NO_CONDITION) -> bool:
+        return self.successResultOf(self.commit(condition=condition)).created
+
+    def race(self, rival: Callable[[], object]) -> None:
+        """Let somebody else do something just before each transaction."""
+
+        def before(operations: object) -> None:
+            rival()
+
+        self.table.before_transact = before
+
+    def test_created(self) -> None:
+        """A receipt tells a new file from one that was replaced."""
+        assert self.created()
+        assert not self.created()
+        self.successResultOf(self.catalog.remove(NAME))
+        assert self.created(Condition(if_none_match=("*",)))
+        assert not self.created(Condition(if_match=("*",)))
+
+    def test_one_transaction(self) -> None:
+        """Neither a new file nor one that this server knows of costs a second transaction."""
+        self.created()
+        self.created()
+        assert len(self.table.transactions) == 2
+
+    def test_wrong_guess(self) -> None:
+        """What this server's rows do not show yet is told right all the same."""
+        rival = File(name=NAME, size=0, chunk_size=SIZE, etag="rival")
+        self.race(lambda: self.table.put(rival.key, rival.to_value()))
+        assert not self.created()
+        assert len(self.table.transactions) == 2
+
+    def test_gone_meanwhile(self) -> None:
+        """A file that was removed a moment ago is new."""
+        file = self.stored()
+        self.race(lambda: self.table.rows.pop(file.key, None))
+        assert self.created()
+
+    def test_no_rows_here(self) -> None:
+        """A server that holds no rows finds out as well."""
+        self.stored()
+        with mock.patch.object(self.table, "read", lambda *_, **__: fail(Unavailable("this server holds no rows"))):
+            assert not self.created()
+
+    def test_flapping(self) -> None:
+        """Others who make and remove the file all the time do not keep it from being written."""
+        rival = File(name=NAME, size=0, chunk_size=SIZE, etag="rival")
+
+        def flap() -> None:
+            if self.table.rows.pop(rival.key, None) is None:
+                self.table.put(rival.key, rival.to_value())
+
+        self.race(flap)
+        self.successResultOf(self.commit())
+        assert len(self.table.transactions) == TRIES_MAX + 1
 
 
 class RemoveTests(CatalogTestCase):

@@ -245,7 +245,7 @@ class MemoryCatalog:
                 if digest not in self.transfer.store.chunks:
                     raise MissingChunks(f"the farm does not hold {digest.hex()}")
             file = self._set(name, size, chunk_size, digests, content_type)
-            return Receipt(file, 2, (SERVER_ID, OTHER_ID))
+            return Receipt(file, 2, (SERVER_ID, OTHER_ID), created=there is None)
 
         return self._answer(commit)
 

@@ -381,7 +381,7 @@ class WriteTests(SynchronousTestCase):
         caller = self.make()
         waits: Deferred[None] = Deferred()
         caller.backend.catalog.waits = waits
-        caller.send(request("PUT", "/home/a", body=b"abc"))
+        caller.send(request("PUT", "/home/a", "If-None-Match: *", body=b"abc"))
         assert not caller.reading and not caller.backend.catalog.uploads
         caller.backend.catalog.waits = None
         waits.callback(None)

@@ -69,8 +69,7 @@ class Objects:
             raise LengthRequired("PUT takes a Content-Length, or a chunked body")
         self._check_room()
         catalog = self._backend.catalog
-        there = await self._there(name)
-        condition = self._condition(request, name, there)
+        condition = await self._condition(request, name)
         body = request.body
         upload = catalog.upload(None, body.pause, body.resume)
 
@@ -90,7 +89,7 @@ class Objects:
             # A client that went away shows as CancelledError here.
             upload.abort()
             raise
-        return stored(receipt, created=there is None)
+        return stored(receipt)
 
     async def delete(self, request: Request, name: str) -> Answer:
         """DELETE."""
@@ -111,11 +110,12 @@ class Objects:
         except NotFound:
             return None
 
-    def _condition(self, request: Request, name: str, there: File | None) -> Condition:
+    async def _condition(self, request: Request, name: str) -> Condition:
         """What must still hold when the file is committed; raises `PreconditionFailed` if it does not hold now."""
         conditions = Conditions.of(request.headers, self._now_ms() // 1000)
         if conditions is None:
             return Condition()
+        there = await self._there(name)
         etag, modified = (there.etag, there.modified // 1000) if there is not None else (None, 0)
         if conditions.failed(etag, modified, reading=False):
             raise PreconditionFailed(f"{name!r} is not as the request asks for")
@@ -163,7 +163,7 @@ def describe(found: Found) -> bytes:
     return lines
 
 
-def stored(receipt: Receipt, *, created: bool) -> Answer:
+def stored(receipt: Receipt) -> Answer:
     """The receipt of a PUT."""
     file = receipt.file
     value = {
@@ -173,4 +173,4 @@ def stored(receipt: Receipt, *, created: bool) -> Answer:
         "copies": receipt.copies,
         "holders": list(receipt.holders),
     }
-    return json_answer(201 if created else 200, value, fields(("ETag", f'"{file.etag}"')))
+    return json_answer(201 if receipt.created else 200, value, fields(("ETag", f'"{file.etag}"')))
