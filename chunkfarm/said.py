@@ -83,6 +83,14 @@ def _check(name: str, value: Any) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
+def _zone(text: str) -> None:
+    try:
+        read_zone(text)
+    except ValueError:
+        # Whoever has named no zone is one of its own, called as its host, whose name may be longer.
+        read_host(text)
+
+
 def _word(text: str) -> None:
     if not _WORD.match(text):
         raise ValueError("expected one word")
@@ -101,7 +109,7 @@ _READERS: Mapping[str, Callable[[Any], object]] = {
     "id": check_server_id,
     "name": read_server_name,
     "host": read_host,
-    "zone": read_zone,
+    "zone": _zone,
     "version": _word,
     "incarnation": _word,
     "client": _port,

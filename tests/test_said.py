@@ -36,6 +36,11 @@ class RowTests(SynchronousTestCase):
         row = row_of(text_of(note="cannot write /etc/x", zone="rack 7".replace(" ", "-")))
         assert (row.name, row.host, row.zone, row.note) == ("s9", "127.0.0.1", "rack-7", "cannot write /etc/x")
 
+    def test_a_zone_that_is_the_host(self) -> None:
+        """A server without a zone gives its host as one, however long the name is."""
+        host = ".".join(["x" * 60] * 3)
+        assert row_of(text_of(host=host, zone=host)).zone == host
+
     def test_its_place_is_not_its_own_to_say(self) -> None:
         """Seniority, times and state that a server claims are left out."""
         row = row_of(text_of(seniority=1, joined=1, since=1, state="down"))

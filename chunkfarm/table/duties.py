@@ -19,9 +19,11 @@ from twisted.logger import Logger
 
 from chunkfarm.membership import LIVE
 from chunkfarm.model import FarmOptions, Server
+from chunkfarm.table.consensus import NotLeader
 from chunkfarm.table.interface import TableError
+from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
-from chunkfarm.table.registry import Registry
+from chunkfarm.table.registry import ROWS_A_TRANSACTION, Registry
 from chunkfarm.table.voters import View, heir, next_configuration
 
 ROUND = 0.5
@@ -56,6 +58,8 @@ class _Heard:
     at: float
     report: Report | None = None
     measured_at: float = field(default=float("-inf"))
+    gone: bool = False
+    """Whether it was away for `master_grace` and so has lost its place; until its row is given anew."""
 
 
 class LedTable(Protocol):
@@ -115,6 +119,8 @@ class Duties:
         self._last_round = 0.0
         self._gathering: list[tuple[Server, Deferred[Server]]] | None = None
         self._gather_until = 0.0
+        self._others_went_on = False
+        """Whether a server has reported whose process is the one in its row, so that not all were started anew."""
         self._busy: Deferred[None] | None = None
         self._loop: LoopingCall | None = None
 
@@ -129,9 +135,7 @@ class Duties:
         """End the rounds; fires when the one under way has ended."""
         if self._loop is not None and self._loop.running:
             self._loop.stop()
-        for _, waiter in self._gathering or ():
-            waiter.errback(TableError("this server is stopping"))
-        self._gathering = None
+        self._give_up_gathering("this server is stopping")
         if self._busy is None:
             return succeed(None)
         busy, self._busy = self._busy, None
@@ -143,26 +147,30 @@ class Duties:
 
         When it does not, the server gives its row anew (`put`).
         """
-        self._notice_term(self._clock.seconds())
-        heard = self._heard.setdefault(server_id, _Heard(self._clock.seconds()))
-        before = heard.at
-        heard.at, heard.report = self._clock.seconds(), report
+        now = self._clock.seconds()
+        self._notice_term(now)
+        heard = self._heard.setdefault(server_id, _Heard(now))
+        silence = now - heard.at
+        heard.at, heard.report = now, report
         row = self._row(server_id)
         if row is None or row.incarnation != report.incarnation:
             return False
+        self._others_went_on = self._others_went_on or server_id != self._id
         if row.state != "down":
+            heard.gone = False
             return True
         # It only lost contact: its place is kept if it is back within `master_grace`.
-        if self._clock.seconds() - before < self._options().master_grace:
-            self._registry.enter_state((server_id,), "up", only_from=("down",)).addErrback(self._failed)
-            return True
-        return False
+        heard.gone = heard.gone or silence >= self._options().master_grace
+        if heard.gone:
+            return False
+        self._registry.enter_state((server_id,), "up", only_from=("down",)).addErrback(self._failed)
+        return True
 
     def put(self, server: Server) -> Deferred[Server]:
         """A known server gives its row after a start: it joins the end of the line.
 
         The servers of a farm that was started anew as a whole keep their places, if they are back before
-        the first change is made.
+        the first change is made. Fails with `TableError` if this server leads no more before it is decided.
         """
         self._notice_term(self._clock.seconds())
         self._heard.setdefault(server.id, _Heard(self._clock.seconds())).at = self._clock.seconds()
@@ -170,7 +178,14 @@ class Duties:
             waiter: Deferred[Server] = Deferred()
             self._gathering.append((server, waiter))
             return waiter
-        return self._registry.join(server)
+        return self._join(server)
+
+    def _join(self, server: Server) -> Deferred[Server]:
+        def joined(row: Server) -> Server:
+            self._heard.setdefault(row.id, _Heard(self._clock.seconds())).gone = False
+            return row
+
+        return self._registry.join(server).addCallback(joined)
 
     def heard(self) -> dict[str, float]:
         """Seconds since each server was heard."""
@@ -181,15 +196,26 @@ class Duties:
         return next((server for server in self._servers() if server.id == server_id), None)
 
     def _failed(self, failure: Any) -> None:
-        if not failure.check(TableError, CancelledError):
+        if failure.check(ChangeRefused, NotLeader):
+            # The core allows one change at a time, and takes its time at the beginning of a term: the next round asks.
+            self._log.debug("Not now: {reason}", reason=failure.getErrorMessage())
+        elif not failure.check(TableError, CancelledError):
             self._log.failure("while keeping the server table", failure)
 
     def _round(self) -> None:
+        try:
+            self._look()
+        except Exception:
+            # A loop ends with the first exception, and a farm without rounds notices nobody's end.
+            self._log.failure("while looking at the farm")
+
+    def _look(self) -> None:
         now = self._clock.seconds()
         late = now - self._last_round > ROUND + LATE
         self._last_round = now
         if not self._table.is_leader:
             self._term = -1
+            self._give_up_gathering("this server does not lead any more")
             self._follow(now)
             return
         self._notice_term(now)
@@ -229,20 +255,34 @@ class Duties:
         self._hear_all(now)
         if self._followed and self._followed != self._id:
             self._heard[self._followed].at = silent_since
+        for server in self._servers():
+            if server.state == "down":
+                self._heard[server.id].gone = self._away(server) >= self._options().master_grace
         own = self._row(self._id)
-        if own is not None and own.incarnation != self._incarnation and self._gathering is None:
-            # The leader itself is newer than its row, so the farm as a whole was started anew.
-            self._gathering, self._gather_until = [], now + RESTART_GATHER
+        if own is not None and own.incarnation != self._incarnation:
+            # The leader itself is newer than its row, so perhaps the farm as a whole was started anew.
+            self._gathering = self._gathering or []
+            self._gather_until = now + RESTART_GATHER
+            self._others_went_on = False
+
+    def _away(self, server: Server) -> float:
+        """Seconds for which a server that is down has been away. Another leader noticed it, so the wall clock tells."""
+        return (self._registry.now() - server.since) / 1000 + DOWN_AFTER
 
     def _hear_all(self, now: float) -> None:
+        """Nobody's silence counts from before this moment: nobody here was listening."""
         for server in self._servers():
-            heard = self._heard.setdefault(server.id, _Heard(now))
-            if server.state != "down":
-                heard.at = now
+            self._heard.setdefault(server.id, _Heard(now)).at = now
+
+    def _give_up_gathering(self, reason: str) -> None:
+        gathered, self._gathering = self._gathering or [], None
+        for _, waiter in gathered:
+            waiter.errback(TableError(reason))
 
     async def _work(self, now: float) -> None:
         if self._gathering is not None:
-            if now < self._gather_until and len(self._gathering) < len(self._servers()):
+            missing = len(self._gathering) < len(self._servers())
+            if now < self._gather_until and missing and not self._others_went_on:
                 return
             await self._end_gathering()
         await self._note_silence(now)
@@ -252,10 +292,18 @@ class Duties:
     async def _end_gathering(self) -> None:
         gathered, self._gathering = self._gathering or [], None
         try:
-            await self._registry.resume([server for server, _ in gathered])
+            if self._others_went_on:
+                # Only some were started anew, this one among them: they are new in the line like anybody else.
+                for server, waiter in gathered:
+                    waiter.callback(await self._join(server))
+                return
+            rows = [server for server, _ in gathered]
+            for start in range(0, len(rows), ROWS_A_TRANSACTION):
+                await self._registry.resume(rows[start : start + ROWS_A_TRANSACTION])
         except Exception as error:
             for _, waiter in gathered:
-                waiter.errback(error)
+                if not waiter.called:
+                    waiter.errback(TableError(str(error)))
             raise
         for server, waiter in gathered:
             waiter.callback(self._row(server.id) or server)
@@ -279,7 +327,7 @@ class Duties:
             server.id
             for server in self._servers()
             if server.state in LIVE
-            and (report := self._heard[server.id].report) is not None
+            and (report := self._heard.setdefault(server.id, _Heard(now)).report) is not None
             and report.leaving
             and report.incarnation == server.incarnation
         ]

@@ -102,6 +102,10 @@ class Registry:
         # Changes made by one server take turns, so that only different servers can conflict.
         self._turn = DeferredLock()
 
+    def now(self) -> int:
+        """Milliseconds since 1970, by which rows say since when."""
+        return self._now()
+
     def read(self) -> Deferred[Registered]:
         """The rows as they are now, linearizable."""
         return Deferred.fromCoroutine(self._read())

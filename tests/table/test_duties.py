@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.membership import in_order
 from chunkfarm.model import SERVERS, FarmOptions, Server
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, Duties, Report
+from chunkfarm.table.interface import TableError
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
 from tests.builders import make_server, server_id
@@ -52,7 +53,8 @@ class DutiesTests(SynchronousTestCase):
         for server in servers:
             self.table.put(server.key, server.to_value())
         self.led = FakeLed()
-        registry = Registry(self.table, lambda: 7_000)
+        self.time = 7_000
+        registry = Registry(self.table, lambda: self.time)
         duties = Duties(server_id(1), incarnation, self.led, registry, self.servers, lambda: FarmOptions(), self.clock)
         duties.start()
         self.addCleanup(duties.stop)
@@ -176,6 +178,84 @@ class DutiesTests(SynchronousTestCase):
         for deferred in waiting:
             self.successResultOf(deferred)
         assert [server.name for server in self.servers()] == order
+
+    def test_a_first_that_restarts_alone(self) -> None:
+        """Elected again before anybody else was, it has lost its place all the same: the others went on."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
+        back = duties.put(make_server(1, incarnation="again"))
+        assert duties.report(server_id(2), Report(incarnation="run2"))
+        self.clock.advance(ROUND)
+        assert self.successResultOf(back).name == "s1"
+        assert [server.name for server in self.servers()] == ["s2", "s3", "s1"]
+
+    def test_leadership_lost_while_the_farm_gathers(self) -> None:
+        """Whoever waits for its place is told, and tries again with the next first."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
+        waiting = [duties.put(make_server(number, incarnation="again")) for number in (1, 2)]
+        self.led.is_leader, self.led.leader = False, server_id(3)
+        self.clock.advance(ROUND)
+        for deferred in waiting:
+            self.failureResultOf(deferred, TableError)
+
+    def test_a_table_that_fails_while_the_farm_gathers(self) -> None:
+        """Nobody waits for ever for a row that could not be written."""
+        duties = self.make_duties(make_server(1), incarnation="again")
+        waiting = duties.put(make_server(1, incarnation="again"))
+        self.table.unavailable = True
+        self.clock.advance(ROUND)
+        self.failureResultOf(waiting, TableError)
+
+    def test_a_large_farm_keeps_its_order(self) -> None:
+        """More servers than fit one transaction come back to their places."""
+        servers = [make_server(number) for number in range(1, 101)]
+        duties = self.make_duties(*servers, incarnation="again")
+        waiting = [duties.put(make_server(number, incarnation="again")) for number in range(1, 101)]
+        self.clock.advance(ROUND)
+        for deferred in waiting:
+            self.successResultOf(deferred)
+        assert [server.name for server in self.servers()] == [server.name for server in servers]
+        assert {server.incarnation for server in self.servers()} == {"again"}
+
+    def test_a_row_that_could_not_be_given(self) -> None:
+        """Who was gone for too long stays so until its row is written, however often it reports."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 11, 3)
+        for _ in range(3):
+            assert not duties.report(server_id(2), Report(incarnation="run2"))
+            self.clock.advance(ROUND)
+        assert self.states()["s2"] == "down"
+        self.successResultOf(duties.put(make_server(2)))
+        assert duties.report(server_id(2), Report(incarnation="run2"))
+
+    def test_back_under_another_leader(self) -> None:
+        """A new leader goes by the row: who has been down for long lost its place, who just went down keeps it."""
+        for since, kept in ((7_000 - 60_000, False), (7_000 - 1_000, True)):
+            duties = self.make_duties(make_server(1), make_server(2, state="down", since=since), make_server(3))
+            self.clock.advance(ROUND)
+            assert duties.report(server_id(2), Report(incarnation="run2")) is kept
+
+    def test_what_was_heard_in_an_earlier_term(self) -> None:
+        """Silence from before this server led again says nothing: the leader in between was listening."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 1, 2, 3)
+        self.led.is_leader, self.led.leader = False, server_id(2)
+        self.pass_time(duties, 1000)
+        gone = make_server(3, state="down", since=7_000)
+        self.table.put(gone.key, gone.to_value())
+        self.led.is_leader, self.led.leader, self.led.term = True, server_id(1), 3
+        self.pass_time(duties, 1, 2)
+        assert duties.heard()[server_id(3)] < 2
+
+    def test_an_unexpected_error_ends_no_round(self) -> None:
+        """A fault is logged, and the next round looks again."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        good, self.led.caught_up = self.led.caught_up, None  # type: ignore[assignment, method-assign]
+        servers, duties._servers = duties._servers, None  # type: ignore[assignment]
+        self.pass_time(duties, 1)
+        assert self.flushLoggedErrors(TypeError)
+        duties._servers, self.led.caught_up = servers, good  # type: ignore[method-assign]
+        self.pass_time(duties, 7)
+        assert self.states()["s2"] == "down"
 
     def test_who_is_late_after_a_restart(self) -> None:
         """Gathering ends after its time; whoever comes later joins at the end of the line."""
