@@ -9,9 +9,10 @@ from pathlib import Path
 from twisted.application.service import IService
 from twisted.python import usage
 
-from chunkfarm.config import read_config
+from chunkfarm.config import ServerOptions, read_config
 from chunkfarm.data_directory import is_unused
 from chunkfarm.errors import FarmError
+from chunkfarm.wire.sockets import why_taken
 
 
 def _plain(text: str) -> str:
@@ -59,7 +60,19 @@ class Options(usage.Options):
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
+        self._check_free(config.server)
         self._place_files(os.fspath(config.server.data))
+
+    def _check_free(self, server: ServerOptions) -> None:
+        """Refuse what another process has. Told here, a person sees it also when the server goes to the background."""
+        try:
+            if not is_unused(server.data):
+                raise SystemExit(f"chunkfarm: the data directory {server.data} is in use by another chunkfarm process")
+        except OSError as error:
+            raise SystemExit(f"chunkfarm: the data directory {server.data} cannot be used: {error.strerror}") from None
+        for name, place in (("client", server.client), ("peer", server.peer), ("file", server.files)):
+            if (why := why_taken(place)) is not None:
+                raise SystemExit(f"chunkfarm: the {name} port {place} cannot be opened: {why}")
 
     def _place_files(self, data: str) -> None:
         """Keep twistd's own files with the data, so that several servers of one machine do not share them."""
@@ -73,8 +86,6 @@ class Options(usage.Options):
         pid_file = Path(data, "twistd.pid")
         try:
             pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not is_unused(pid_file.parent):
-                raise SystemExit(f"chunkfarm: the data directory {data} is in use by another chunkfarm process")
             if wants_pid:
                 # After a kill its number may belong to any process, for whose sake twistd would not start.
                 pid_file.unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from uuid import UUID
 
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm import tap
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.tap import Options
 
@@ -27,9 +29,14 @@ class Parent(usage.Options):
 class OptionsTests(SynchronousTestCase):
     """Mistakes end before anything starts; twistd's files lie with the data."""
 
-    def make_options(self, *arguments: str, config: str = CONFIG, **parent: object) -> Options:
+    def make_options(
+        self, *arguments: str, config: str = CONFIG, look_at_ports: bool = False, **parent: object
+    ) -> Options:
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
+        if not look_at_ports:
+            # The ports of the default may well be those of a farm that runs on this machine.
+            self.patch(tap, "why_taken", lambda place: None)
         (self.folder / "config.ini").write_text(config)
         self.parent = Parent(**parent)
         options = Options()
@@ -38,9 +45,9 @@ class OptionsTests(SynchronousTestCase):
         options.parseOptions(["--config", os.fspath(self.folder / "config.ini"), *arguments])
         return options
 
-    def refusal(self, *arguments: str, config: str = CONFIG) -> str:
+    def refusal(self, *arguments: str, config: str = CONFIG, look_at_ports: bool = False) -> str:
         with self.assertRaises(SystemExit) as caught:
-            self.make_options(*arguments, config=config)
+            self.make_options(*arguments, config=config, look_at_ports=look_at_ports)
         assert isinstance(caught.exception.code, str)
         assert "\n" not in caught.exception.code
         assert sorted(os.listdir(self.folder)) == ["config.ini"]
@@ -79,6 +86,18 @@ class OptionsTests(SynchronousTestCase):
         data = DataDirectory.open(Path("d5"), UUID(int=1))
         self.addCleanup(data.close)
         assert "in use by another chunkfarm process" in self.refusal("--data", "d5")
+
+    def test_a_port_that_is_taken(self) -> None:
+        """It is named before the server detaches, and nothing has been made for it."""
+        with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+            port, free = taken.getsockname()[1], other.getsockname()[1]
+            other.close()
+            for option, name in (("client", "client"), ("peer", "peer"), ("files", "file")):
+                ports = {"client": free, "peer": free + 1, "files": free + 2, option: port}
+                lines = "".join(f"{key} = tcp:{value}:interface=127.0.0.1\n" for key, value in ports.items())
+                told = self.refusal(config=CONFIG + lines, look_at_ports=True)
+                assert f"the {name} port tcp:{port}" in told
+                assert "Address already in use" in told
 
     def test_mistakes(self) -> None:
         """One sentence, naming the file and the line or the option; nothing is written."""

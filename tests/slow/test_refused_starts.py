@@ -88,8 +88,7 @@ class TakenPortTests(FarmTestCase):
             with socket.create_server(("", base + offset)):
                 told = one_sentence(farm.fails_to_start("alpha"))
             assert f"the {name} port" in told and str(base + offset) in told, told
-            assert hash_of_folder(farm.directory, but=["*.log", "config.ini.lock", "alpha/*"]) == before
-            assert not (farm.server("alpha").data / "admin.key").exists(), "it founded a farm"
+            assert hash_of_folder(farm.directory, but=["*.log"]) == before, "it left something behind"
             farm.start_serving("alpha")
 
     def test_of_a_server_that_joins(self) -> None:
