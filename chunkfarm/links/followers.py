@@ -16,6 +16,7 @@ from chunkfarm.model import Address
 from chunkfarm.table.interface import Batch, Compacted, IWatch, Unavailable
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.verify import chain_of, check_chain
+from chunkfarm.wire.transport import end_when_silent
 
 
 @implementer(IWatch)
@@ -62,6 +63,8 @@ class FollowersWatch:
                 client = await self._dial(
                     self._reactor, address, tls=self._contexts.client_factory(), check=self._check
                 )
+                # At rest nothing is sent either way, so only the kernel can notice that the other machine is gone.
+                end_when_silent(client.transport)
                 return FollowedWatch(client, await client.watch(prefix, from_revision))
             except (CancelledError, Compacted):
                 if client is not None:

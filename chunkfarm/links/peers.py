@@ -6,12 +6,12 @@ is only a hint of where to look. `Peers` keeps one link for each server and open
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ConnectionLost, ConnectionRefusedError, TimeoutError
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.error import ConnectionClosed, ConnectionRefusedError, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -21,11 +21,14 @@ from twisted.python.failure import Failure
 from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import Address
 from chunkfarm.wire.tls import HandshakeTimedOut
+from chunkfarm.wire.transport import end_when_silent
 
 CALL_TIMEOUT = 10.0
 """Seconds until a call to a peer counts as unanswered: as long as `master_grace`, past which it is replaced."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS together; on a network of one farm a second is already slow."""
+UNANSWERED_MAX = 3
+"""Calls without an answer, or any other byte, until their link is given up: some six seconds of reports."""
 RETRY_DELAY = 0.25
 """Seconds in which an address that just failed is not tried again, so that ten heartbeats are one attempt."""
 
@@ -50,10 +53,17 @@ class PeerLink(Boxes):
         super().__init__()
         self.lost: Deferred[None] = Deferred()
         self.alive = False
+        self.reads = 0
+        """How often bytes have come."""
 
     def connectionMade(self) -> None:
         self.alive = True
+        end_when_silent(self.transport)
         super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.reads += 1
+        super().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.alive = False
@@ -91,6 +101,8 @@ class _Place:
     attempt: Deferred[Any] | None = None
     not_before: float = 0.0
     error: str = ""
+    unanswered: int = 0
+    """Calls in a row that timed out on a link from which nothing came meanwhile."""
 
 
 class Peers:
@@ -120,8 +132,28 @@ class Peers:
         self, server_id: str, command: type[amp.Command], timeout: float = CALL_TIMEOUT, **arguments: Any
     ) -> Deferred[dict[str, Any]]:
         """Ask a server of the farm. Fails with the command's errors or `LinkFailed`."""
-        deferred = self.link_to(server_id).addCallback(_call, command, arguments)
-        return self.limit(deferred, timeout, f"{command.__name__} to {server_id}")
+        asked: list[tuple[PeerLink, int]] = []
+
+        def ask(link: PeerLink) -> Deferred[dict[str, Any]]:
+            asked.append((link, link.reads))
+            return call_on(link, command, arguments)
+
+        def judge(failure: Failure) -> Failure:
+            if asked and failure.check(LinkFailed):
+                self._unanswered(server_id, *asked[0])
+            return failure
+
+        call = self.limit(self.link_to(server_id).addCallback(ask), timeout, f"{command.__name__} to {server_id}")
+        return call.addErrback(judge)
+
+    def _unanswered(self, server_id: str, link: PeerLink, reads: int) -> None:
+        """A link that takes every call and answers none may lead nowhere any more: end it, and open another."""
+        place = self._places[server_id]
+        silent = link.alive and link is place.link and link.reads == reads
+        place.unanswered = place.unanswered + 1 if silent else 0
+        if place.unanswered >= UNANSWERED_MAX:
+            place.unanswered = 0
+            link.close()
 
     def limit(self, deferred: Deferred[Any], seconds: float, what: str) -> Deferred[Any]:
         """The same Deferred, failed with `LinkFailed` if it takes longer than that."""
@@ -175,7 +207,7 @@ class Peers:
             for waiter in waiting:
                 waiter.callback(link)
 
-        place.attempt = self.open(address).addCallback(check)
+        place.attempt = maybeDeferred(self.open, address).addCallback(check)
         place.attempt.addCallbacks(made, lambda failure: self._failed(place, failure))
 
     def _failed(self, place: _Place, failure: Failure) -> None:
@@ -197,13 +229,16 @@ class Peers:
                 place.link.close()
 
 
-def _call(link: PeerLink, command: type[amp.Command], arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
-    answer: Deferred[dict[str, Any]] = link.callRemote(command, **arguments)
+def call_on(link: PeerLink, command: type[amp.Command], arguments: Mapping[str, Any]) -> Deferred[dict[str, Any]]:
+    """Ask over this link; fails with the command's errors or `LinkFailed`."""
+    answer: Deferred[dict[str, Any]] = maybeDeferred(link.callRemote, command, **arguments)
     # AMP logs and drops the link when nobody takes an error; a call that timed out no longer listens.
     return answer.addErrback(_lost)
 
 
 def _lost(failure: Failure) -> Failure:
-    if failure.check(ConnectionLost, amp.ProtocolSwitched):
+    if failure.check(ConnectionClosed, amp.ProtocolSwitched):
         return Failure(LinkFailed("the connection was lost"))
+    if failure.check(amp.AmpError):
+        return Failure(LinkFailed(f"it did not understand the call: {failure.getErrorMessage()}"))
     return failure

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import KIB
+from chunkfarm.wire.transport import end_when_silent
 
 CONNECTIONS_MAX = 2048
 """A farm of fifty servers needs two hundred links; past this something is wrong, and descriptors are kept for it."""
@@ -87,6 +88,7 @@ class PeerPort(Boxes):
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        end_when_silent(self.transport)
         self._owner.connections.add(self)
         if len(self._owner.connections) > CONNECTIONS_MAX:
             self.abort()

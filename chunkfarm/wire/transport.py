@@ -41,6 +41,7 @@ __all__ = [
     "TLSFailed",
     "adopt",
     "connect",
+    "end_when_silent",
     "listen",
 ]
 
@@ -48,6 +49,9 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for the name, the connection and the handshake together."""
 BACKLOG = 512
 """Connections that the kernel holds until they are accepted: enough for every client of a busy farm at once."""
+
+SILENCE_SECONDS = 10.0
+"""Until a connection between servers whose other machine is gone ends: as long as `master_grace`."""
 
 
 class AcceptedStream(Stream, tcp.Server):
@@ -112,6 +116,29 @@ def listen(
     port = StreamPort(description.port, factory, BACKLOG, description.name or default, reactor)
     port.prepare(tls, handshake_timeout)
     return cast(IListeningPort, port)
+
+
+def end_when_silent(transport: Any, seconds: float = SILENCE_SECONDS) -> None:
+    """Let the kernel end a connection whose other machine has not answered it for about that long.
+
+    A machine that lost its power or its cable says nothing, and TCP alone waits a quarter of an hour, or for ever where
+    nothing is sent. Not for connections whose other side may leave bytes untaken for long.
+    """
+    sock = getattr(transport, "socket", None)
+    if not isinstance(sock, socket.socket) or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    probes = 3
+    wanted = (
+        ("TCP_KEEPIDLE", max(1, round(seconds / 2))),
+        ("TCP_KEEPINTVL", max(1, round(seconds / 2 / probes))),
+        ("TCP_KEEPCNT", probes),
+        ("TCP_USER_TIMEOUT", round(seconds * 1000)),
+    )
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in wanted:
+        # Not every system has every one of them.
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def inherited_descriptor(reactor: Any, name: str) -> int:

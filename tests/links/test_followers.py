@@ -19,6 +19,8 @@ from tests.memory_table import MemoryTable
 class FakeClient:
     """A link whose WATCH is a table in memory."""
 
+    transport = None
+
     def __init__(self, table: MemoryTable) -> None:
         self.table = table
         self.lost = False

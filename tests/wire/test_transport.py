@@ -16,9 +16,10 @@ from twisted.internet.error import CannotListenError, ConnectionRefusedError, DN
 from twisted.internet.error import TimeoutError as ConnectTimedOut
 from twisted.internet.interfaces import INegotiated, ITLSTransport
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.config_values import ListenDescription
-from chunkfarm.wire.transport import HandshakeTimedOut, TLSFailed, adopt, connect, listen
+from chunkfarm.wire.transport import HandshakeTimedOut, TLSFailed, adopt, connect, end_when_silent, listen
 from tests.wire.certificates import contexts
 from tests.wire.links import End, LinkTestCase
 
@@ -401,3 +402,27 @@ def _is_closed(client: socket.socket) -> bool:
         return client.recv(1 << 16) == b""
     except (BlockingIOError, ssl.SSLWantReadError):
         return False
+
+
+class SilenceTests(SynchronousTestCase):
+    """Connections whose other machine is gone without a word."""
+
+    def test_the_kernel_is_asked(self) -> None:
+        """A connection is probed when it is at rest, and does not wait a quarter of an hour for what it sent."""
+        with socket.socket() as sock:
+
+            class Transport:
+                socket = sock
+
+            end_when_silent(Transport(), 10.0)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, probes = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + interval * probes <= 12
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+
+    def test_what_is_no_socket(self) -> None:
+        """A transport of a test, or any other, is left as it is."""
+        end_when_silent(object())

@@ -1,0 +1,137 @@
+"""Links to the peer ports of other servers: how they fail, and how they are given up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.links import commands
+from chunkfarm.links.peers import CALL_TIMEOUT, RETRY_DELAY, UNANSWERED_MAX, LinkFailed, PeerLink, Peers
+from chunkfarm.model import Address
+from tests.builders import server_id
+
+
+class Wire:
+    """A transport that keeps what is written, and has no other end."""
+
+    def __init__(self, link: PeerLink) -> None:
+        self.link = link
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def getPeerCertificate(self) -> str:
+        return server_id(2)
+
+    def lose(self, reason: Exception) -> None:
+        self.link.connectionLost(Failure(reason))
+
+    def abortConnection(self) -> None:
+        self.lose(ConnectionAborted())
+
+    def loseConnection(self) -> None:
+        self.lose(ConnectionDone())
+
+
+class PeersTests(SynchronousTestCase):
+    """Calls to one other server."""
+
+    def make_peers(self) -> Peers:
+        self.clock = Clock()
+        self.wires: list[Wire] = []
+        self.refusal: Exception | None = None
+
+        def open_link(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
+            if self.refusal is not None:
+                return fail(self.refusal)
+            link = factory.buildProtocol(None)
+            self.wires.append(Wire(link))
+            link.makeConnection(self.wires[-1])
+            return succeed(link)
+
+        known = {server_id(2): Address("127.0.0.1", 4121)}
+        return Peers(self.clock, open_link, lambda certificate: certificate, known.get)
+
+    def ask(self, peers: Peers, timeout: float = CALL_TIMEOUT) -> Deferred[dict[str, Any]]:
+        return peers.call(server_id(2), commands.GetServer, timeout, server="x")
+
+    def answer(self, wire: Wire, ask: bytes, **box: bytes) -> None:
+        said = {key.encode(): value for key, value in box.items()}
+        wire.link.dataReceived(amp.AmpBox({b"_answer": ask, **said}).serialize())
+
+    def test_an_answer(self) -> None:
+        """A call is answered over the link, which is kept for the next one."""
+        peers = self.make_peers()
+        first = self.ask(peers)
+        self.answer(self.wires[0], b"1", row=b"r")
+        assert self.successResultOf(first) == {"row": "r"}
+        second = self.ask(peers)
+        self.answer(self.wires[0], b"2", row=b"s")
+        assert self.successResultOf(second) == {"row": "s"}
+        assert len(self.wires) == 1
+
+    def test_however_the_link_ends(self) -> None:
+        """Cut, reset or closed in order: whoever waits hears that the link has failed."""
+        peers = self.make_peers()
+        for error in (ConnectionLost(), ConnectionDone(), ConnectionAborted()):
+            asked = self.ask(peers)
+            self.wires[-1].lose(error)
+            self.failureResultOf(asked, LinkFailed)
+        assert len(self.wires) == 3
+
+    def test_a_peer_that_does_not_understand(self) -> None:
+        """An error that no command declares is a failed link to whoever asked."""
+        peers = self.make_peers()
+        asked = self.ask(peers)
+        box = amp.AmpBox({b"_error": b"1", b"_error_code": b"UNKNOWN", b"_error_description": b"?"})
+        self.wires[0].link.dataReceived(box.serialize())
+        self.failureResultOf(asked, LinkFailed)
+
+    def test_what_does_not_fit_a_box(self) -> None:
+        """An argument that is too long fails the call, and not the caller."""
+        peers = self.make_peers()
+        call = peers.call(server_id(2), commands.GetServer, server="x" * 70_000)
+        self.failureResultOf(call, LinkFailed)
+
+    def test_a_link_that_leads_nowhere(self) -> None:
+        """Calls into silence end the link after a while, and the next one goes over another."""
+        peers = self.make_peers()
+        for _ in range(UNANSWERED_MAX):
+            asked = self.ask(peers, 2.0)
+            self.clock.advance(2.0)
+            self.failureResultOf(asked, LinkFailed)
+        assert len(self.wires) == 1
+        self.ask(peers, 2.0).addErrback(lambda failure: None)
+        assert len(self.wires) == 2
+
+    def test_a_slow_peer_keeps_its_link(self) -> None:
+        """Who answers anything at all is there, however late it is with one call."""
+        peers = self.make_peers()
+        for number in range(1, 2 * UNANSWERED_MAX, 2):
+            slow, quick = self.ask(peers, 2.0), self.ask(peers, 2.0)
+            self.answer(self.wires[0], b"%x" % (number + 1), row=b"r")
+            self.successResultOf(quick)
+            self.clock.advance(2.0)
+            self.failureResultOf(slow, LinkFailed)
+        assert len(self.wires) == 1
+
+    def test_an_address_that_cannot_be_one(self) -> None:
+        """Whatever opening a link raises is told to who asked."""
+        peers = self.make_peers()
+        self.refusal = ConnectionRefusedError()
+        assert "refused" in str(self.failureResultOf(self.ask(peers), LinkFailed).value)
+        assert peers.error_of(server_id(2)) == "refused"
+        self.clock.advance(RETRY_DELAY)
+
+        def impossible(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
+            raise OverflowError("getsockaddrarg: port must be 0-65535")
+
+        peers._open_link = impossible
+        self.failureResultOf(self.ask(peers), LinkFailed)
