@@ -119,6 +119,7 @@ class EmbeddedTable:
         self._journal = journal
         self._run_reads = self._thread("table-reads") if run_reads is None else run_reads
         self._client = client_id or f"{random.getrandbits(128):032x}"
+        self._expired = 0
         self._sessions = Sessions(self._open_session)
         self._courier = Courier(server_id, clock)
         self._stopping: Deferred[None] | None = None
@@ -354,7 +355,7 @@ class EmbeddedTable:
                 raise Conflict(answer.rows)
             if answer.kind is not AnswerKind.EXPIRED:
                 raise TableError("the table does not understand the transaction")
-            self._sessions.expired(session)
+            self._expired += self._sessions.expired(session)
             if carried.sent > 1:
                 raise Unavailable("the session has expired; whether the transaction took effect is unknown")
             # It was sent once, and that copy had no effect: a new session may carry it.
@@ -367,10 +368,12 @@ class EmbeddedTable:
 
     def _open_session(self) -> Deferred[Session]:
         async def begin() -> Session:
-            carried = await self._carry(encode_request(OpenSession(self._client)), self._clock.seconds() + PATIENCE)
+            # A session that expired is followed by one of another name, lest somebody else uses the same name.
+            client = f"{self._client}.{self._expired}"
+            carried = await self._carry(encode_request(OpenSession(client)), self._clock.seconds() + PATIENCE)
             if carried.answer.kind is not AnswerKind.OPENED:
                 raise TableError("the table opens no session")
-            return Session(self._client, carried.answer.revision)
+            return Session(client, carried.answer.revision)
 
         return Deferred.fromCoroutine(begin())
 

@@ -74,10 +74,12 @@ class Sessions:
             self._open().addBoth(self._opened)
         return waiting
 
-    def expired(self, session: Session) -> None:
-        """The state machine has forgotten `session`; the next one who asks gets a new one."""
-        if self._session is session:
+    def expired(self, session: Session) -> bool:
+        """The state machine has forgotten `session`; the next one who asks gets a new one. Whether this was news."""
+        news = self._session is session
+        if news:
             self._session = None
+        return news
 
     def _opened(self, outcome: Session | Failure) -> None:
         self._opening = False
