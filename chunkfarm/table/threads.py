@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
-from twisted.python.threadpool import ThreadPool
+
+from chunkfarm.threads import Threads
 
 T = TypeVar("T")
 
@@ -22,17 +22,11 @@ class OneThread:
     """`RunBlocking` on one thread, which begins with the first call and ends with `stop`."""
 
     def __init__(self, reactor: Any, name: str) -> None:
-        self._reactor = reactor
-        self._pool = ThreadPool(1, 1, name)
-        self._stopped = False
+        self._threads = Threads(reactor, 1, name)
 
     def __call__(self, call: Callable[[], T]) -> Deferred[T]:
-        if not self._pool.started and not self._stopped:
-            self._pool.start()
-        return deferToThreadPool(self._reactor, self._pool, call)
+        return self._threads.run(call)
 
     def stop(self) -> None:
         """End the thread once it has done what it was given; waits for that, so give it nothing long."""
-        if self._pool.started and not self._stopped:
-            self._pool.stop()
-        self._stopped = True
+        self._threads.stop()
