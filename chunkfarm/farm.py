@@ -17,7 +17,6 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from chunkfarm import membership
 from chunkfarm.config import ListenDescription
@@ -29,6 +28,7 @@ from chunkfarm.ports.files import FileFactory
 from chunkfarm.ports.peer import PeerPortFactory
 from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
 from chunkfarm.systemd import Systemd
+from chunkfarm.threads import Threads
 from chunkfarm.wire import transport
 
 EXIT_FAILED = 1
@@ -81,7 +81,7 @@ class Farm(MultiService):
         self._wish = wish
         self._reactor = reactor
         self._systemd = systemd
-        self._pool = ThreadPool(0, DISK_THREADS, "chunkfarm-disk")
+        self._pool = Threads(reactor, DISK_THREADS, "chunkfarm-disk")
         self._parts: Parts | None = None
         self._startup: Deferred[Any] | None = None
         self._loops: list[LoopingCall] = []
@@ -113,7 +113,6 @@ class Farm(MultiService):
 
     def startService(self) -> None:
         super().startService()
-        self._pool.start()
         surroundings = Surroundings(
             reactor=self._reactor,
             pool=self._pool,

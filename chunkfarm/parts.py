@@ -16,10 +16,8 @@ from typing import Any
 from attrs import define, evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from chunkfarm import __version__, membership
 from chunkfarm.access import Access
@@ -48,6 +46,7 @@ from chunkfarm.table.journal import Journal
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.roster import Roster
+from chunkfarm.threads import Threads
 from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
@@ -108,7 +107,7 @@ class Parts:
         config: Config,
         config_file: ConfigFile,
         data: DataDirectory,
-        pool: ThreadPool,
+        pool: Threads,
         *,
         now: Callable[[], int],
         random: Random,
@@ -137,10 +136,7 @@ class Parts:
         if config.server.certificate is not None:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
-        def run_in_thread(function: Any, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
-            return deferToThreadPool(reactor, pool, function, *args, **kwargs)
-
-        self.run_in_thread: RunInThread = run_in_thread
+        self.run_in_thread: RunInThread = pool.run
         self.book = AddressBook(self.servers, {})
         self.peers = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.

@@ -16,7 +16,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
@@ -29,6 +28,7 @@ from chunkfarm.model import FARM, SERVERS, Address
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.state import Wait as StateWait
+from chunkfarm.threads import Threads
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import NoSuchFile
 from chunkfarm.trust.seal import SealKey
@@ -63,7 +63,7 @@ class Surroundings:
     """What the process gives to a starting server."""
 
     reactor: Any
-    pool: ThreadPool
+    pool: Threads
     now: Callable[[], int]
     random: Random
     new_id: Callable[[], UUID]
