@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from attrs import define, evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,6 +27,7 @@ from chunkfarm.chunks.store import ChunkStore, Space
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed
 from chunkfarm.data_directory import DataDirectory
+from chunkfarm.errors import InvalidRequest
 from chunkfarm.issuer import Issuer
 from chunkfarm.ledger import Ledger
 from chunkfarm.links.chunks import ChunkClient
@@ -37,7 +38,7 @@ from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
-from chunkfarm.settings import changed_farm, changed_server
+from chunkfarm.settings import changed_farm, changed_server, changed_table, read_table
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
@@ -342,6 +343,16 @@ class Parts:
             return changed_server(row, fields, taken)
 
         return self.registry.set_server(server, change)
+
+    def set_table(self, block: bytes) -> Deferred[int]:
+        def change(before: Registered) -> tuple[Server, ...]:
+            return changed_table(told, before.servers, before.revisions, before.revision)
+
+        try:
+            told = read_table(block)
+        except InvalidRequest:
+            return fail()
+        return self.registry.set_servers(change)
 
     def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
         return self.registry.set_farm(lambda options: changed_farm(options, fields))

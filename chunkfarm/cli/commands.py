@@ -73,11 +73,11 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
     surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
 
 
-def ask(surroundings: Surroundings, line: str) -> Reply:
+def ask(surroundings: Surroundings, line: str, payload: bytes = b"") -> Reply:
     """One request to any server."""
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
-        return await farm.run(lambda link: link.request(line))
+        return await farm.run(lambda link: link.request(line, (payload,)))
 
     return surroundings.run(work)
 
@@ -222,10 +222,23 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
 
 @chunkfarm.command()
 @as_json
+@click.option("--raw", is_flag=True, help="Print the table as the farm writes it, to be edited for --put.")
+@click.option("--put", "edited", type=click.File("rb"), metavar="FILE", help="Take the edited table from FILE (or -).")
 @click.pass_obj
-def servers(surroundings: Surroundings, as_json: bool) -> None:
-    """Show the server table, oldest first."""
-    rows = ask(surroundings, "SERVERS").parsed()
+def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[bytes] | None) -> None:
+    """Show the server table, oldest first; or, with --put, set the editable fields of all of it in one step."""
+    if edited is not None:
+        table = edited.read()
+        changed = ask(surroundings, f"TABLE {len(table)}", table).fields["changed"]
+        click.echo(f"{changed} row{'' if changed == '1' else 's'} changed")
+        return
+    reply = ask(surroundings, "SERVERS")
+    if raw:
+        for line in (f"{reply.word} {len(reply.rows)} {reply.text}", *reply.rows, "END"):
+            # What goes to a file must come back as it was.
+            click.echo(screen.clean(line) if sys.stdout.isatty() else line)
+        return
+    rows = reply.parsed()
     if as_json:
         screen.show_json([typed(row) for row in rows])
         return

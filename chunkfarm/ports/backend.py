@@ -54,6 +54,12 @@ class Backend(Protocol):
     def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
         """Change editable fields of a server's row, by id or name; fails with `NotFound` or `InvalidRequest`."""
 
+    def set_table(self, block: bytes) -> Deferred[int]:
+        """Put the editable fields of all rows, as SERVERS shows them; fires with how many rows were changed.
+
+        Fails with `PreconditionFailed` if the table is not at the revision of the block, and as `set_server`.
+        """
+
     def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
         """Change farm options; fails with `InvalidRequest`."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredLock
 
-from chunkfarm.errors import NotFound
+from chunkfarm.errors import LimitExceeded, NotFound
 from chunkfarm.membership import in_order
 from chunkfarm.model import FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
 from chunkfarm.table.interface import (
@@ -32,6 +32,8 @@ ATTEMPTS_MAX = 50
 """Conflicts in a row before giving up: each one means that somebody else's change was made, so this is generous."""
 ROWS_A_TRANSACTION = OPERATIONS_MAX - 4
 """Server rows that fit a transaction beside the generation and the options."""
+ROW_BYTES_A_TRANSACTION = TRANSACTION_BYTES_MAX - 4096
+"""Bytes of them: the rest is for the generation, the options and what is compared."""
 
 
 def shown(server: Server) -> tuple[Any, ...]:
@@ -59,6 +61,8 @@ class Registered:
     options_revision: int
     generation: int
     generation_revision: int
+    revision: int = 0
+    """Of the table, when the server rows were read."""
 
     @property
     def last_joined(self) -> int:
@@ -80,17 +84,21 @@ class Change:
 def read_all(table: ITable, prefix: bytes) -> Deferred[list[Row]]:
     """All rows under a prefix, page by page; only for prefixes that stay small."""
 
-    async def pages() -> list[Row]:
-        rows: list[Row] = []
-        after = b""
-        while True:
-            page = await table.read(prefix, after)
-            rows.extend(page.rows)
-            if not page.more:
-                return rows
-            after = page.rows[-1].key
+    return Deferred.fromCoroutine(_pages(table, prefix)).addCallback(lambda read: read[0])
 
-    return Deferred.fromCoroutine(pages())
+
+async def _pages(table: ITable, prefix: bytes) -> tuple[list[Row], int]:
+    """The rows, and the revision of the first page."""
+    rows: list[Row] = []
+    after = b""
+    revision: int | None = None
+    while True:
+        page = await table.read(prefix, after)
+        rows.extend(page.rows)
+        revision = page.revision if revision is None else revision
+        if not page.more:
+            return rows, revision
+        after = page.rows[-1].key
 
 
 class Registry:
@@ -112,7 +120,8 @@ class Registry:
 
     async def _read(self) -> Registered:
         servers, revisions = {}, {}
-        for row in await read_all(self._table, SERVERS):
+        rows, revision = await _pages(self._table, SERVERS)
+        for row in rows:
             server = Server.from_value(row.value, row.revision)
             servers[server.id] = server
             revisions[server.id] = row.revision
@@ -125,6 +134,7 @@ class Registry:
             options.revision if options else 0,
             int(generation.value) if generation else 0,
             generation.revision if generation else 0,
+            revision,
         )
 
     def edit(self, decide: Callable[[Registered], Change | None]) -> Deferred[Any]:
@@ -258,6 +268,26 @@ class Registry:
 
         return self.edit(decide)
 
+    def set_servers(self, change: Callable[[Registered], tuple[Server, ...]]) -> Deferred[int]:
+        """Change several rows, all or none, if no row changes meanwhile; fires with how many were changed.
+
+        `change` may raise any `FarmError`. Fails with `LimitExceeded` for more rows than fit one transaction.
+        """
+
+        def decide(before: Registered) -> Change:
+            rows = change(before)
+            size = sum(len(row.key) + len(row.to_value()) for row in rows)
+            if len(rows) > ROWS_A_TRANSACTION or size > ROW_BYTES_A_TRANSACTION:
+                raise LimitExceeded(f"{len(rows)} servers are more than can be changed in one step")
+            # Those that stay are compared too, as far as there is room: what the names were checked against
+            # cannot change unseen in any case, since a change of a name moves the generation.
+            put = {row.id for row in rows}
+            others = [id for id in before.servers if id not in put][: ROWS_A_TRANSACTION - len(rows)]
+            compares = tuple(Compare(before.servers[id].key, "==", before.revisions[id]) for id in others)
+            return Change(put=rows, compares=compares, result=len(rows))
+
+        return self.edit(decide)
+
     def set_farm(self, change: Callable[[FarmOptions], FarmOptions]) -> Deferred[FarmOptions]:
         """Change the farm's options; `change` may raise `InvalidRequest`."""
 
@@ -289,7 +319,7 @@ def _transaction(before: Registered, change: Change) -> tuple[tuple[Compare, ...
             continue
         value = server.to_value()
         size += len(value) + len(server.key)
-        if size > TRANSACTION_BYTES_MAX - 4096 and operations:
+        if size > ROW_BYTES_A_TRANSACTION and operations:
             break
         compares.append(Compare(server.key, "==", before.revisions.get(server.id, 0)))
         operations.append(Put(server.key, value))

@@ -25,6 +25,19 @@ class TableTests(SynchronousTestCase):
         assert table[0]["id"] == SERVER_ID
         assert table[0]["client"] == 4100
 
+    def test_whole_table(self) -> None:
+        """The table can be printed as the farm writes it, edited, and put back in one step."""
+        raw = self.world.run("servers", "--raw").stdout
+        assert raw.startswith("TABLE 2 revision=7\nSERVER id=") and raw.endswith("\nEND\n")
+        assert self.world.run("servers", "--put", "-", input=raw.encode()).stdout == "0 rows changed\n"
+        edited = self.world.directory / "table"
+        edited.write_text(raw.replace("name=beta", "name=left"))
+        assert self.world.run("servers", "--put", str(edited)).stdout == "1 row changed\n"
+        assert "left" in self.world.run("servers").stdout
+        result = self.world.run("servers", "--put", "-", input=raw.replace("state=up", "state=down").encode())
+        assert result.exit_code == exits.FAILED
+        assert result.stderr == "chunkfarm: state of alpha cannot be set; it is up\n"
+
     def test_who(self) -> None:
         """Who leads, who is next, and why."""
         lines = self.world.run("who").stdout.splitlines()

@@ -18,7 +18,15 @@ from chunkfarm.catalog import Condition, Found, Listing
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.chunks.upload import Uploaded
-from chunkfarm.errors import AuthenticationFailed, InvalidRequest, Mismatch, MissingChunks, NotFound, PreconditionFailed
+from chunkfarm.errors import (
+    AuthenticationFailed,
+    FarmError,
+    InvalidRequest,
+    Mismatch,
+    MissingChunks,
+    NotFound,
+    PreconditionFailed,
+)
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
     FarmOptions,
@@ -31,6 +39,7 @@ from chunkfarm.model import (
     digest_of,
     etag_of,
 )
+from chunkfarm.settings import changed_table, read_table
 from chunkfarm.state import ServerState
 
 SERVER_ID = "5e" * 16
@@ -365,6 +374,16 @@ class MemoryBackend:
                 self.rows[position] = evolve(row, **dict[str, Any](fields))
                 return succeed(self.rows[position])
         return fail(NotFound(f"there is no server {server!r}"))
+
+    def set_table(self, block: bytes) -> Deferred[int]:
+        rows = {row.id: row for row in self.rows}
+        revisions = dict.fromkeys(rows, self.state.revision)
+        try:
+            changed = changed_table(read_table(block), rows, revisions, self.state.revision)
+        except FarmError:
+            return fail()
+        self.rows = list({**rows, **{row.id: row for row in changed}}.values())
+        return succeed(len(changed))
 
     def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
         self.farm = evolve(self.farm, **dict[str, Any](fields))

@@ -249,7 +249,6 @@ class OrderTests(SynchronousTestCase):
         link = ClientLink().auth("admin")
         for line in ("EXPLAIN a/b", "INVITE", "DRAIN alpha", "FORGET alpha", "TAKEOVER lab"):
             assert link.say(line).startswith("ERR later ")
-        assert link.send(b"TABLE 6\nHELLO\nPING\n").startswith("ERR later ")
 
     def test_bad_lines(self) -> None:
         """Nonsense is an error with a sentence, and the link goes on."""

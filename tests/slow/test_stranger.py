@@ -68,6 +68,21 @@ class StrangerTests(FarmTestCase):
         with self.assertRaises(NotOurFarm):
             Stranger("127.0.0.1", farm.server("alpha").client, "sha256:" + "0" * 64, *farm.key())
 
+    def test_whole_table(self) -> None:
+        """The server table can be printed, edited and put back as a whole, and config.ini follows."""
+        farm = self.make_farm("alpha")
+
+        def put_edited() -> bool:
+            shown = farm.cli("servers", "--raw").stdout
+            (farm.directory / "edited").write_text(shown.replace(" name=alpha ", " name=omega "))
+            # The free space of the disk counts as a change, and moves when it likes.
+            put = farm.cli("servers", "--put", "edited")
+            assert put.returncode == 0 or "has changed since" in put.stderr, put.stderr
+            return put.stdout == "1 row changed\n"
+
+        farm.wait_for(put_edited, 20, "the edited table is taken")
+        farm.wait_for(lambda: farm.listed() == ["omega"], 5, "config.ini names omega")
+
     def test_it_is_a_stranger(self) -> None:
         """It has 150 lines at most, and imports nothing but the standard library."""
         text = Path(stranger_client.__file__).read_text()

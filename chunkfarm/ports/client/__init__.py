@@ -66,6 +66,7 @@ Servers
     WHO                 -> WHO <count>, rows, END
     STATUS              -> STATUS <count>, lines name=value, END
     SET <id|name|farm> <field>=<value> ...  -> OK SERVER id=... or OK FARM chunksize=...          (admin)
+    TABLE <length>, the answer to SERVERS   -> OK changed=<n>                                     (admin)
 
 A row of SERVERS, live servers first, oldest first:
 
@@ -75,6 +76,10 @@ A row of SERVERS, live servers first, oldest first:
 (on one line), and of WHO, in the order in which servers succeed each other:
 
     rank=1 role=first|master|server id= name= state= because="the most senior live master"
+
+TABLE takes what SERVERS answered, from TABLE to END, with the fields that SET can set changed in any of its rows
+(`master=yes|no`, which is not shown, may be added), and sets them all or none. It is `conflict` if a row has changed
+since the revision in its first line. Every server has a row in it; any other difference is `syntax`.
 
 Files
 =====

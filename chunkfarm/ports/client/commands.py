@@ -154,13 +154,14 @@ _ALL = (
     Command(
         name="TABLE",
         usage="<length>",
-        summary="Replaces the editable fields of the whole server table (not in this version).",
-        run=later,
+        summary="Sets the editable fields of the whole server table, whose text as of SERVERS follows.",
+        run=looking.table,
         access=ADMIN,
         least=1,
         most=1,
         payload_at=0,
-        payload_max=moving.MANIFEST_BYTES_MAX,
+        payload_max=looking.TABLE_BYTES_MAX,
+        once_begun=True,
     ),
     Command(
         name="WATCH",

@@ -1,4 +1,4 @@
-"""Commands that look and say: HELLO, SERVERS, SERVER, WHO, LIST, STAT, STATUS, and SET and REMOVE beside them."""
+"""Commands that look and say: HELLO, SERVERS, WHO, LIST, STAT, STATUS and more; SET, TABLE and REMOVE beside them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from attrs import asdict
 
 from chunkfarm.errors import Denied, InvalidRequest, LimitExceeded, NotFound
 from chunkfarm.links.rows import file_row, server_row
-from chunkfarm.model import Server, check_file_name, timestamp
+from chunkfarm.model import KIB, Server, check_file_name, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
 
 PROTOCOL = "chunkfarm/1"
 LIST_LIMIT = 1000
 """Rows of one LIST: up to about a megabyte, which one answer holds in memory."""
+TABLE_BYTES_MAX = 1024 * KIB
+"""A server table put as a whole: a row has some 300 bytes, so this is more than one transaction could change."""
 NUMBER_DIGITS_MAX = 18
 """Every size and offset stays below 10^18, so no number can be made costly to read."""
 
@@ -98,6 +100,11 @@ async def set_fields(session: Session, request: Request) -> Answer:
         return ok("FARM " + format_fields(asdict(options).items()))
     changed = await session.backend.set_server(target, values)
     return ok(server_row(changed, _roles(session).get(changed.id, "server")))
+
+
+async def table(session: Session, request: Request) -> Answer:
+    changed = await session.backend.set_table(bytes(request.payload or b""))
+    return ok(f"changed={changed}")
 
 
 async def who(session: Session, request: Request) -> Answer:
