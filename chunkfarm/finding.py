@@ -15,16 +15,20 @@ from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
 
+from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links.commands import Probe
 from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed, Peers, reason_of
 from chunkfarm.membership import Candidate
-from chunkfarm.model import Address
+from chunkfarm.model import Address, check_server_id
+from chunkfarm.state import PHASES
 from chunkfarm.wire.tls import HandshakeTimedOut
 
 MASTERS_FIRST = 3
 """The first three listed are the masters, so they are asked before anyone else."""
 AT_ONCE = 16
 """How many of the rest are asked at the same time, so that a long list is no burst."""
+REASON_MAX = 120
+"""Characters of a reason that somebody unknown may have chosen."""
 
 ANSWERED = "answered"
 STARTING = "starting"
@@ -138,6 +142,35 @@ async def _ask(peers: Peers, addresses: Sequence[Address], me: Candidate, farm: 
     return answers + await gatherResults(rest, consumeErrors=True)
 
 
+def _read_answer(text: str) -> dict[str, Any]:
+    """What an answer to a probe says; raises `ValueError` for what is none.
+
+    Nobody knows yet who sent it, and it is shown to people and acted on, so every word of it is looked at.
+    """
+    told = json.loads(text)
+    if not isinstance(told, dict) or told.get("state") not in PHASES or type(told.get("stamp")) is not int:
+        raise ValueError("it is not an answer to a probe")
+    first = told.get("first") or None
+    return {
+        "state": told["state"],
+        "server": check_server_id(str(told.get("server"))),
+        "stamp": told["stamp"],
+        "farm": check_server_id(str(told["farm"])) if told.get("farm") else "",
+        "first": server_hint(first) if first is not None else None,
+    }
+
+
+def server_hint(told: Any) -> dict[str, Any]:
+    """Where a server is said to listen, as `NotFirst` and the answer to a probe tell it; raises `ValueError`."""
+    if not isinstance(told, dict) or type(told.get("peer")) is not int:
+        raise ValueError("it does not say where a server listens")
+    return {
+        "id": check_server_id(str(told.get("id"))),
+        "host": read_host(str(told.get("host"))),
+        "peer": read_port(str(told["peer"])),
+    }
+
+
 async def probe(peers: Peers, address: Address, me: Candidate, farm: str) -> Answer:
     """Ask one address; every way in which that can end is an `Answer`."""
     try:
@@ -155,8 +188,8 @@ async def probe(peers: Peers, address: Address, me: Candidate, farm: str) -> Ans
     try:
         call = link.callRemote(Probe, server=me.server_id, stamp=me.stamp, farm=farm)
         box = await peers.limit(call, CONNECT_TIMEOUT, "Probe")
-        told = json.loads(box["answer"])
-        state, server_id = str(told["state"]), str(told["server"])
+        told = _read_answer(box["answer"])
+        state, server_id = told["state"], told["server"]
         outcome = {STARTING: STARTING, "waiting": STARTING, FOUNDING: FOUNDING}.get(state, ANSWERED)
         word = state
         if outcome == STARTING and told["farm"]:
@@ -169,15 +202,17 @@ async def probe(peers: Peers, address: Address, me: Candidate, farm: str) -> Ans
             outcome=outcome,
             error=word,
             server_id=server_id,
-            stamp=int(told["stamp"]),
-            farm=str(told["farm"]),
-            first=told.get("first") or None,
+            stamp=told["stamp"],
+            farm=told["farm"],
+            first=told["first"],
         )
     except CancelledError:
         raise
     except LinkFailed as error:
         return Answer(address=address, outcome=TIMED_OUT, error=reason_of(error))
     except Exception as error:
-        return Answer(address=address, outcome=UNTRUSTED, error=f"it does not speak our protocol: {reason_of(error)}")
+        return Answer(
+            address=address, outcome=UNTRUSTED, error=f"it does not speak our protocol: {reason_of(error)[:REASON_MAX]}"
+        )
     finally:
         link.close()

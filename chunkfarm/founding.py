@@ -16,6 +16,9 @@ from attrs import evolve
 from twisted.logger import Logger
 
 from chunkfarm.config import HeldConfig
+from chunkfarm.data_directory import write_atomically
+from chunkfarm.durable import sync_directory
+from chunkfarm.errors import FarmError
 from chunkfarm.issuer import secret_rows
 from chunkfarm.model import Server
 from chunkfarm.parts import Parts
@@ -27,10 +30,14 @@ from chunkfarm.trust.proof import make_join_key, read_join_key, write_join_key
 from chunkfarm.trust.seal import SealKey
 
 MARKER = "founding"
-"""In the data directory while a farm is made that `config.ini` does not record yet."""
+"""In the data directory while a farm is made that `config.ini` does not record yet. It holds that farm's id."""
 JOIN_FILE = "farm.join"
 
 _log = Logger()
+
+
+class CannotFound(FarmError):
+    """No farm can be made here; the sentence says why."""
 
 
 def join_file(config_path: str) -> Path:
@@ -39,21 +46,32 @@ def join_file(config_path: str) -> Path:
 
 
 def discard_unrecorded(directory: Path, recorded_farm: str) -> bool:
-    """Remove what a founder left that crashed before the farm was recorded; says whether there was any.
+    """Remove what a founder left that crashed before its farm was recorded; says whether there was any.
 
-    Call it before the journal is opened. Nothing is removed if `config.ini` names a farm: then the crash came
-    after the record, and only the marker is left over.
+    Call it before the journal is opened. Nothing is removed if `config.ini` names the very farm that was being made:
+    then the crash came after the record, and only the marker is left over.
     """
     marker = directory / MARKER
-    if not marker.exists():
+    try:
+        made = marker.read_text("ascii", "replace").strip()
+    except FileNotFoundError:
         return False
-    if not recorded_farm:
+    discarded = not recorded_farm or made not in ("", recorded_farm)
+    if discarded:
         for name in ("table.sqlite", "table.sqlite-wal", "table.sqlite-shm", "server.pem", "server.key", "ca.pem"):
             (directory / name).unlink(missing_ok=True)
         for name in ("seal.key", "admin.key", "netrc"):
             (directory / name).unlink(missing_ok=True)
-    marker.unlink()
-    return not recorded_farm
+    remove_marker(directory)
+    return discarded
+
+
+def remove_marker(directory: Path) -> None:
+    """The farm is recorded. Durable on return: a marker that came back might cost the farm. Blocks for the disk."""
+    marker = directory / MARKER
+    if marker.exists():
+        marker.unlink()
+        sync_directory(directory)
 
 
 def join_key_for_founding(path: Path) -> bytes:
@@ -77,7 +95,7 @@ async def found(parts: Parts, held: HeldConfig, replaces: str) -> Server:
     directory = parts.data.path
     run = parts.run_in_thread
     join_key = await run(join_key_for_founding, join_file(parts.config_file.path))
-    await run((directory / MARKER).touch)
+    await run(write_atomically, directory / MARKER, farm_id.encode())
 
     now = parts.now()
     authority = await run(Authority.create, farm_id, now)
@@ -102,7 +120,12 @@ async def found(parts: Parts, held: HeldConfig, replaces: str) -> Server:
     options = evolve(parts.config.farm, id=farm_id, ca=identity.ca_fingerprint)
     also = (*secret_rows(seal, authority, join_key), Put(row.key, row.to_value()))
     server = await parts.registry.found(parts.own_row(), options, also)
-    await run(held.write, 1, options, [server], replaces=replaces)
-    await run((directory / MARKER).unlink)
+    try:
+        await run(held.write, 1, options, [server], replaces=replaces)
+    except OSError as error:
+        raise CannotFound(
+            f"the new farm cannot be recorded in {parts.config_file.path}: {error.strerror or error}"
+        ) from None
+    await run(remove_marker, directory)
     _log.info("This server founded the farm {name}, {farm}.", name=options.name, farm=farm_id)
     return server

@@ -9,9 +9,10 @@ from attrs import evolve
 from twisted.internet.defer import CancelledError
 
 from chunkfarm.errors import FarmError
+from chunkfarm.finding import server_hint
 from chunkfarm.founding import join_file
 from chunkfarm.links import commands
-from chunkfarm.links.peers import LinkFailed, reason_of
+from chunkfarm.links.peers import LinkFailed, call_on, reason_of
 from chunkfarm.model import Address, Server
 from chunkfarm.parts import Parts
 from chunkfarm.trust.authority import usable_names
@@ -52,8 +53,11 @@ async def join(parts: Parts, address: Address) -> Server:
         try:
             return await _join_at(parts, address, key)
         except commands.NotFirst as error:
-            told = json.loads(str(error))
-            address = Address(str(told["host"]), int(told["peer"]))
+            try:
+                told = server_hint(json.loads(str(error)))
+            except ValueError:
+                raise JoinLater(f"{address} does not lead the farm, and does not say who does") from None
+            address = Address(told["host"], told["peer"])
     raise JoinLater("the servers do not agree on who leads yet")
 
 
@@ -70,14 +74,14 @@ async def _join_at(parts: Parts, address: Address, key: bytes) -> Server:
         identity = parts.contexts.identity
         assert identity is not None
         request = identity.signing_request(usable_names(parts.certificate_names()))
-        call = link.callRemote(
-            commands.Join,
-            version=commands.PROTOCOL_VERSION,
-            farm=parts.config.farm.id,
-            proof=proof(key, JOINER, exporter),
-            request=request,
-            row=parts.own_row().to_value().decode(),
-        )
+        arguments = {
+            "version": commands.PROTOCOL_VERSION,
+            "farm": parts.recorded_farm,
+            "proof": proof(key, JOINER, exporter),
+            "request": request,
+            "row": parts.own_row().to_value().decode(),
+        }
+        call = call_on(link, commands.Join, arguments)
         box = await parts.peers.limit(call, JOIN_TIMEOUT, f"Join at {address}")
         if not check_proof(key, MEMBER, exporter, box["proof"]):
             raise CannotJoin(f"{address} does not know the join key of {join_file(parts.config_file.path)}")

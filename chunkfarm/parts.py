@@ -293,6 +293,11 @@ class Parts:
         """The names this server's certificate should carry, besides its id and the loopback ones."""
         return (self.host, socket.gethostname(), *self.config.server.names)
 
+    @property
+    def recorded_farm(self) -> str:
+        """The farm that `config.ini` names, or that this server was about to join when it stopped; or empty."""
+        return self.config.farm.id or self.journal.farm_id
+
     # The backend of the ports.
 
     @property

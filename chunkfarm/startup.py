@@ -21,7 +21,7 @@ from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
 from chunkfarm.finding import Answer, Found, Join, Wait, ask, decide
-from chunkfarm.founding import MARKER, discard_unrecorded, found
+from chunkfarm.founding import discard_unrecorded, found, remove_marker
 from chunkfarm.joining import JoinLater, join
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address
@@ -153,7 +153,7 @@ class Startup:
         while True:
             parts.config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
             self._answers.asked_by.clear()
-            farm = parts.config.farm.id
+            farm = parts.recorded_farm
             addresses = [Address(row.host, row.peer) for row in parts.config.servers if row.id != parts.state.server_id]
             answers = await ask(parts.peers, addresses, me, farm)
             decision = decide(
@@ -179,7 +179,12 @@ class Startup:
         """Whether the data directory already belongs to this farm; then the identity in it is taken up."""
         farm = parts.journal.farm_id
         identity = await parts.run_in_thread(Identity.load, parts.data.path, parts.data.server_id)
+        if self._wish.found_anyway and parts.embedded.last_index:
+            raise CannotStart(
+                f"--found is refused: the data directory {parts.data.path} belongs to farm {farm or 'of unknown id'}"
+            )
         if not farm or identity is None:
+            # Without an identity it was stopped while it joined: it joins again, and founds nothing beside that farm.
             return False
         recorded = parts.config.farm.id
         if self._wish.found_anyway:
@@ -283,7 +288,7 @@ class Startup:
                 return parts, str(answer.first["id"]) if answer.first else answer.server_id
 
     async def _resumed_server(self, parts: Parts) -> tuple[Parts, str]:
-        (parts.data.path / MARKER).unlink(missing_ok=True)
+        await parts.run_in_thread(remove_marker, parts.data.path)
         # Until the farm answers, the rows on this disk say best where the others listen.
         for prefix in (SERVERS, FARM):
             page = parts.journal.read(prefix, b"", STORED_ROWS_MAX)

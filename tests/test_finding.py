@@ -220,6 +220,27 @@ class AskTests(SynchronousTestCase):
             (FAILED, "No route to host: 113: No route to host"),
         ]
 
+    def test_answers_that_nobody_should_believe(self) -> None:
+        """What is said is shown to people and acted on, so what makes no sense is no answer."""
+        for changes in (
+            {"state": "serving\nREADY=1"},
+            {"state": ["serving"]},
+            {"stamp": "5"},
+            {"stamp": 1e400},
+            {"server": "x" * 60_000},
+            {"farm": "f\nf"},
+            {"first": [1]},
+            {"first": {"id": server_id(1)}},
+            {"first": {"id": server_id(1), "host": "a b", "peer": 4101}},
+            {"first": {"id": server_id(1), "host": "10.0.0.1", "peer": 70_000}},
+        ):
+            answers = self.successResultOf(self.make_round({1: {**self.told(1), **changes}}))
+            assert answers[0].outcome == UNTRUSTED, changes
+            assert len(answers[0].error) < 200, changes
+        good = {"id": server_id(1), "host": "10.0.0.1", "peer": 4101}
+        answers = self.successResultOf(self.make_round({1: {**self.told(1), "first": good}}))
+        assert answers[0].first == good
+
     def test_another_farm_is_named(self) -> None:
         """An answer for another farm says which."""
         answers = self.successResultOf(self.make_round({1: self.told(1)}, farm="e" * 32))

@@ -239,6 +239,9 @@ def call_on(link: PeerLink, command: type[amp.Command], arguments: Mapping[str, 
 def _lost(failure: Failure) -> Failure:
     if failure.check(ConnectionClosed, amp.ProtocolSwitched):
         return Failure(LinkFailed("the connection was lost"))
-    if failure.check(amp.AmpError):
-        return Failure(LinkFailed(f"it did not understand the call: {failure.getErrorMessage()}"))
+    if failure.check(amp.AmpError, KeyError, ValueError):
+        # The last two are what an answer is that lacks a value, or has one that cannot be read.
+        return Failure(
+            LinkFailed(f"it does not understand the call, or we not its answer: {failure.getErrorMessage()}")
+        )
     return failure

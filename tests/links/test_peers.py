@@ -94,6 +94,14 @@ class PeersTests(SynchronousTestCase):
         self.wires[0].link.dataReceived(box.serialize())
         self.failureResultOf(asked, LinkFailed)
 
+    def test_an_answer_that_is_none(self) -> None:
+        """An answer without its values, or with broken ones, is a failed link too."""
+        peers = self.make_peers()
+        for number, box in ((b"1", {}), (b"2", {"row": b"\xff"})):
+            asked = self.ask(peers)
+            self.answer(self.wires[0], number, **box)
+            self.failureResultOf(asked, LinkFailed)
+
     def test_what_does_not_fit_a_box(self) -> None:
         """An argument that is too long fails the call, and not the caller."""
         peers = self.make_peers()
