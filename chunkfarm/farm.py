@@ -127,8 +127,15 @@ class Farm(MultiService):
         self._startup.addCallbacks(self._serving, self._failed)
 
     def _loop(self, interval: float, call: Any, *arguments: Any) -> None:
+        def turn() -> Any:
+            try:
+                return call(*arguments)
+            except Exception:
+                # A loop ends with the first exception.
+                self._log.failure("while looking after this server")
+
         if interval > 0:
-            loop = LoopingCall(call, *arguments)
+            loop = LoopingCall(turn)
             loop.clock = self._reactor
             loop.start(interval, now=False)
             self._loops.append(loop)
@@ -211,7 +218,11 @@ class Farm(MultiService):
         parts.leaving = True
         if served:
             await self._within(LEAVE_SECONDS, parts.reporter.report_now())
-            await self._hand_over(parts)
+            try:
+                await self._hand_over(parts)
+            except Exception:
+                # Others notice by silence what is missing; what follows must be done all the same.
+                self._log.failure("while handing over")
         await self._client.stopService()
         await self._files.stopService()
         await self._drain(parts)
@@ -245,7 +256,9 @@ class Farm(MultiService):
         if table.is_leader and heirs:
             table.transfer(heirs[0])
             for _ in range(int(LEAVE_SECONDS / HAND_OVER_INTERVAL)):
-                if not table.is_leader:
+                if not table.is_leader and table.leader:
+                    # It did not hear yet that this server leaves.
+                    await self._within(LEAVE_SECONDS, parts.reporter.report_now())
                     break
                 await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
         voters = table.configuration.voters

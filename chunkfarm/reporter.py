@@ -141,7 +141,11 @@ class Reporter:
             if not busy.called:
                 self._busy = busy
             busy.addErrback(self._failed).addCallback(self._rest)
-        self._judge()
+        try:
+            self._judge()
+        except Exception:
+            # A loop ends with the first exception, and without reports this server would be counted as down.
+            self._log.failure("while judging whether this server is served")
 
     def _failed(self, failure: Any) -> None:
         if not failure.check(CancelledError):

@@ -56,7 +56,7 @@ def changed_server(server: Server, fields: Mapping[str, str], taken_names: set[s
             values[name] = reader(text)
         except ValueError as error:
             raise InvalidRequest(f"{name}={text}: {error}") from None
-    if values.get("name", server.name) in taken_names:
+    if values.get("name") in taken_names:
         raise InvalidRequest(f"another server has the name {values['name']}")
     return evolve(server, **values)
 

@@ -306,10 +306,16 @@ class Startup:
         parts.reporter.start(first)
         explaining = LoopingCall(self._explain_missing, parts, self._surroundings.now())
         explaining.clock = self._surroundings.reactor
-        explaining.start(EXPLAIN_INTERVAL, now=False)
+        explaining.start(EXPLAIN_INTERVAL, now=False).addErrback(
+            lambda failure: self._log.failure("while explaining what is waited for", failure)
+        )
         try:
             await parts.reporter.when_belonging()
             await roster
+        except BaseException:
+            # Nobody waits for it any more, and whoever stops the roster lets it fail.
+            roster.addErrback(lambda _: None)
+            raise
         finally:
             explaining.stop()
         parts.ledger.start()

@@ -161,6 +161,21 @@ class ReporterTests(SynchronousTestCase):
         assert self.state.phase == "serving"
         assert self.state.waits == ()
 
+    def test_an_unexpected_error_ends_no_report(self) -> None:
+        """A fault while judging is logged, and the reports go on."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        self.state.change("serving")
+        end = self.state.subscribe(lambda: 1 / 0)  # type: ignore[arg-type]
+        self.peers.answers[server_id(1)] = LinkFailed("refused")
+        self.run_for(LOST_AFTER + 2)
+        assert self.flushLoggedErrors(ZeroDivisionError)
+        end()
+        self.peers.answers[server_id(1)] = {"known": True}
+        self.run_for(3)
+        assert self.state.phase == "serving"
+
     def test_the_first_reports_to_itself(self) -> None:
         """Leading is no excuse: the first's own row must carry this process too."""
         reporter = self.make_reporter()

@@ -165,6 +165,10 @@ class SettingsTests(SynchronousTestCase):
         row = changed_server(make_server(1), {"weight": "0", "master": "no", "zone": "rack7", "name": "new"}, set())
         assert (row.weight, row.master, row.zone, row.name) == (0, False, "rack7", "new")
 
+    def test_a_name_that_two_have(self) -> None:
+        """Whatever else is wrong in the table, another field can be set."""
+        assert changed_server(make_server(1, name="taken"), {"weight": "3"}, {"taken"}).weight == 3
+
     def test_refusals(self) -> None:
         """A field that is not settable, a bad value and a taken name each get their sentence."""
         assert "state cannot be set" in self.refusal({"state": "down"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,7 +31,9 @@ class Session:
 
     def principal(self, authorization: bytes, now: float) -> Principal | None:
         """Who sent the same Authorization on this connection a short time ago."""
-        return self._principal if authorization == self._authorization and now < self._principal_until else None
+        # A proxy may send what many clients say over one connection, so that one could try to guess another's.
+        same = hmac.compare_digest(authorization, self._authorization)
+        return self._principal if same and now < self._principal_until else None
 
     def remember(self, authorization: bytes, principal: Principal, now: float) -> None:
         """This Authorization was found to be good."""
