@@ -22,6 +22,7 @@ from chunkfarm.errors import (
     PreconditionFailed,
     ReadOnly,
 )
+from chunkfarm.explanation import Explanation, Part
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.model import (
     CHUNK_SIZE_MAX,
@@ -59,6 +60,10 @@ TRIES_MAX = 10
 """A conditional change that loses the race this often gives up: whoever asks may ask again."""
 LIST_LIMIT_MAX = 10_000
 """Files in one listing, which is in memory as a whole."""
+EXPLAINED_MAX = HAVE_DIGESTS_MAX
+"""Chunks in one explanation: one question to each server."""
+EVERY_COPY = 1_000_000
+"""More copies of a chunk than there are servers."""
 NAMED_MISSING_MAX = 5
 """Missing chunks that an error names: a line has room for more, a person has not."""
 _PAGE = 1000
@@ -182,6 +187,13 @@ class Catalog:
     def manifest(self, file: File) -> Deferred[Manifest]:
         """The whole manifest of a file, read from its chunks if need be; fails with `DamagedFile`, or as reads do."""
         return Deferred.fromCoroutine(self._manifest(file))
+
+    def explain(self, name: str, start: int = 0, limit: int = EXPLAINED_MAX) -> Deferred[Explanation]:
+        """Who holds the chunks `start`, `start + 1` ... of a file, `limit` at most; with chunk 0, its manifest too.
+
+        All servers are asked, and who does not answer counts as holding nothing. Fails as `find` and `manifest` do.
+        """
+        return Deferred.fromCoroutine(self._explain(name, start, min(limit, EXPLAINED_MAX)))
 
     def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[Download]:
         """The bytes of a file; its first piece is ready when this fires, so errors come before any byte.
@@ -379,19 +391,38 @@ class Catalog:
         return tuple(Digests(raw)), levels, copies
 
     async def _manifest(self, file: File) -> Manifest:
-        if not file.levels:
-            return Manifest(file.size, file.chunk_size, file.digests)
-        raw = b"".join(file.digests)
+        digests = (await self._levels(file))[-1] if file.levels else file.digests
+        return Manifest(file.size, file.chunk_size, digests)
+
+    async def _levels(self, file: File) -> tuple[Digests, ...]:
+        """The digests in the row, then those of each level of a long manifest; the last are the file's chunks."""
+        levels: tuple[Digests, ...] = (Digests(b"".join(file.digests)),)
         for _ in range(file.levels):
             parts: list[bytes] = []
-            for digest in Digests(raw):
+            for digest in levels[-1]:
                 parts.append(await self._read_chunk(file, digest))
                 if sum(map(len, parts)) > MANIFEST_DIGESTS_MAX * DIGEST_LENGTH:
                     raise DamagedFile(f"the manifest of {file.name} is longer than any file's")
             raw = b"".join(parts)
-        if len(raw) != chunk_count(file.size, file.chunk_size) * DIGEST_LENGTH:
-            raise DamagedFile(f"the manifest of {file.name} does not fit its size")
-        return Manifest(file.size, file.chunk_size, Digests(raw))
+            if len(raw) % DIGEST_LENGTH or (len(levels) == file.levels and len(raw) != _manifest_length(file)):
+                raise DamagedFile(f"the manifest of {file.name} does not fit its size")
+            levels = (*levels, Digests(raw))
+        return levels
+
+    async def _explain(self, name: str, start: int, limit: int) -> Explanation:
+        found = await self._find(name)
+        *above, digests = await self._levels(found.file)
+        manifest = Manifest(found.file.size, found.file.chunk_size, digests)
+        end = min(start + limit, len(digests))
+        # No number of copies is enough here: the answer is about every server.
+        numbers = range(start, end)
+        named = [digest for level in above for digest in level] if start == 0 else []
+        held = await self._transfer.have([*named, *(digests[number] for number in numbers)], enough=EVERY_COPY)
+        parts = [Part(digest, held[digest]) for digest in named]
+        parts += [
+            Part(digests[number], held[digests[number]], number, manifest.chunk_length(number)) for number in numbers
+        ]
+        return Explanation(found.file, self._options().replicas, tuple(parts), end < len(digests), found.stale)
 
     async def _read_chunk(self, file: File, digest: bytes) -> bytes:
         try:
@@ -448,6 +479,10 @@ def _file_in(page: Page, key: bytes) -> File | None:
         row = page.rows[0]
         return File.from_row(row.key, row.value, row.revision)
     return None
+
+
+def _manifest_length(file: File) -> int:
+    return chunk_count(file.size, file.chunk_size) * DIGEST_LENGTH
 
 
 def _check_content_type(content_type: str) -> None:

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"founding", "joining", "finding"},
     {"parts"},
     {"ports"},
-    {"access", "catalog", "issuer", "ledger", "renewal", "reporter", "said", "settings"},
+    {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "settings"},
     {"chunks"},
     {"table"},
     {"links", "data_directory", "systemd"},
@@ -36,7 +36,17 @@ CONTRACTS = {"table.interface": "model"}
 BESIDE = {"cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}}
 """The operator's command stands beside the server."""
 
-PURE = ["model", "errors", "membership", "state", "table.consensus", "table.voters", "chunks.placement", "settings"]
+PURE = [
+    "model",
+    "errors",
+    "membership",
+    "state",
+    "table.consensus",
+    "table.voters",
+    "chunks.placement",
+    "explanation",
+    "settings",
+]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 
 

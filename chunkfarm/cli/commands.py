@@ -11,6 +11,7 @@ import click
 from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
+from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import screen
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import give_up
@@ -218,6 +219,28 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
         return
     for field, value in fields.items():
         click.echo(f"{field:10} {screen.clean(value)}")
+
+
+@chunkfarm.command()
+@click.argument("name", callback=file_name)
+@as_json
+@click.pass_obj
+def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
+    """Show which servers hold each chunk of NAME, and what is lost with which of them."""
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> explaining.Explained:
+        return await explaining.explain(farm, name)
+
+    told = surroundings.run(work)
+    if as_json:
+        screen.show_json(explaining.as_value(told))
+        return
+    for line in explaining.lines(told):
+        click.echo(line)
+    if told.parts:
+        screen.show_table(["CHUNKS", "SIZE", "COPIES", "ON"], explaining.chunk_table(told), right=["SIZE", "COPIES"])
+        columns = ["SERVER", "STATE", "HOLDS", "LOST IF IT DIES"]
+        screen.show_table(columns, explaining.server_table(told), right=["HOLDS"])
 
 
 @chunkfarm.command()

@@ -27,6 +27,7 @@ from chunkfarm.errors import (
     NotFound,
     PreconditionFailed,
 )
+from chunkfarm.explanation import Explanation, Part
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
     FarmOptions,
@@ -126,10 +127,16 @@ class MemoryTransfer:
     ) -> Deferred[MemorySource]:
         return self.store.open(digest, offset, length)
 
+    only: set[bytes] = field(factory=set)
+    """But these are on this disk alone."""
+
     def have(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
-        return succeed(
-            {digest: (SERVER_ID, OTHER_ID) if digest in self.store.chunks else () for digest in digests},
-        )
+        return succeed({digest: self.holders(digest) for digest in digests})
+
+    def holders(self, digest: bytes) -> tuple[str, ...]:
+        if digest not in self.store.chunks:
+            return ()
+        return (SERVER_ID,) if digest in self.only else (SERVER_ID, OTHER_ID)
 
 
 class MemoryUpload:
@@ -260,6 +267,19 @@ class MemoryCatalog:
 
     def manifest(self, file: File) -> Deferred[Manifest]:
         return self._answer(lambda: Manifest(file.size, file.chunk_size, file.digests))
+
+    def explain(self, name: str, start: int = 0, limit: int = 1000) -> Deferred[Explanation]:
+        def explain() -> Explanation:
+            file = self._file(name)
+            manifest = Manifest(file.size, file.chunk_size, file.digests)
+            chunks = list(enumerate(file.digests))
+            parts = tuple(
+                Part(digest, self.transfer.holders(digest), number, manifest.chunk_length(number))
+                for number, digest in chunks[start : start + limit]
+            )
+            return Explanation(file, 2, parts, start + limit < len(chunks), self.stale)
+
+        return self._answer(explain)
 
     def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[MemorySource]:
         def download() -> MemorySource:

@@ -68,6 +68,20 @@ class StrangerTests(FarmTestCase):
         with self.assertRaises(NotOurFarm):
             Stranger("127.0.0.1", farm.server("alpha").client, "sha256:" + "0" * 64, *farm.key())
 
+    def test_explained(self) -> None:
+        """A file on one server is lost with it, and `explain` says so."""
+        farm = self.make_farm("alpha")
+        self.stranger(farm).put("home/a", b"x" * 10_000, 4096)
+        shown = farm.cli("explain", "home/a")
+        assert shown.returncode == 0, shown.stderr
+        assert [" ".join(line.split()) for line in shown.stdout.splitlines()] == [
+            "home/a: 9.8 KiB in 3 chunks, 3 copies wanted, at least 1 there",
+            "CHUNKS SIZE COPIES ON",
+            "0-2 9.8 KiB 1 alpha",
+            "SERVER STATE HOLDS LOST IF IT DIES",
+            "alpha up 2 2 chunks, 9.8 KiB",
+        ]
+
     def test_whole_table(self) -> None:
         """The server table can be printed, edited and put back as a whole, and config.ini follows."""
         farm = self.make_farm("alpha")

@@ -89,6 +89,8 @@ A name is `bucket/path`, up to 1,024 bytes. Sizes are bytes; a timestamp is `202
     LIST [prefix] [after] [limit]   -> FILES <count> revision=<n> [stale=<n>] [more], rows, END           (read)
     STAT <name>                     -> OK FILE name= ...                                                   (read)
     FETCH <name> [offset] [length]  -> DATA <length>, the bytes                                            (read)
+    EXPLAIN <name> [from] [limit]   -> EXPLAIN <count> name= size= chunksize= chunks= wanted= revision=
+                                                [stale=<n>] [more], rows, END                              (read)
     REMOVE <name>                   -> OK                                                                  (write)
 
 `-` stands for a word left out. A row: `FILE name= size= modified= etag= type="..." chunksize= chunks= revision=`.
@@ -97,6 +99,16 @@ LIST shows at most 1,000. `stale=<revision>` says that nobody who knows the last
 things were at that revision. A range must lie within the file. If bytes cannot be delivered after DATA was said,
 the link ends early: ask another server for the rest, and compare the etag, which changes with the content: it is
 the first 32 hexadecimal digits of SHA-256 over `<size> <chunk size> ` and the raw digests of the chunks in order.
+
+EXPLAIN asks all servers which chunks of the file they hold; who does not answer counts as holding none. It shows
+at most 1,000 chunks, from number `from` (0 is the first); `more` says that others follow. Rows:
+
+    MANIFEST digest= copies=<n> holders=<id>,<id>            with chunk 0, for a manifest of more than 128 digests
+    CHUNK number= length= digest= copies=<n> holders=<id>,<id>
+    HOLDER id= name= state= held=<chunks> only=<chunks> bytes=<bytes>
+
+HOLDER rows come last, one for each server: how many of the chunks shown it holds, how many of them nobody else that
+answered does, and how many bytes of the file are in those. When a chunk was last verified is not known.
 
 REMOVE is not idempotent in its answer: the second one is `notfound`. If the link ends before the answer, the file
 may or may not be gone.

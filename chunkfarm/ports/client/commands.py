@@ -17,7 +17,6 @@ from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
     PRIVATE,
-    READ,
     WRITE,
     Answer,
     Command,
@@ -182,6 +181,14 @@ _ALL = (
     ),
     Command(name="STAT", usage="<name>", summary="What is known of a file.", run=looking.stat, least=1, most=1),
     Command(
+        name="EXPLAIN",
+        usage="<name> [from] [limit]",
+        summary="Which servers hold each chunk of a file, and what is lost with which of them.",
+        run=looking.explain,
+        least=1,
+        most=3,
+    ),
+    Command(
         name="REMOVE",
         usage="<name>",
         summary="Removes a file.",
@@ -248,15 +255,14 @@ _ALL = (
             usage=usage,
             summary=f"{summary} (not in this version).",
             run=later,
-            access=access,
+            access=ADMIN,
             most=WORDS_MAX,
         )
-        for name, usage, summary, access in (
-            ("EXPLAIN", "<name>", "Where each chunk of a file is, and what is lost with which server", READ),
-            ("INVITE", "", "Makes a code with which one server may join", ADMIN),
-            ("DRAIN", "<id>", "Empties a server", ADMIN),
-            ("FORGET", "<id>", "Takes a server out for good", ADMIN),
-            ("TAKEOVER", "<farm name>", "Goes on without a lost majority", ADMIN),
+        for name, usage, summary in (
+            ("INVITE", "", "Makes a code with which one server may join"),
+            ("DRAIN", "<id>", "Empties a server"),
+            ("FORGET", "<id>", "Takes a server out for good"),
+            ("TAKEOVER", "<farm name>", "Goes on without a lost majority"),
         )
     ),
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from attrs import asdict
 
+from chunkfarm.catalog import EXPLAINED_MAX
 from chunkfarm.errors import Denied, InvalidRequest, LimitExceeded, NotFound
+from chunkfarm.explanation import Part, shares
 from chunkfarm.links.rows import file_row, server_row
-from chunkfarm.model import KIB, Server, check_file_name, timestamp
+from chunkfarm.model import KIB, Server, check_file_name, chunk_count, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
 
@@ -136,6 +138,49 @@ async def list_files(session: Session, request: Request) -> Answer:
 async def stat(session: Session, request: Request) -> Answer:
     found = await session.backend.catalog.find(check_file_name(request.words[0]))
     return ok(f"{file_row(found.file)} {stale_mark(found.stale)}")
+
+
+async def explain(session: Session, request: Request) -> Answer:
+    name = check_file_name(request.words[0])
+    start = number(request.word(1, "0"), "number of a chunk")
+    limit = number(request.word(2, str(EXPLAINED_MAX)), "limit")
+    if not 0 < limit <= EXPLAINED_MAX:
+        raise LimitExceeded(f"one EXPLAIN shows 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
+    told = await session.backend.catalog.explain(name, start, limit)
+    file = told.file
+    rows = [_part_row(part) for part in told.parts]
+    rows += [
+        "HOLDER "
+        + format_fields(
+            [
+                ("id", share.server.id),
+                ("name", share.server.name),
+                ("state", share.server.state),
+                ("held", share.held),
+                ("only", share.only),
+                ("bytes", share.bytes),
+            ]
+        )
+        for share in shares(told.parts, session.backend.servers())
+    ]
+    header = format_fields(
+        [
+            ("name", file.name),
+            ("size", file.size),
+            ("chunksize", file.chunk_size),
+            ("chunks", chunk_count(file.size, file.chunk_size)),
+            ("wanted", told.wanted),
+            ("revision", file.revision),
+        ]
+    )
+    return block("EXPLAIN", rows, f"{header} {stale_mark(told.stale)}".rstrip() + (" more" if told.more else ""))
+
+
+def _part_row(part: Part) -> str:
+    where = [("digest", part.digest.hex()), ("copies", len(part.holders)), ("holders", ",".join(part.holders))]
+    if part.number is None:
+        return "MANIFEST " + format_fields(where)
+    return "CHUNK " + format_fields([("number", part.number), ("length", part.length), *where])
 
 
 async def remove(session: Session, request: Request) -> Answer:

@@ -1,0 +1,66 @@
+"""Where the parts of a file are, and what is lost with which server: records and a count, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from chunkfarm.model import File, Server
+
+
+@frozen
+class Part:
+    """A chunk of a file, or of its manifest, and who holds it."""
+
+    digest: bytes
+    holders: tuple[str, ...]
+    """Ids of the servers that answered and have it."""
+    number: int | None = None
+    """Which chunk of the file, from 0; None for a part of the manifest, without which no byte can be read."""
+    length: int = 0
+    """Bytes of the file in it."""
+
+
+@frozen
+class Explanation:
+    """A file, with a run of its parts."""
+
+    file: File
+    wanted: int
+    """Copies that each should have."""
+    parts: tuple[Part, ...]
+    more: bool = False
+    """Whether chunks of higher numbers follow."""
+    stale: int = 0
+    """As in `catalog.Found`."""
+
+
+@frozen
+class Share:
+    """What one server has of these parts."""
+
+    server: Server
+    held: int
+    """Different chunks, parts of the manifest among them."""
+    only: int
+    """Those that no other server which answered has: they are lost if this one is."""
+    bytes: int
+    """Bytes of the file in those."""
+
+
+def shares(parts: Iterable[Part], servers: Iterable[Server]) -> tuple[Share, ...]:
+    """What each server holds, in the order of `servers`. A chunk that a file has twice is one chunk, and two runs."""
+    held: dict[str, set[bytes]] = {}
+    only: dict[str, set[bytes]] = {}
+    lost: dict[str, int] = {}
+    for part in parts:
+        for holder in part.holders:
+            held.setdefault(holder, set()).add(part.digest)
+        if len(part.holders) == 1:
+            only.setdefault(part.holders[0], set()).add(part.digest)
+            lost[part.holders[0]] = lost.get(part.holders[0], 0) + part.length
+    return tuple(
+        Share(server, len(held.get(server.id, ())), len(only.get(server.id, ())), lost.get(server.id, 0))
+        for server in servers
+    )
