@@ -18,6 +18,7 @@ LEARNERS = 2
 """Servers next in line that are kept caught up, ready to be promoted."""
 
 LIVE = ("up", "draining")
+_BEHIND = {"leaving": 1, "down": 2}
 
 
 @frozen(kw_only=True)
@@ -42,8 +43,11 @@ class Standing:
 
 
 def in_order(servers: Iterable[Server]) -> tuple[Server, ...]:
-    """All servers, live ones first, oldest first in each part."""
-    return tuple(sorted(servers, key=lambda server: (server.state == "down", server.seniority, server.id)))
+    """All servers, live ones first, then those that are leaving, then those that are down; oldest first in each part.
+
+    So the first three that stand in `config.ini` are the masters as soon as one of them begins to leave.
+    """
+    return tuple(sorted(servers, key=lambda server: (_BEHIND.get(server.state, 0), server.seniority, server.id)))
 
 
 def candidates(servers: Iterable[Server]) -> tuple[Server, ...]:

@@ -31,6 +31,12 @@ class MastersTests(SynchronousTestCase):
         """A server that is leaving is passed over before it has gone."""
         assert ids(masters([make_server(1, state="leaving"), make_server(2)])) == ["s2"]
 
+    def test_the_order_of_the_table(self) -> None:
+        """Live servers stand first, then those that leave, then those that are down, each oldest first."""
+        states = ("down", "leaving", "up", "draining", "down", "leaving")
+        servers = [make_server(number, state=state) for number, state in enumerate(states, 1)]
+        assert ids(in_order(servers)) == ["s3", "s4", "s2", "s6", "s1", "s5"]
+
     def test_master_no_keeps_a_server_out(self) -> None:
         """`master = no` is obeyed, however senior the server is."""
         assert ids(masters([make_server(1, master=False), make_server(2)])) == ["s2"]
