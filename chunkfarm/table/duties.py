@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -34,6 +34,8 @@ LATE = 1.0
 """Seconds by which a round may be late before all silence counters start anew: this process was paused."""
 RESTART_GATHER = 2.0
 """Seconds in which the servers of a restarted farm may report back and keep their places in the line."""
+RETIRED_MAX = 8
+"""Earlier processes of one server that are remembered: two that share a data directory by mistake are enough."""
 MEASURE_INTERVAL = 60.0
 """Seconds between two changes of a row for free space alone."""
 
@@ -60,6 +62,10 @@ class _Heard:
     measured_at: float = field(default=float("-inf"))
     gone: bool = False
     """Whether it was away for `master_grace` and so has lost its place; until its row is given anew."""
+    alive_at: float = field(default=float("-inf"))
+    """When the very process that its row names was last heard."""
+    retired: list[str] = field(factory=list)
+    """Incarnations that later ones have taken the place of."""
 
 
 class LedTable(Protocol):
@@ -155,6 +161,7 @@ class Duties:
         row = self._row(server_id)
         if row is None or row.incarnation != report.incarnation:
             return False
+        heard.alive_at = now
         self._others_went_on = self._others_went_on or server_id != self._id
         if row.state != "down":
             heard.gone = False
@@ -170,10 +177,21 @@ class Duties:
         """A known server gives its row after a start: it joins the end of the line.
 
         The servers of a farm that was started anew as a whole keep their places, if they are back before
-        the first change is made. Fails with `TableError` if this server leads no more before it is decided.
+        the first change is made. Fails with `TableError` if this server leads no more before it is decided, and
+        if a later process with the same server id is alive: of two that share a copied data directory one must go.
         """
-        self._notice_term(self._clock.seconds())
-        self._heard.setdefault(server.id, _Heard(self._clock.seconds())).at = self._clock.seconds()
+        now = self._clock.seconds()
+        self._notice_term(now)
+        heard = self._heard.setdefault(server.id, _Heard(now))
+        heard.at = now
+        row = self._row(server.id)
+        if row is not None and server.incarnation in heard.retired and now - heard.alive_at < DOWN_AFTER:
+            return fail(
+                TableError(
+                    f"two processes have the server id {server.id}, at {row.peer_address} and, started before it, at "
+                    f"{server.peer_address}: stop one of them, and give it a data directory of its own"
+                )
+            )
         if self._gathering is not None:
             waiter: Deferred[Server] = Deferred()
             self._gathering.append((server, waiter))
@@ -181,8 +199,13 @@ class Duties:
         return self._join(server)
 
     def _join(self, server: Server) -> Deferred[Server]:
+        before = self._row(server.id)
+
         def joined(row: Server) -> Server:
-            self._heard.setdefault(row.id, _Heard(self._clock.seconds())).gone = False
+            heard = self._heard.setdefault(row.id, _Heard(self._clock.seconds()))
+            heard.gone = False
+            if before is not None and before.incarnation != row.incarnation:
+                heard.retired = [*heard.retired[1 - RETIRED_MAX :], before.incarnation]
             return row
 
         return self._registry.join(server).addCallback(joined)

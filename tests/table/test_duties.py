@@ -257,6 +257,29 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, 7)
         assert self.states()["s2"] == "down"
 
+    def test_two_processes_of_one_server(self) -> None:
+        """A copied data directory: while the later process lives the earlier one is refused, both addresses named."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        copy = make_server(2, incarnation="copy", peer=9001)
+        assert duties.report(server_id(2), Report(incarnation="run2"))
+        self.successResultOf(duties.put(copy))
+        assert duties.report(server_id(2), Report(incarnation="copy"))
+        assert not duties.report(server_id(2), Report(incarnation="run2"))
+        error = str(self.failureResultOf(duties.put(make_server(2)), TableError).value)
+        assert "127.0.0.1:9001" in error
+        assert "127.0.0.1:4121" in error
+        self.clock.advance(DOWN_AFTER)
+        self.successResultOf(duties.put(make_server(2)))
+        assert {server.peer for server in self.servers() if server.id == server_id(2)} == {4121}
+
+    def test_many_restarts(self) -> None:
+        """A server may be started anew as often as one likes."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        for number in range(30):
+            assert not duties.report(server_id(2), Report(incarnation=f"start{number}"))
+            self.successResultOf(duties.put(make_server(2, incarnation=f"start{number}")))
+            assert duties.report(server_id(2), Report(incarnation=f"start{number}"))
+
     def test_who_is_late_after_a_restart(self) -> None:
         """Gathering ends after its time; whoever comes later joins at the end of the line."""
         duties = self.make_duties(make_server(1), make_server(2), make_server(3), incarnation="again")
