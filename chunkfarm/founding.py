@@ -26,12 +26,11 @@ from chunkfarm.table.interface import Put
 from chunkfarm.trust.authority import Authority, usable_names
 from chunkfarm.trust.keys import KeyPair, new_key, write_admin_key, write_netrc
 from chunkfarm.trust.private import AlreadyExists, NoSuchFile
-from chunkfarm.trust.proof import make_join_key, read_join_key, write_join_key
+from chunkfarm.trust.proof import JOIN_FILE, make_join_key, read_join_key, write_join_key
 from chunkfarm.trust.seal import SealKey
 
 MARKER = "founding"
 """In the data directory while a farm is made that `config.ini` does not record yet. It holds that farm's id."""
-JOIN_FILE = "farm.join"
 
 _log = Logger()
 

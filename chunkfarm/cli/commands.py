@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import explain as explaining
+from chunkfarm.cli import init as initial
 from chunkfarm.cli import screen
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import give_up
@@ -19,7 +20,7 @@ from chunkfarm.cli.farm import PAUSE_FIRST, Farm
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.upload import Upload
-from chunkfarm.errors import InvalidRequest
+from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.links.rows import parse_row
 from chunkfarm.model import check_file_name
@@ -81,6 +82,34 @@ def ask(surroundings: Surroundings, line: str, payload: bytes = b"") -> Reply:
         return await farm.run(lambda link: link.request(line, (payload,)))
 
     return surroundings.run(work)
+
+
+@chunkfarm.command()
+@click.argument("hosts", metavar="HOST[:PORT]...", nargs=-1, required=True)
+@click.pass_obj
+def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
+    """Write a config.ini that lists these servers, and a farm.join, for machines that are to be a farm.
+
+    PORT is a server's client port, 4100 by default. Nothing is overwritten.
+    """
+    addresses = []
+    for host in hosts:
+        try:
+            addresses.append(initial.read_address(host))
+        except ValueError as error:
+            raise click.UsageError(f"{host}: {error}") from None
+    try:
+        rows = initial.make_list(addresses)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    path = surroundings.config_path
+    try:
+        join = initial.write(path, rows)
+    except FarmError as error:
+        give_up(error)
+    click.echo(f"{path} lists {', '.join(str(address) for address in addresses)}; {join} proves the right to join.")
+    click.echo(f"Copy both to each machine ({join.name} with mode 0600), and start there:")
+    click.echo(f"  twistd chunkfarm --config {path}")
 
 
 @chunkfarm.command()

@@ -41,9 +41,9 @@ def write_private(path: str | os.PathLike[str], data: bytes, *, replace: bool = 
     _write(Path(path), data, PRIVATE_MODE, replace)
 
 
-def write_public(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file that anybody may read, as a whole or not at all; raises `TrustError`. Blocks for the disk."""
-    _write(Path(path), data, PUBLIC_MODE, replace=True)
+def write_public(path: str | os.PathLike[str], data: bytes, *, replace: bool = True) -> None:
+    """Write a file that anybody may read; otherwise as `write_private`. Blocks for the disk."""
+    _write(Path(path), data, PUBLIC_MODE, replace)
 
 
 def read_private(path: str | os.PathLike[str]) -> bytes:

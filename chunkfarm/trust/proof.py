@@ -19,6 +19,8 @@ from OpenSSL import SSL
 
 from chunkfarm.trust.private import TrustError, read_private, write_private
 
+JOIN_FILE = "farm.join"
+"""Where the join key lies: beside `config.ini`."""
 JOIN_KEY_LENGTH = 32
 PROOF_LENGTH = 32
 EXPORTER_LENGTH = 32
