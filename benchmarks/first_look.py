@@ -113,22 +113,24 @@ class FirstLook:
 
     def large(self, number: int) -> None:
         """PUT and GET of the large file: farm by curl, farm by its own command, nginx by curl."""
-        size = f"{self._mebibytes} MiB"
-        alpha = self.farm.server("alpha")
-        path = f"/home/large-{number}"
-        self._stamp_file()
-        self._time(f"put {size}", "farm, curl", lambda: self._farm_curl("-T", str(self._file), alpha.url + path))
-        self._stamp_file()
-        command = ("put", str(self._file), f"home/cli-{number}")
-        self._time(f"put {size}", "farm, chunkfarm", lambda: self._command(*command))
+        size, file = f"{self._mebibytes} MiB", str(self._file)
+        url, name = f"{self.farm.server('alpha').url}/home/large-{number}", f"home/command-{number}"
+        ways: list[tuple[str, Callable[[], None], Callable[[], None], Sequence[int]]] = [
+            ("farm, curl", lambda: self._farm_curl("-T", file, url), lambda: self._farm_curl(url), self._pids),
+            ("farm, chunkfarm", lambda: self._command("put", file, name), lambda: self._command("get", name, "-"),
+             self._pids),
+        ]  # fmt: skip
         if self.nginx is not None:
+            beside = f"{self.nginx.url}/put/large-{number}"
+            ways.append(
+                ("nginx", lambda: self._curl("-k", "-T", file, beside), lambda: self._curl("-k", beside),
+                 self.nginx.pids)
+            )  # fmt: skip
+        for who, put, get, pids in ways:
             self._stamp_file()
-            nginx, put = self.nginx, f"{self.nginx.url}/put/large-{number}"
-            self._time(f"put {size}", "nginx", lambda: self._curl("-k", "-T", str(self._file), put), nginx.pids)
-        self._time(f"get {size}", "farm, curl", lambda: self._farm_curl(alpha.url + path))
-        self._time(f"get {size}", "farm, chunkfarm", lambda: self._command("get", f"home/cli-{number}", "-"))
-        if self.nginx is not None:
-            self._time(f"get {size}", "nginx", lambda: self._curl("-k", put), nginx.pids)
+            self._time(f"put {size}", who, put, pids)
+            self._time(f"get {size}", who, get, pids)
+            self._clear_disks()
 
     def small(self, number: int) -> None:
         """PUT and GET of small files by one client: at the first server, at another one, and at nginx."""
@@ -144,11 +146,12 @@ class FirstLook:
                     ca = self._folder / "nginx" / "certificate.pem"
                     self._small(what, "nginx", verb, size, count, self.nginx.port,
                                 f"/put/small-{size}-{number}-", ca, "", self.nginx.pids)  # fmt: skip
+        self._clear_disks()
 
-    def clear_disks(self) -> None:
-        """Remove what a round has put, behind the back of the servers, which are not asked for it again.
+    def _clear_disks(self) -> None:
+        """Remove what was put, behind the back of the servers, which are not asked for it again.
 
-        Otherwise the rounds need gigabytes of fresh memory for the page cache, and a virtual machine whose host
+        Otherwise each round needs gigabytes of fresh memory for the page cache, and a virtual machine whose host
         has taken that memory back gets it again at a tenth of the speed: that would be measured, and nothing else.
         """
         for name in SERVERS:
@@ -161,10 +164,9 @@ class FirstLook:
     def _pids(self) -> list[int]:
         return [self.farm.server(name).pid for name in SERVERS]
 
-    def _time(self, what: str, who: str, run: Callable[[], None], pids: Sequence[int] = ()) -> None:
+    def _time(self, what: str, who: str, run: Callable[[], None], pids: Sequence[int]) -> None:
         """Time one transfer of the large file, and the processor time of its servers."""
         os.sync()
-        pids = pids or self._pids
         before, begin = cpu_of(pids), time.perf_counter()
         run()
         seconds = time.perf_counter() - begin
@@ -220,7 +222,9 @@ def show(rows: Sequence[Row]) -> None:
     table = Table(title="medians; ratio: of nginx's rate; cpu: of all server processes")
     for name in ("what", "who", "rate", "", "ratio", "p50 ms", "p99 ms", "cpu", "", "rounds"):
         table.add_column(name, justify="left" if name in ("what", "who", "") else "right")
-    for row in rows:
+    # All who were asked the same stand together.
+    order = list(dict.fromkeys(row.what for row in rows))
+    for row in sorted(rows, key=lambda row: order.index(row.what)):
         beside = next((one for one in rows if one.what == row.what and one.who == "nginx"), None)
         small = row.unit == "files/s"
         table.add_row(
@@ -257,7 +261,6 @@ def main() -> None:
                 look.large(number)
             if chosen.only != "large":
                 look.small(number)
-            look.clear_disks()
             if number == 0:
                 look.forget_warm_up()
         print("load average after:", *os.getloadavg())
