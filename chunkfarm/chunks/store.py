@@ -28,12 +28,13 @@ from chunkfarm.chunks.chunkfile import ChunkFile, DamagedChunk, trailer_length, 
 from chunkfarm.chunks.pieces import Buffer, RunInThread
 from chunkfarm.durable import sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
-from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, KIB, digest_of
+from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, MIB, digest_of
 
 __all__ = ["ChunkReader", "ChunkStore", "DamagedChunk", "Space"]
 
-PIECE = 512 * KIB
-"""Bytes read in one go: a hop to a thread and back costs some 50 us, and two pieces a reader are in memory."""
+PIECE = MIB
+"""Bytes read in one go. The way of a piece from the disk's thread to the connection costs some 150 us, so that a large
+file comes 15 % slower in pieces of half the size and 6 % faster in ones of twice; two a reader are in memory."""
 RESERVE_LEAST = GIB
 RESERVE_PART = 50
 """The reserve, unless the config says another: the larger of 1 GiB and one part in 50 (2 %) of the file system."""
