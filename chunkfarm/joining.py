@@ -35,10 +35,11 @@ class JoinLater(Exception):
     """The farm cannot take this server in now; the text says why."""
 
 
-async def join(parts: Parts, address: Address) -> Server:
+async def join(parts: Parts, address: Address, version: int = commands.PROTOCOL_VERSION) -> Server:
     """Join the farm of which a server listens at `address`; returns our row.
 
-    Raises `CannotJoin` for what a person must mend and `JoinLater` for what time may.
+    `version` is what that server speaks: the newer of two speaks the older one's. Raises `CannotJoin` for what a
+    person must mend and `JoinLater` for what time may.
     """
     path = join_file(parts.config_file.path)
     try:
@@ -51,7 +52,7 @@ async def join(parts: Parts, address: Address) -> Server:
         raise CannotJoin(str(error)) from None
     for _ in range(REDIRECTS_MAX):
         try:
-            return await _join_at(parts, address, key)
+            return await _join_at(parts, address, key, version)
         except commands.NotFirst as error:
             try:
                 told = server_hint(json.loads(str(error)))
@@ -61,7 +62,7 @@ async def join(parts: Parts, address: Address) -> Server:
     raise JoinLater("the servers do not agree on who leads yet")
 
 
-async def _join_at(parts: Parts, address: Address, key: bytes) -> Server:
+async def _join_at(parts: Parts, address: Address, key: bytes, version: int) -> Server:
     try:
         link = await parts.peers.open(address)
     except CancelledError:
@@ -75,7 +76,7 @@ async def _join_at(parts: Parts, address: Address, key: bytes) -> Server:
         assert identity is not None
         request = identity.signing_request(usable_names(parts.certificate_names()))
         arguments = {
-            "version": commands.PROTOCOL_VERSION,
+            "version": min(commands.PROTOCOL_VERSION, version),
             "farm": parts.recorded_farm,
             "proof": proof(key, JOINER, exporter),
             "request": request,

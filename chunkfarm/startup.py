@@ -20,24 +20,21 @@ from twisted.python.failure import Failure
 from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
-from chunkfarm.finding import Answer, Found, Join, Wait, ask, decide
-from chunkfarm.founding import discard_unrecorded, found, remove_marker
+from chunkfarm.finding import SOON, WAIT_MOST, Answer, Asking, Join, Search, Wait
+from chunkfarm.founding import discard_unrecorded, found, join_file, remove_marker
 from chunkfarm.joining import JoinLater, join
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
+from chunkfarm.ports.callers import Callers
 from chunkfarm.state import Wait as StateWait
 from chunkfarm.threads import Threads
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import NoSuchFile
+from chunkfarm.trust.proof import read_join_key
 from chunkfarm.trust.seal import SealKey
 
-SOON = 0.3
-"""Seconds until the next look when a farm is just being made: founding takes about as long."""
-WAIT_FIRST = 0.5
-WAIT_MOST = 2.0
-"""Seconds between looks while waiting, growing: a farm that comes back is joined within a few seconds."""
 STORED_ROWS_MAX = 10_000
 """Rows read from this server's own journal to find the others: more servers than a farm has."""
 EXPLAIN_INTERVAL = 1.0
@@ -93,6 +90,9 @@ class Startup:
         self._ports = ports
         self._file = ConfigFile(wish.config)
         self._answers: PeerAnswers | None = None
+        self._callers = Callers(surroundings.reactor)
+        self._held: HeldConfig | None = None
+        self._given_up = ""
         self._since: dict[Address, int] = {}
         self._tries = 0
         self._said: tuple[Any, ...] = ()
@@ -137,43 +137,52 @@ class Startup:
             first=parts.first,
             servers=parts.servers,
             learn=parts.book.learn,
-            has_data=lambda: bool(parts.contexts.identity and parts.contexts.identity.ca_pem),
+            farm=lambda: parts.recorded_farm,
+            callers=self._callers,
         )
         return parts
 
     async def _find_farm(self, parts: Parts) -> tuple[Parts, Decided]:
         assert self._answers is not None
+        # Known before anybody can ask: a server with data of a farm must not be taken for one that looks for it.
+        resumes = await self._owns_data(parts)
         # The peer port is open before anybody else is asked: of two that start at once, at least one sees the other.
         self._ports.open_peer(parts, self._answers)
         self._ports.open_client(parts)
-        if await self._owns_data(parts):
+        if resumes:
             return parts, Resumes()
+
+        async def may_found() -> bool:
+            self._held = await self._lock_to_found(parts)
+            return self._held is not None
+
+        decision = await Search(
+            parts.peers,
+            parts.state,
+            self._callers,
+            self._surroundings.reactor,
+            read=lambda: Deferred.fromCoroutine(self._whom_to_ask(parts)),
+            may_found=lambda: Deferred.fromCoroutine(may_found()),
+            explain=lambda wait: self._explain(parts, wait),
+            found_anyway=self._wish.found_anyway,
+        ).run()
+        if isinstance(decision, Join):
+            return parts, decision
+        assert self._held is not None
+        return parts, Founds(self._held, self._given_up)
+
+    async def _whom_to_ask(self, parts: Parts) -> tuple[list[Address], Asking]:
+        """The servers in the list as it is now, and what this one tells them."""
+        parts.config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
+        try:
+            key = await parts.run_in_thread(read_join_key, join_file(self._file.path))
+        except NoSuchFile:
+            key = None
         me = Candidate(stamp=parts.state.stamp, server_id=parts.state.server_id)
-        delay = WAIT_FIRST
-        while True:
-            parts.config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
-            self._answers.asked_by.clear()
-            farm = parts.recorded_farm
-            addresses = [Address(row.host, row.peer) for row in parts.config.servers if row.id != parts.state.server_id]
-            answers = await ask(parts.peers, addresses, me, farm)
-            decision = decide(
-                farm=farm,
-                me=me,
-                answers=answers,
-                asked_by=self._answers.asked_by,
-                found_anyway=self._wish.found_anyway,
-            )
-            if isinstance(decision, Join):
-                return parts, decision
-            if isinstance(decision, Found):
-                parts.state.change("founding")
-                held = await self._lock_to_found(parts)
-                if held is not None:
-                    return parts, Founds(held, farm)
-                decision = Wait((), (), again_soon=True)
-            self._explain(parts, decision)
-            await self._sleep(SOON if decision.again_soon else delay)
-            delay = min(delay * 1.5, WAIT_MOST)
+        own = Address(parts.host, parts.config.server.peer.port)
+        self._given_up = parts.recorded_farm
+        addresses = [Address(row.host, row.peer) for row in parts.config.servers if row.id != me.server_id]
+        return addresses, Asking(me=me, address=own, farm=parts.recorded_farm, key=key)
 
     async def _owns_data(self, parts: Parts) -> bool:
         """Whether the data directory already belongs to this farm; then the identity in it is taken up."""
@@ -275,7 +284,7 @@ class Startup:
             address = addresses[turn % len(addresses)]
             turn += 1
             try:
-                await join(parts, address)
+                await join(parts, address, answer.version)
             except JoinLater as error:
                 self._log.info("Cannot join at {address} yet: {error}", address=str(address), error=str(error))
                 waiting = Answer(address=address, outcome="", error=str(error))

@@ -19,20 +19,31 @@ from chunkfarm.finding import (
     TIMED_OUT,
     UNTRUSTED,
     Answer,
+    Asking,
     Decision,
     Found,
     Join,
+    Search,
     Wait,
     ask,
     decide,
 )
+from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import Candidate
 from chunkfarm.model import Address
+from chunkfarm.ports.callers import Caller, Callers
+from chunkfarm.state import ServerState
+from chunkfarm.trust.proof import DIALER, LISTENER, check_proof, proof
 from chunkfarm.wire.tls import HandshakeTimedOut, TLSFailed
 from tests.builders import server_id
+from tests.simulation.starts import PlayedConnection
 
 FARM = "f" * 32
+KEY = b"k" * 32
+EXPORTER = b"e" * 32
+ME = Candidate(stamp=1, server_id=server_id(0))
+HERE = Address("127.0.0.1", 4101)
 
 
 def answer(number: int, outcome: str, **more: Any) -> Answer:
@@ -44,7 +55,7 @@ def answer(number: int, outcome: str, **more: Any) -> Answer:
 class DecideTests(SynchronousTestCase):
     """Found only on proof that nobody else has, or will."""
 
-    def decide(self, *answers: Answer, farm: str = "", asked_by: tuple[Candidate, ...] = (), **more: Any) -> Decision:
+    def decide(self, *answers: Answer, farm: str = "", asked_by: tuple[Caller, ...] = (), **more: Any) -> Decision:
         me = Candidate(stamp=1000, server_id=server_id(5))
         return decide(farm=farm, me=me, answers=answers, asked_by=asked_by, **more)
 
@@ -100,16 +111,24 @@ class DecideTests(SynchronousTestCase):
 
     def test_asked_by_a_lower_candidate(self) -> None:
         """One that refused a moment ago and has asked us since is alive and comes first: look again."""
-        lower = Candidate(stamp=900, server_id=server_id(1))
+        where = Address("127.0.0.1", 4111)
+        lower = Caller(Candidate(stamp=900, server_id=server_id(1)), where, 0.0)
         decision = self.decide(answer(1, REFUSED), asked_by=(lower,))
         assert isinstance(decision, Wait)
         assert decision.again_soon
-        higher = Candidate(stamp=1100, server_id=server_id(1))
+        assert [(told.address, told.error) for told in decision.reasons] == [
+            (where, "it asked this server, and comes before it")
+        ]
+        higher = Caller(Candidate(stamp=1100, server_id=server_id(1)), where, 0.0)
         assert isinstance(self.decide(answer(1, REFUSED), asked_by=(higher,)), Found)
 
     def test_a_server_knows_itself_in_the_list(self) -> None:
         """An answer with our own server id is ourselves."""
         assert isinstance(self.decide(answer(5, STARTING, stamp=1000)), Found)
+
+    def test_a_stranger_that_takes_our_id(self) -> None:
+        """Who does not prove the join key is not taken for this server itself, but waited for."""
+        assert isinstance(self.decide(answer(5, UNTRUSTED)), Wait)
 
     def test_two_that_see_each_other_never_both_found(self) -> None:
         """Whatever the stamps, exactly one of two founds."""
@@ -128,12 +147,18 @@ class FakeLink:
     def __init__(self, told: Any) -> None:
         self.told = told
         self.closed = False
+        self.transport = self
+
+    def getHandle(self) -> PlayedConnection:
+        return PlayedConnection(EXPORTER)
 
     def callRemote(self, command: Any, **arguments: Any) -> Deferred[Any]:
         if isinstance(self.told, Exception):
             return fail(self.told)
         if self.told is None:
             return Deferred()
+        if callable(self.told):
+            return succeed({"answer": json.dumps(self.told(arguments))})
         return succeed({"answer": json.dumps(self.told)})
 
     def close(self) -> None:
@@ -142,6 +167,8 @@ class FakeLink:
 
 class AskTests(SynchronousTestCase):
     """A round of questions."""
+
+    key: bytes | None = None
 
     def make_round(self, places: dict[int, Any], farm: str = "") -> Deferred[list[Answer]]:
         """`places`: port -> an exception, None (never answers) or the answer."""
@@ -157,7 +184,7 @@ class AskTests(SynchronousTestCase):
 
         peers = Peers(self.clock, open_link, lambda certificate: None, lambda server_id: None)
         addresses = [Address("127.0.0.1", port) for port in places]
-        return ask(peers, addresses, Candidate(stamp=1, server_id=server_id(0)), farm)
+        return ask(peers, addresses, Asking(me=ME, address=HERE, farm=farm, key=self.key))
 
     def told(self, number: int, state: str = "serving", farm: str = FARM) -> dict[str, Any]:
         return {"server": server_id(number), "state": state, "farm": farm, "stamp": 5, "first": {}}
@@ -241,7 +268,145 @@ class AskTests(SynchronousTestCase):
         answers = self.successResultOf(self.make_round({1: {**self.told(1), "first": good}}))
         assert answers[0].first == good
 
+    def one(self, told: Any) -> Answer:
+        (answered,) = self.successResultOf(self.make_round({1: told}))
+        return answered
+
+    def test_who_proves_the_join_key(self) -> None:
+        """Two that start with the same farm.join know each other by it."""
+        self.key = KEY
+
+        def listener(asked: dict[str, Any]) -> dict[str, Any]:
+            assert check_proof(KEY, DIALER, EXPORTER, asked["proof"])
+            return {**self.told(1, "starting", ""), "keyed": True, "proof": proof(KEY, LISTENER, EXPORTER).hex()}
+
+        assert self.one(listener).outcome == STARTING
+
+    def test_who_does_not(self) -> None:
+        """No proof, one of another key or connection, one that is none: waited for, and said."""
+        self.key = KEY
+        for shown in (
+            "",
+            "nonsense",
+            proof(b"x" * 32, LISTENER, EXPORTER).hex(),
+            proof(KEY, LISTENER, b"o" * 32).hex(),
+        ):
+            answered = self.one({**self.told(1, "starting", ""), "keyed": True, "proof": shown})
+            assert answered.outcome == UNTRUSTED
+            assert "farm.join" in answered.error
+
+    def test_a_reflected_proof(self) -> None:
+        """An impostor that sends back what it was shown proves nothing, not even under our own id."""
+        self.key = KEY
+        for number in (0, 1):
+            mirror = lambda asked, number=number: {  # noqa: E731
+                **self.told(number, "starting", ""),
+                "keyed": True,
+                "proof": asked["proof"].hex(),
+            }
+            answered = self.one(mirror)
+            assert answered.outcome == UNTRUSTED
+            assert isinstance(decide(farm="", me=ME, answers=[answered]), Wait)
+
+    def test_the_other_has_a_join_key_and_this_one_has_none(self) -> None:
+        """Then this one was forgotten when farm.join was copied, and must not found a farm of its own."""
+        answered = self.one({**self.told(1, "starting", ""), "keyed": True, "proof": ""})
+        assert answered.outcome == UNTRUSTED
+        assert "copy" in answered.error
+
+    def test_nobody_has_a_join_key(self) -> None:
+        """On a first start without farm.join whoever is starting counts."""
+        assert self.one({**self.told(1, "starting", ""), "keyed": False, "proof": ""}).outcome == STARTING
+
+    def test_versions(self) -> None:
+        """Our version and the one before are spoken with; of another the sentence says which."""
+        for version in (PROTOCOL_VERSION, PROTOCOL_VERSION - 1):
+            assert self.one({**self.told(1), "version": version}).outcome == ANSWERED
+        for version in (PROTOCOL_VERSION + 1, PROTOCOL_VERSION - 2):
+            answered = self.one({**self.told(1), "version": version})
+            assert answered.outcome == FAILED
+            assert answered.error.startswith(f"it speaks version {version} of the peer protocol")
+
+    def test_what_is_told(self) -> None:
+        """The question carries our version and where we listen."""
+        told: dict[str, Any] = {}
+
+        def listener(asked: dict[str, Any]) -> dict[str, Any]:
+            told.update(asked)
+            return self.told(1)
+
+        self.one(listener)
+        assert (told["version"], told["host"], told["peer"]) == (PROTOCOL_VERSION, HERE.host, HERE.port)
+        assert "proof" not in told
+
+    def test_another_farm_does_not_hide_ours(self) -> None:
+        """One of the first three belongs to another farm: the rest is asked all the same."""
+        places: dict[int, Any] = {port: ConnectionRefusedError() for port in range(1, 5)}
+        places[1], places[4] = self.told(1, farm="e" * 32), self.told(4)
+        answers = self.successResultOf(self.make_round(places, farm=FARM))
+        assert [answered.farm for answered in answers if answered.outcome == ANSWERED] == ["e" * 32, FARM]
+
     def test_another_farm_is_named(self) -> None:
         """An answer for another farm says which."""
         answers = self.successResultOf(self.make_round({1: self.told(1)}, farm="e" * 32))
         assert answers[0].error == f"it belongs to another farm, {FARM}"
+
+
+class SearchTests(SynchronousTestCase):
+    """Round after round, until it is clear what to do."""
+
+    def make_search(self, *answers: Any, may_found: tuple[bool, ...] = (True,)) -> Deferred[Any]:
+        """`answers`: what the one listed server does in each round, the last one for ever."""
+        self.clock = Clock()
+        self.waited: list[Wait] = []
+        self.rounds = list(answers)
+        turns = list(may_found)
+        self.state = ServerState(server_id=ME.server_id, name="s0", stamp=ME.stamp, incarnation="run")
+
+        def open_link(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
+            place = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
+            return fail(place) if isinstance(place, Exception) else succeed(FakeLink(place))
+
+        search = Search(
+            Peers(self.clock, open_link, lambda certificate: None, lambda server: None),
+            self.state,
+            Callers(self.clock),
+            self.clock,
+            read=lambda: succeed(([Address("127.0.0.1", 4111)], Asking(me=ME, address=HERE))),
+            may_found=lambda: succeed(turns.pop(0)),
+            explain=self.waited.append,
+        )
+        return Deferred.fromCoroutine(search.run())
+
+    def told(self, state: str, stamp: int = 0, farm: str = "") -> dict[str, Any]:
+        return {"server": server_id(1), "state": state, "farm": farm, "stamp": stamp, "first": {}}
+
+    def test_waits_for_a_founder_and_joins(self) -> None:
+        """While another makes the farm it is asked again soon, and then joined."""
+        search = self.make_search(self.told("founding"), self.told("founding"), self.told("serving", farm=FARM))
+        self.assertNoResult(search)
+        self.clock.pump([0.3, 0.3])
+        assert isinstance(self.successResultOf(search), Join)
+
+    def test_a_founder_that_stopped(self) -> None:
+        """Whoever was founding and refuses may have a farm on its disk: nobody founds beside it."""
+        search = self.make_search(self.told("founding"), ConnectionRefusedError())
+        self.clock.pump([0.3] * 40)
+        self.assertNoResult(search)
+        assert "it was making the farm" in self.waited[-1].reasons[0].error
+        self.rounds = [self.told("starting", stamp=2)]
+        self.clock.pump([2.0])
+        assert isinstance(self.successResultOf(search), Found)
+
+    def test_says_founding_from_the_turn_of_the_decision(self) -> None:
+        """Before anything else happens, the state says that a farm is being made."""
+        search = self.make_search(ConnectionRefusedError())
+        assert isinstance(self.successResultOf(search), Found)
+        assert self.state.phase == "founding"
+
+    def test_somebody_else_was_quicker(self) -> None:
+        """Who does not get the lock of config.ini looks again."""
+        search = self.make_search(ConnectionRefusedError(), may_found=(False, True))
+        self.assertNoResult(search)
+        self.clock.advance(0.3)
+        assert isinstance(self.successResultOf(search), Found)

@@ -13,6 +13,14 @@ from twisted.protocols import amp
 
 PROTOCOL_VERSION = 1
 """Spoken between servers; a peer one version older is still understood."""
+UNDERSTOOD = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
+
+
+def version_problem(version: int) -> str:
+    """Why a peer of that version cannot be spoken with, or an empty string."""
+    if version in UNDERSTOOD:
+        return ""
+    return f"it speaks version {version} of the peer protocol, not version {PROTOCOL_VERSION} or the one before"
 
 
 class NotFirst(Exception):
@@ -37,10 +45,21 @@ _REFUSALS = {NotNow: b"NOT_NOW", BadRequest: b"BAD_REQUEST"}
 class Probe(amp.Command):
     """Who are you, what are you doing? `stamp` and `server` are the prober's own.
 
-    `answer` is JSON: `version, server, state, farm, name, stamp, revision, first` (`first` as in NotFirst).
+    What may be left out: the prober's `version` (then 1), its `proof` as dialer (see `trust.proof`) if it has a
+    join key and is starting, and `host` and `peer`, where it listens. `answer` is JSON: `version, server, state, farm,
+    name, stamp, revision, first, keyed, proof` (`first` as in NotFirst). A server that is starting says with `keyed`
+    whether it has a join key, and to a dialer that proved the same key it shows its `proof` as listener, in hex.
     """
 
-    arguments = [(b"server", amp.Unicode()), (b"stamp", amp.Integer()), (b"farm", amp.Unicode())]
+    arguments = [
+        (b"server", amp.Unicode()),
+        (b"stamp", amp.Integer()),
+        (b"farm", amp.Unicode()),
+        (b"version", amp.Integer(optional=True)),
+        (b"proof", amp.String(optional=True)),
+        (b"host", amp.Unicode(optional=True)),
+        (b"peer", amp.Integer(optional=True)),
+    ]
     response = [(b"answer", amp.Unicode())]
     errors = {BadRequest: b"BAD_REQUEST"}
 

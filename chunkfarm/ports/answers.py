@@ -17,9 +17,9 @@ from chunkfarm.errors import AuthenticationFailed, FarmError
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers, reason_of
-from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, FILES, SERVERS, Address, Server
-from chunkfarm.ports.peer import Joiner
+from chunkfarm.ports.callers import Callers
+from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
@@ -33,9 +33,8 @@ from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
 
-ASKED_BY_MAX = 1024
-"""Starting servers remembered as probers in one round; more than a farm ever starts at once."""
-
+STRANGE_VERSIONS_MAX = 256
+"""Senders of versions that are not understood, of which each is told in the log once."""
 
 OPEN_TO_SERVERS = (SERVERS, FARM, FILES)
 """Rows for servers that do not hold the table: keys, invites and secrets stay with those that do."""
@@ -70,7 +69,8 @@ class PeerAnswers:
         first: Callable[[], str],
         servers: Callable[[], tuple[Server, ...]],
         learn: Callable[[str, Address], None],
-        has_data: Callable[[], bool],
+        farm: Callable[[], str],
+        callers: Callers,
     ) -> None:
         self._state = state
         self._contexts = contexts
@@ -83,26 +83,41 @@ class PeerAnswers:
         self._first = first
         self._servers = servers
         self._learn = learn
-        self._has_data = has_data
-        self.asked_by: list[Candidate] = []
-        """Starting servers that probed this one since the list was last cleared."""
+        self._farm = farm
+        self._callers = callers
+        self._strange: set[tuple[str, int]] = set()
 
     def peer_of(self, certificate: Any) -> str | None:
         return self._contexts.peer_of(certificate)
 
-    def probe(self, server_id: str, stamp: int, farm: str) -> dict[str, Any]:
-        if self._state.phase in ("starting", "waiting") and len(self.asked_by) < ASKED_BY_MAX:
-            self.asked_by.append(Candidate(stamp=stamp, server_id=server_id))
+    def probe(self, prober: Prober) -> dict[str, Any]:
+        if problem := commands.version_problem(prober.version):
+            self._warn_of_version(prober, problem)
+        shown = b""
+        is_starting = self._state.phase in ("starting", "waiting")
+        if is_starting and not problem:
+            shown = self._callers.take(prober)
+        if prober.certified == prober.server and prober.advertised is not None:
+            # A server of this farm that came back on another address cannot be found by its row.
+            self._learn(prober.server, prober.advertised)
         return {
             "version": commands.PROTOCOL_VERSION,
             "server": self._state.server_id,
             "state": self._state.phase,
-            "farm": self._state.farm_id if self._has_data() else "",
+            "farm": self._farm(),
             "name": self._state.name,
             "stamp": self._state.stamp,
             "revision": self._state.revision,
             "first": self._hint(),
+            "keyed": is_starting and self._callers.key is not None,
+            "proof": shown.hex(),
         }
+
+    def _warn_of_version(self, prober: Prober, problem: str) -> None:
+        seen = (prober.host, prober.version)
+        if seen not in self._strange and len(self._strange) < STRANGE_VERSIONS_MAX:
+            self._strange.add(seen)
+            self._log.warn("A server at {host} cannot be spoken with: {problem}.", host=prober.host, problem=problem)
 
     def _hint(self) -> dict[str, Any]:
         first = self._first()
@@ -126,11 +141,9 @@ class PeerAnswers:
         if self._state.phase not in ("serving", "readonly"):
             raise commands.NotNow(f"this server is {self._state.phase}")
         self._must_lead()
-        if joiner.version not in (commands.PROTOCOL_VERSION, commands.PROTOCOL_VERSION - 1):
-            raise commands.JoinRefused(
-                f"it speaks version {joiner.version} of the peer protocol, and this farm version "
-                f"{commands.PROTOCOL_VERSION} or the one before"
-            )
+        if problem := commands.version_problem(joiner.version):
+            self._log.warn("A server at {host} may not join: {problem}.", host=joiner.host, problem=problem)
+            raise commands.JoinRefused(problem)
         if joiner.farm and joiner.farm != self._state.farm_id:
             raise commands.JoinRefused(f"it asks for farm {joiner.farm}, and this is farm {self._state.farm_id}")
         try:
@@ -172,7 +185,11 @@ class PeerAnswers:
             raise commands.JoinRefused(f"{where} cannot be reached from here: {reason_of(error)}") from None
         try:
             call = link.callRemote(
-                commands.Probe, server=self._state.server_id, stamp=self._state.stamp, farm=self._state.farm_id
+                commands.Probe,
+                server=self._state.server_id,
+                stamp=self._state.stamp,
+                farm=self._state.farm_id,
+                version=commands.PROTOCOL_VERSION,
             )
             box = await self._peers.limit(call, CONNECT_TIMEOUT, "call back")
             found = json.loads(box["answer"])["server"]

@@ -17,9 +17,11 @@ from twisted.internet.protocol import Factory
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
+from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes
-from chunkfarm.model import KIB
+from chunkfarm.model import KIB, Address
+from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.transport import end_when_silent
 
 CONNECTIONS_MAX = 2048
@@ -47,12 +49,30 @@ class Joiner:
     """The address its connection comes from."""
 
 
+@define(frozen=True)
+class Prober:
+    """What a server tells of itself that asks who is here."""
+
+    server: str
+    stamp: int
+    farm: str
+    version: int = 1
+    proof: bytes = b""
+    exporter: bytes = b""
+    host: str = ""
+    """The address its connection comes from."""
+    advertised: Address | None = None
+    """Where it says that it listens."""
+    certified: str | None = None
+    """The server id that its certificate proves, if it is of this farm."""
+
+
 class PeerBackend(Protocol):
     """What a server does for its peers. Errors are those that `links.commands` declares."""
 
     def peer_of(self, certificate: Any) -> str | None: ...
 
-    def probe(self, server_id: str, stamp: int, farm: str) -> dict[str, Any]: ...
+    def probe(self, prober: Prober) -> dict[str, Any]: ...
 
     def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]: ...
 
@@ -155,14 +175,40 @@ class PeerPort(Boxes):
         return Failure(_refusal(commands.NotNow, "this server has a fault; its log says more"))
 
     @commands.Probe.responder
-    def probe(self, server: str, stamp: int, farm: str) -> dict[str, str]:
-        return {"answer": json.dumps(self._backend.probe(server, stamp, farm))}
+    def probe(
+        self,
+        server: str,
+        stamp: int,
+        farm: str,
+        version: int | None,
+        proof: bytes | None,
+        host: str | None,
+        peer: int | None,
+    ) -> dict[str, str]:
+        transport = cast(Any, self.transport)
+        prober = Prober(
+            server,
+            stamp,
+            farm,
+            1 if version is None else version,
+            proof or b"",
+            self._exporter() if proof else b"",
+            transport.getPeer().host,
+            _address(host, peer),
+            self._backend.peer_of(transport.getPeerCertificate()),
+        )
+        return {"answer": json.dumps(self._backend.probe(prober))}
+
+    def _exporter(self) -> bytes:
+        exporter: bytes = (
+            cast(Any, self.transport).getHandle().export_keying_material(EXPORTER_LABEL, EXPORTER_LENGTH, b"")
+        )
+        return exporter
 
     @commands.Join.responder
     def join(self, version: int, farm: str, proof: bytes, request: bytes, row: str) -> Deferred[dict[str, Any]]:
-        transport = cast(Any, self.transport)
-        exporter = transport.getHandle().export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
-        return self._backend.join(Joiner(version, farm, proof, request, row, exporter, transport.getPeer().host))
+        host = cast(Any, self.transport).getPeer().host
+        return self._backend.join(Joiner(version, farm, proof, request, row, self._exporter(), host))
 
     @commands.Renew.responder
     def renew(self, request: bytes) -> Deferred[dict[str, Any]]:
@@ -206,6 +252,16 @@ class PeerPort(Boxes):
 def _refusal(kind: type[Exception], sentence: str) -> amp.RemoteAmpError:
     """An error as AMP sends it, with the code that every command here declares for it."""
     return amp.RemoteAmpError(commands.Report.errors[kind], sentence)
+
+
+def _address(host: str | None, port: int | None) -> Address | None:
+    """Where a prober says that it listens; None if it does not, or makes no sense."""
+    if host is None or port is None:
+        return None
+    try:
+        return Address(read_host(host), read_port(str(port)))
+    except ValueError:
+        return None
 
 
 def _json_object(text: str) -> dict[str, Any]:

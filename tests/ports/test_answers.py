@@ -10,6 +10,7 @@ from OpenSSL import crypto
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
@@ -17,9 +18,10 @@ from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
-from chunkfarm.model import SERVERS, FarmOptions, Server
+from chunkfarm.model import SERVERS, Address, FarmOptions, Server
 from chunkfarm.ports.answers import PeerAnswers
-from chunkfarm.ports.peer import Joiner
+from chunkfarm.ports.callers import CALLER_SECONDS, Callers
+from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
 from chunkfarm.table.duties import Duties
@@ -30,7 +32,7 @@ from chunkfarm.trust.authority import Authority, server_id_of
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import new_key, secret_digest
-from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
+from chunkfarm.trust.proof import DIALER, JOINER, LISTENER, MEMBER, check_proof, proof
 from chunkfarm.trust.seal import SealKey
 from tests.builders import make_server, server_id
 from tests.memory_table import MemoryTable
@@ -84,7 +86,9 @@ class PeerAnswersTests(SynchronousTestCase):
     """The first of a farm of two, asked by servers and strangers."""
 
     def make_answers(self) -> PeerAnswers:
-        clock = Clock()
+        self.clock = clock = Clock()
+        self.callers = Callers(clock)
+        self.learned: dict[str, Address] = {}
         self.table, self.engine = MemoryTable(), FakeEngine()
         authority, self.seal = Authority.create(FARM, NOW), SealKey.create()
         registry = Registry(self.table, lambda: NOW)
@@ -118,8 +122,9 @@ class PeerAnswersTests(SynchronousTestCase):
             issuer=Issuer(self.table, lambda: self.seal, lambda: NOW),
             first=lambda: self.leading,
             servers=self.servers,
-            learn=lambda server, address: None,
-            has_data=lambda: True,
+            learn=self.learned.__setitem__,
+            farm=lambda: FARM,
+            callers=self.callers,
         )
 
     def servers(self) -> tuple[Server, ...]:
@@ -181,6 +186,13 @@ class PeerAnswersTests(SynchronousTestCase):
         answers = self.make_answers()
         assert FARM in self.refusal(answers, farm="e" * 32)
         assert "version 99" in self.refusal(answers, version=99)
+        for version in (commands.PROTOCOL_VERSION - 2, commands.PROTOCOL_VERSION + 1):
+            assert f"version {version} of the peer protocol" in self.refusal(answers, version=version)
+
+    def test_a_joiner_of_the_version_before(self) -> None:
+        """It is taken in, so that a farm can be renewed one server after the other."""
+        answers = self.make_answers()
+        self.successResultOf(answers.join(self.make_joiner(version=commands.PROTOCOL_VERSION - 1)))
 
     def test_the_address_that_leads_elsewhere(self) -> None:
         """The call back must reach the joiner itself: its id and its key."""
@@ -335,9 +347,71 @@ class PeerAnswersTests(SynchronousTestCase):
         """Who asks a starting server is a candidate that it must count."""
         answers = self.make_answers()
         self.state.change("starting")
-        told = answers.probe(server_id(7), 55, "")
-        assert told["state"] == "starting"
-        assert [candidate.server_id for candidate in answers.asked_by] == [server_id(7)]
+        told = answers.probe(Prober(server_id(7), 55, "", host="10.0.0.7"))
+        assert (told["state"], told["keyed"], told["proof"]) == ("starting", False, "")
+        assert self.called() == [server_id(7)]
         self.state.change("serving")
-        answers.probe(server_id(8), 55, "")
-        assert len(answers.asked_by) == 1
+        answers.probe(Prober(server_id(8), 55, ""))
+        assert self.called() == [server_id(7)]
+        self.clock.advance(CALLER_SECONDS + 1)
+        assert self.called() == []
+
+    def called(self) -> list[str]:
+        return [caller.candidate.server_id for caller in self.callers.current()]
+
+    def test_a_probe_with_a_join_key(self) -> None:
+        """Who proves the join key gets a proof in return and counts; who does not gets none and counts for nothing."""
+        answers = self.make_answers()
+        self.state.change("waiting")
+        self.callers.key = KEY
+        shown = proof(KEY, DIALER, EXPORTER)
+        told = answers.probe(Prober(server_id(7), 55, "", proof=shown, exporter=EXPORTER))
+        assert told["keyed"] and check_proof(KEY, LISTENER, EXPORTER, bytes.fromhex(told["proof"]))
+        for number, wrong in enumerate(
+            (
+                b"",
+                b"short",
+                proof(b"x" * 32, DIALER, EXPORTER),
+                proof(KEY, LISTENER, EXPORTER),
+                proof(KEY, DIALER, b"o" * 32),
+            )
+        ):
+            told = answers.probe(Prober(server_id(20 + number), 1, "", proof=wrong, exporter=EXPORTER))
+            assert (told["keyed"], told["proof"]) == (True, "")
+        assert self.called() == [server_id(7)]
+
+    def test_a_serving_server_shows_no_proof(self) -> None:
+        """Its certificate says who it is; the join key is for joining."""
+        answers = self.make_answers()
+        self.callers.key = KEY
+        shown = proof(KEY, DIALER, EXPORTER)
+        told = answers.probe(Prober(server_id(7), 55, "", proof=shown, exporter=EXPORTER))
+        assert (told["keyed"], told["proof"]) == (False, "")
+
+    def test_a_probe_of_a_version_that_is_not_understood(self) -> None:
+        """It is answered, so that the other side can say so too, but does not count; the log says it once."""
+        answers = self.make_answers()
+        self.state.change("starting")
+        said: list[Any] = []
+        observer: Any = said.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for _ in range(3):
+            told = answers.probe(Prober(server_id(7), 1, "", version=commands.PROTOCOL_VERSION + 1, host="10.0.0.7"))
+            assert told["version"] == commands.PROTOCOL_VERSION
+        assert self.called() == []
+        assert [event["problem"].split(",")[0] for event in said if "problem" in event] == [
+            "it speaks version 2 of the peer protocol"
+        ]
+        answers.probe(Prober(server_id(7), 1, "", version=commands.PROTOCOL_VERSION - 1))
+        assert self.called() == [server_id(7)]
+
+    def test_where_a_server_of_the_farm_listens_now(self) -> None:
+        """One that came back on another address says so with its certificate; nobody can say it of another."""
+        answers = self.make_answers()
+        moved = Address("127.0.0.1", 5001)
+        answers.probe(Prober(server_id(2), 1, FARM, advertised=moved))
+        answers.probe(Prober(server_id(2), 1, FARM, advertised=moved, certified=server_id(1)))
+        assert self.learned == {}
+        answers.probe(Prober(server_id(2), 1, FARM, advertised=moved, certified=server_id(2)))
+        assert self.learned == {server_id(2): moved}

@@ -14,7 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links import commands
 from chunkfarm.links.peers import PeerLink
-from chunkfarm.ports.peer import STRANGER_CONNECTIONS_MAX, STRANGER_SECONDS, Joiner, PeerPort, PeerPortFactory
+from chunkfarm.model import Address
+from chunkfarm.ports.peer import (
+    STRANGER_CONNECTIONS_MAX,
+    STRANGER_SECONDS,
+    Joiner,
+    PeerPort,
+    PeerPortFactory,
+    Prober,
+)
 from tests.builders import server_id
 
 
@@ -24,12 +32,14 @@ class FakePeerBackend:
     def __init__(self) -> None:
         self.peer: str | None = None
         self.joiners: list[Joiner] = []
+        self.probers: list[Prober] = []
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.peer
 
-    def probe(self, server: str, stamp: int, farm: str) -> dict[str, Any]:
-        return {"server": server_id(1), "asked": server}
+    def probe(self, prober: Prober) -> dict[str, Any]:
+        self.probers.append(prober)
+        return {"server": server_id(1), "asked": prober.server}
 
     def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]:
         self.joiners.append(joiner)
@@ -123,6 +133,20 @@ class PeerPortTests(SynchronousTestCase):
         link, _, pump = self.make_link()
         box = self.successResultOf(self.ask(link, pump, commands.Probe, server=server_id(2), stamp=1, farm=""))
         assert json.loads(box["answer"])["asked"] == server_id(2)
+
+    def test_what_a_prober_may_leave_out(self) -> None:
+        """A server of the first version says neither version nor proof nor where it listens."""
+        link, _, pump = self.make_link()
+        told = {"server": server_id(2), "stamp": 1, "farm": ""}
+        self.successResultOf(self.ask(link, pump, commands.Probe, **told))
+        assert self.backend.probers[-1] == Prober(server_id(2), 1, "", host="127.0.0.1")
+        more = {"version": 2, "proof": b"p", "host": "10.0.0.1", "peer": 4101}
+        self.successResultOf(self.ask(link, pump, commands.Probe, **told, **more))
+        prober = self.backend.probers[-1]
+        assert (prober.version, prober.proof, prober.exporter) == (2, b"p", b"e" * 32)
+        assert prober.advertised == Address("10.0.0.1", 4101)
+        self.successResultOf(self.ask(link, pump, commands.Probe, **told, host="no host", peer=4101))
+        assert self.backend.probers[-1].advertised is None
 
     def test_a_stranger_gets_nothing_else(self) -> None:
         """Every other command wants a certificate of this farm."""
