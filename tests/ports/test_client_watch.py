@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.model import Server
-from chunkfarm.ports.client import limits
+from chunkfarm.ports.client import limits, watching
 from chunkfarm.ports.client.watching import PROGRESS_INTERVAL
-from chunkfarm.table.interface import Delete, Put
+from chunkfarm.table.interface import Delete, Event, Put
 from tests.memory_table import MemoryTable
 from tests.ports.client_link import ClientLink
-from tests.ports.fakes import SERVER_ID
+from tests.ports.fakes import SERVER_ID, MemoryBackend
 
 ROW = Server(id=SERVER_ID, name="alpha", host="10.0.0.1", client=1, peer=2, files=3, seniority=1)
+
+
+class WrittenTests(SynchronousTestCase):
+    """A change is made into lines once, however many are told of it."""
+
+    def setUp(self) -> None:
+        self.backend = MemoryBackend()
+        inside: Any = self.backend
+        self.written = watching.Written(inside)
+
+    def test_once(self) -> None:
+        """The second watcher is told what the first was."""
+        event = Event(1, "PUT", ROW.key, ROW.to_value())
+        first = self.written.lines(event, False)
+        assert " role=first " in first[0]
+        self.backend.rows.reverse()
+        self.patch(watching, "event_lines", None)
+        assert self.written.lines(Event(1, "PUT", ROW.key, ROW.to_value()), False) == first
+
+    def test_each_its_own(self) -> None:
+        """Changes that differ in anything differ in their lines."""
+        told = [
+            self.written.lines(event, more)
+            for event in (
+                Event(1, "PUT", b"farm/a", b"1"),
+                Event(2, "PUT", b"farm/a", b"1"),
+                Event(2, "DEL", b"farm/a", b""),
+            )
+            for more in (False, True)
+        ]
+        assert len({tuple(lines) for lines in told}) == 6
+
+    def test_forgotten(self) -> None:
+        """A long stream of changes fills no memory, and old ones are told as well."""
+        for number in range(3 * watching.WRITTEN_MAX):
+            self.written.lines(Event(number, "PUT", b"farm/a", b"1"), False)
+        assert len(self.written._kept) == watching.WRITTEN_MAX
+        assert self.written.lines(Event(0, "PUT", b"farm/a", b"1"), False) == ["EVENT 0 PUT ROW key=farm/a value=1"]
 
 
 class WatchTests(SynchronousTestCase):

@@ -91,6 +91,7 @@ class ClientConnection(Protocol):
         self._session = Session(
             backend=self.factory.backend,
             link=self,
+            written=self.factory.written,
             local=is_loopback(getattr(self.transport.getPeer(), "host", "")),
             encrypted=ISSLTransport.providedBy(self.transport),
             certificate=self._certificate,

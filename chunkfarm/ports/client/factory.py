@@ -14,6 +14,7 @@ from chunkfarm.model import MIB
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.client.connection import ClientConnection
 from chunkfarm.ports.client.session import refusal
+from chunkfarm.ports.client.watching import Written
 
 CONNECTIONS_MAX = 4096
 """A connection takes about 30 KiB with TLS, so these take some 120 MiB; and it is a small part of the file
@@ -46,6 +47,7 @@ class ClientFactory(Factory):
         self.backend = backend
         self.clock = clock
         self.tls = tls
+        self.written = Written(backend)
         self.connections: set[ClientConnection] = set()
         self._addresses: Counter[str] = Counter()
         self._payload_bytes = 0

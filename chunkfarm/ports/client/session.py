@@ -12,6 +12,7 @@ from chunkfarm.chunks.pieces import PieceSource
 from chunkfarm.errors import FarmError
 from chunkfarm.model import Principal
 from chunkfarm.ports.backend import Backend
+from chunkfarm.table.interface import Event
 from chunkfarm.wire.lines import quote_sentence
 
 ANYONE, PRIVATE, READ, WRITE, ADMIN = "anyone", "private", "read", "write", "admin"
@@ -57,6 +58,12 @@ class Watching(Protocol):
     def stop(self) -> None: ...
 
 
+class WrittenEvents(Protocol):
+    """Changes of the table as lines."""
+
+    def lines(self, event: Event, more: bool) -> list[str]: ...
+
+
 class Link(Protocol):
     """What commands may do to their connection."""
 
@@ -89,6 +96,7 @@ class Session:
 
     backend: Backend
     link: Link
+    written: WrittenEvents
     local: bool
     """From this very machine."""
     encrypted: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -9,9 +11,10 @@ from twisted.python.failure import Failure
 from chunkfarm.errors import Busy, Denied, FarmError, InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.links.rows import event_lines, event_server_id, more_follows
 from chunkfarm.model import FARM, FILES, SERVERS
+from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.client.session import Answer, Link, Request, Session, ok
-from chunkfarm.table.interface import Batch, Compacted, IWatch, TableClosed, Unavailable
+from chunkfarm.table.interface import Batch, Compacted, Event, IWatch, TableClosed, Unavailable
 
 OPEN_TO_KEYS = (SERVERS, FARM, FILES)
 OPEN_TO_SERVERS = (SERVERS, FARM)
@@ -19,6 +22,9 @@ OPEN_TO_SERVERS = (SERVERS, FARM)
 PROGRESS_INTERVAL = 1.0
 """Seconds between two lines that only move the revision on: a watcher is told of changes that are not its own, but a
 busy farm does not send it a line for each."""
+WRITTEN_MAX = 64
+"""Changes kept as lines: those of one transaction, since all watchers are told of it in the same moment. At 16 KiB a
+row they take 2 MiB."""
 
 
 def compacted(error: Compacted) -> PreconditionFailed:
@@ -26,6 +32,28 @@ def compacted(error: Compacted) -> PreconditionFailed:
     return PreconditionFailed(
         f"changes before revision {error.first_revision} are no longer kept; read, then watch again"
     )
+
+
+class Written:
+    """The newest changes as lines, made once for all links that watch: most are told to each of them."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._kept: OrderedDict[tuple[Event, bool], list[str]] = OrderedDict()
+
+    def lines(self, event: Event, more: bool) -> list[str]:
+        """As `event_lines`; a server's role is the one that it had when the change was first told."""
+        lines = self._kept.get((event, more))
+        if lines is None:
+            lines = self._kept[event, more] = event_lines(event, self._role(event), more)
+            if len(self._kept) > WRITTEN_MAX:
+                self._kept.popitem(last=False)
+        return lines
+
+    def _role(self, event: Event) -> str:
+        server_id = event_server_id(event)
+        line = self._backend.succession() if server_id else ()
+        return next((standing.role for standing in line if standing.server.id == server_id), "server")
 
 
 class Following:
@@ -67,11 +95,8 @@ class Following:
     def _tell(self, batch: Batch) -> None:
         events = [event for event in batch.events if event.key.startswith(self._open_to)]
         lines: list[str] = []
-        roles: dict[str, str] = {}
-        if any(event_server_id(event) for event in events):
-            roles = {standing.server.id: standing.role for standing in self._session.backend.succession()}
         for event, more in more_follows(events):
-            lines += event_lines(event, roles.get(event_server_id(event), "server"), more)
+            lines += self._session.written.lines(event, more)
         if events:
             self._told = events[-1].revision
             self._link.emit(lines)
