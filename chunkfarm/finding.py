@@ -176,7 +176,7 @@ async def _ask(peers: Peers, addresses: Sequence[Address], asking: Asking) -> li
     return answers + await gatherResults(rest, consumeErrors=True)
 
 
-def _read_answer(text: str) -> dict[str, Any]:
+def read_answer(text: str) -> dict[str, Any]:
     """What an answer to a probe says; raises `ValueError` for what is none.
 
     Nobody knows yet who sent it, and it is shown to people and acted on, so every word of it is looked at.
@@ -224,9 +224,9 @@ async def probe(peers: Peers, address: Address, asking: Asking) -> Answer:
         return Answer(address=address, outcome=UNTRUSTED, error=reason_of(error))
     try:
         exporter = exporter_of(link.transport) if asking.key is not None else b""
-        call = link.callRemote(Probe, **_arguments(asking, exporter))
+        call = link.callRemote(Probe, **arguments_of(asking, exporter))
         box = await peers.limit(call, CONNECT_TIMEOUT, "Probe")
-        told = _read_answer(box["answer"])
+        told = read_answer(box["answer"])
         outcome, word = _judge(told, asking, exporter)
         return Answer(
             address=address,
@@ -250,7 +250,8 @@ async def probe(peers: Peers, address: Address, asking: Asking) -> Answer:
         link.close()
 
 
-def _arguments(asking: Asking, exporter: bytes) -> dict[str, Any]:
+def arguments_of(asking: Asking, exporter: bytes = b"") -> dict[str, Any]:
+    """What a `Probe` says; the proof goes with a connection's exporter."""
     arguments: dict[str, Any] = {
         "server": asking.me.server_id,
         "stamp": asking.me.stamp,
@@ -259,7 +260,7 @@ def _arguments(asking: Asking, exporter: bytes) -> dict[str, Any]:
         "host": asking.address.host,
         "peer": asking.address.port,
     }
-    if asking.key is not None:
+    if asking.key is not None and exporter:
         arguments["proof"] = proof(asking.key, DIALER, exporter)
     return arguments
 

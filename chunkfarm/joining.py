@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve
 from twisted.internet.defer import CancelledError
@@ -72,6 +72,9 @@ async def _join_at(parts: Parts, address: Address, key: bytes, version: int) -> 
     try:
         exporter = exporter_of(link.transport)
         _check_authority(parts, link.transport, address)
+        if parts.config.server.host is None:
+            # The address that reached the farm is one that the farm can reach, too.
+            parts.host = cast(Any, link.transport).getHost().host
         identity = parts.contexts.identity
         assert identity is not None
         request = identity.signing_request(usable_names(parts.certificate_names()))

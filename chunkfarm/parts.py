@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from attrs import define, evolve
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -53,6 +54,8 @@ from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
 from chunkfarm.wire import transport
 
+HINT_SECONDS = 10.0
+"""How long a hint counts against a row that says otherwise: it is given again while it matters."""
 INCARNATION_BYTES = 8
 """Random bytes that tell this process from every other start of the same server."""
 
@@ -79,21 +82,50 @@ def capacity_weight(directory: os.PathLike[str]) -> int:
     return max(1, status.f_blocks * status.f_frsize // GIB)
 
 
+def is_own_address(host: str) -> bool:
+    """Whether this machine has that address now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+@frozen
+class _Hint:
+    """Where a server was said to listen."""
+
+    address: Address
+    instead_of: Address | None
+    """What its row said then: a row that has changed since is newer."""
+    until: float
+
+
 @define
 class AddressBook:
-    """Where servers listen, as far as this one has heard: the table first, then hints."""
+    """Where servers listen, as far as this one has heard: by its row, or by a hint newer than that."""
 
     servers: Callable[[], tuple[Server, ...]]
-    hints: dict[str, Address]
+    clock: IReactorTime
+    _hints: dict[str, _Hint] = field(factory=dict, init=False)
 
     def learn(self, server_id: str, address: Address) -> None:
         """Take a hint; a certificate proves later whether it was right."""
-        self.hints[server_id] = address
+        self._hints[server_id] = _Hint(address, self._by_row(server_id), self.clock.seconds() + HINT_SECONDS)
 
     def lookup(self, server_id: str) -> Address | None:
         """The peer address of a server."""
-        if (hint := self.hints.get(server_id)) is not None:
-            return hint
+        row, hint = self._by_row(server_id), self._hints.get(server_id)
+        if hint is None:
+            return row
+        if row is None or (row == hint.instead_of and self.clock.seconds() < hint.until):
+            return hint.address
+        del self._hints[server_id]
+        return row
+
+    def _by_row(self, server_id: str) -> Address | None:
         return next((server.peer_address for server in self.servers() if server.id == server_id), None)
 
 
@@ -138,7 +170,7 @@ class Parts:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
         self.run_in_thread: RunInThread = pool.run
-        self.book = AddressBook(self.servers, {})
+        self.book = AddressBook(self.servers, reactor)
         self.peers = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
@@ -245,7 +277,6 @@ class Parts:
         self._state.chunksize = self.roster.options.chunksize
         self._line = tuple(server.id for server in membership.candidates(self.roster.servers))
         for server in self.roster.servers:
-            self.book.hints.pop(server.id, None)
             if server.id == self.data.server_id:
                 self._state.name = server.name
 

@@ -25,9 +25,10 @@ from chunkfarm.founding import discard_unrecorded, found, join_file, remove_mark
 from chunkfarm.joining import JoinLater, join
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address
-from chunkfarm.parts import Parts
-from chunkfarm.ports.answers import PeerAnswers
+from chunkfarm.parts import Parts, is_own_address
+from chunkfarm.ports.answers import PeerAnswers, is_loopback
 from chunkfarm.ports.callers import Callers
+from chunkfarm.returning import Calls
 from chunkfarm.state import Wait as StateWait
 from chunkfarm.threads import Threads
 from chunkfarm.trust.identity import Identity
@@ -270,6 +271,13 @@ class Startup:
         return await self._resumed_server(parts)
 
     async def _first_server(self, parts: Parts, founds: Founds) -> tuple[Parts, str]:
+        if is_loopback(parts.host):
+            self._log.warn(
+                "This server advertises {host}, which only its own machine can reach: for servers on other machines, "
+                "set host in [server] of {path}.",
+                host=parts.host,
+                path=self._file.path,
+            )
         await found(parts, founds.held, founds.replaces)
         return parts, parts.state.server_id
 
@@ -302,6 +310,10 @@ class Startup:
         for prefix in (SERVERS, FARM):
             page = parts.journal.read(prefix, b"", STORED_ROWS_MAX)
             parts.roster.adopt(page.rows, page.revision)
+        own = next((server.host for server in parts.servers() if server.id == parts.state.server_id), "")
+        if parts.config.server.host is None and own and is_own_address(own):
+            # It joined with the address that reaches the farm, which on some machines is not that of the default route.
+            parts.host = own
         parts.embedded.start()
         return parts, ""
 
@@ -318,6 +330,8 @@ class Startup:
         explaining.start(EXPLAIN_INTERVAL, now=False).addErrback(
             lambda failure: self._log.failure("while explaining what is waited for", failure)
         )
+        calls = self._make_calls(parts)
+        calls.start()
         try:
             await parts.reporter.when_belonging()
             await roster
@@ -327,6 +341,7 @@ class Startup:
             raise
         finally:
             explaining.stop()
+            calls.stop()
         parts.ledger.start()
         parts.renewal.start()
         parts.state.change("serving")
@@ -339,6 +354,23 @@ class Startup:
             files=parts.config.server.files.port,
         )
         return parts
+
+    def _make_calls(self, parts: Parts) -> Calls:
+        async def addresses() -> list[Address]:
+            try:
+                config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
+            except FarmError:
+                # A person is editing it.
+                config = parts.config
+            listed = [Address(row.host, row.peer) for row in config.servers if row.id != parts.state.server_id]
+            rows = [server.peer_address for server in parts.servers() if server.id != parts.state.server_id]
+            return list(dict.fromkeys(listed + rows))
+
+        me = Candidate(stamp=parts.state.stamp, server_id=parts.state.server_id)
+        own = Address(parts.host, parts.config.server.peer.port)
+        asking = Asking(me=me, address=own, farm=parts.recorded_farm)
+        read = lambda: Deferred.fromCoroutine(addresses())  # noqa: E731
+        return Calls(parts.peers, asking, read, parts.book.learn, self._surroundings.reactor)
 
     def _explain_missing(self, parts: Parts, since: int) -> None:
         waits = parts.reporter.waits(since)

@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"tap"},
     {"farm"},
     {"startup"},
-    {"founding", "joining", "finding"},
+    {"founding", "joining", "finding", "returning"},
     {"parts"},
     {"ports"},
     {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "settings"},

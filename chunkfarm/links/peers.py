@@ -128,6 +128,10 @@ class Peers:
         """A link of its own to whoever listens at `address`; nothing is known yet of who that is."""
         return self._open_link(address, _PeerLinkFactory(), timeout)
 
+    def identity(self, link: PeerLink) -> str | None:
+        """The server of this farm that the certificate on the link proves, if it proves any."""
+        return self._peer_of(link.certificate())
+
     def call(
         self, server_id: str, command: type[amp.Command], timeout: float = CALL_TIMEOUT, **arguments: Any
     ) -> Deferred[dict[str, Any]]:
