@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.links.lines import LineClient, connect
@@ -18,22 +21,49 @@ from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.verify import chain_of, check_chain
 from chunkfarm.wire.transport import end_when_silent
 
+PING_INTERVAL = 5.0
+"""Seconds between two questions to the server that is watched: as long as until a silent one counts as down."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds for an answer. The kernel of a process that is frozen goes on taking bytes, so only an answer tells."""
+
 
 @implementer(IWatch)
 class FollowedWatch:
-    """A watch with a link of its own, which ends with it."""
+    """A watch with a link of its own, which ends with it, or when the server does not answer any more."""
 
-    def __init__(self, client: LineClient, watch: IWatch) -> None:
+    def __init__(self, client: LineClient, watch: IWatch, clock: IReactorTime) -> None:
         self._client = client
         self._watch = watch
+        self._clock = clock
+        self._loop = LoopingCall(self._ping)
+        self._loop.clock = clock
+        self._loop.start(PING_INTERVAL, now=False)
 
     def next(self) -> Deferred[Batch]:
         batch: Deferred[Batch] = self._watch.next()
-        return batch
+        return batch.addErrback(self._ended)
 
     def close(self) -> None:
+        self._rest()
         self._watch.close()
         self._client.lose()
+
+    def _ended(self, failure: Failure) -> Failure:
+        if not failure.check(CancelledError):
+            self._rest()
+        return failure
+
+    def _rest(self) -> None:
+        if self._loop.running:
+            self._loop.stop()
+
+    def _ping(self) -> Deferred[object]:
+        asked = self._client.request("PING").addTimeout(ANSWER_TIMEOUT, self._clock)
+        return asked.addErrback(self._silent)
+
+    def _silent(self, _: Failure) -> None:
+        self._rest()
+        self._client.lose(f"no answer within {ANSWER_TIMEOUT:g} s")
 
 
 class FollowersWatch:
@@ -65,7 +95,8 @@ class FollowersWatch:
                 )
                 # At rest nothing is sent either way, so only the kernel can notice that the other machine is gone.
                 end_when_silent(client.transport)
-                return FollowedWatch(client, await client.watch(prefix, from_revision))
+                begun = client.watch(prefix, from_revision).addTimeout(ANSWER_TIMEOUT, self._reactor)
+                return FollowedWatch(client, await begun, self._reactor)
             except (CancelledError, Compacted):
                 if client is not None:
                     client.lose()

@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.links.followers import FollowersWatch
+from chunkfarm.links.followers import ANSWER_TIMEOUT, PING_INTERVAL, FollowersWatch
 from chunkfarm.model import Address
 from chunkfarm.table.interface import Compacted, IWatch, TableClosed, Unavailable
 from chunkfarm.trust.contexts import Contexts
@@ -24,12 +24,30 @@ class FakeClient:
     def __init__(self, table: MemoryTable) -> None:
         self.table = table
         self.lost = False
+        self.frozen = False
+        self.pings = 0
+        self.watching: IWatch | None = None
+
+    def request(self, line: str) -> Deferred[Any]:
+        assert line == "PING"
+        self.pings += 1
+        return Deferred() if self.frozen else succeed("OK")
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
-        return self.table.watch(prefix, from_revision)
+        if self.frozen:
+            return Deferred()
 
-    def lose(self) -> None:
+        def keep(watch: IWatch) -> IWatch:
+            self.watching = watch
+            return watch
+
+        return self.table.watch(prefix, from_revision).addCallback(keep)
+
+    def lose(self, reason: str = "") -> None:
         self.lost = True
+        if self.watching is not None:
+            watching: Any = self.watching
+            watching.end(Unavailable(reason))
 
 
 class FollowersWatchTests(SynchronousTestCase):
@@ -39,14 +57,17 @@ class FollowersWatchTests(SynchronousTestCase):
         """Ports below 10 refuse; the others serve one table."""
         self.table = MemoryTable()
         self.clients: list[FakeClient] = []
+        self.frozen: set[int] = set()
 
         def dial(reactor: Any, address: Address, **more: Any) -> Deferred[Any]:
             if address.port < 10:
                 return fail(ConnectionRefusedError())
             self.clients.append(FakeClient(self.table))
+            self.clients[-1].frozen = address.port in self.frozen
             return succeed(self.clients[-1])
 
-        return FollowersWatch(Clock(), Contexts(), lambda: [Address("127.0.0.1", port) for port in ports], dial)
+        self.clock = Clock()
+        return FollowersWatch(self.clock, Contexts(), lambda: [Address("127.0.0.1", port) for port in ports], dial)
 
     def test_the_first_that_answers(self) -> None:
         """Servers that refuse are passed over, and changes arrive."""
@@ -78,3 +99,27 @@ class FollowersWatchTests(SynchronousTestCase):
         watch.close()
         self.failureResultOf(waiting, TableClosed)
         assert self.clients[0].lost
+
+    def test_a_server_that_freezes(self) -> None:
+        """Its kernel still takes bytes, but nobody answers: the watch ends, and can be had elsewhere."""
+        watch = self.successResultOf(self.make_follower(11).open(b"servers/", 0))
+        waiting = watch.next()
+        self.clock.pump([PING_INTERVAL] * 3)
+        self.assertNoResult(waiting)
+        assert self.clients[0].pings == 3
+        self.clients[0].frozen = True
+        self.clock.pump([PING_INTERVAL, ANSWER_TIMEOUT])
+        self.failureResultOf(waiting, Unavailable)
+        assert self.clients[0].lost
+        assert self.clock.getDelayedCalls() == []
+
+    def test_a_frozen_server_is_passed_over(self) -> None:
+        """One that takes the connection and says nothing does not hold up the watch for ever."""
+        follower = self.make_follower(11, 12)
+        self.frozen = {11}
+        opening = follower.open(b"servers/", 0)
+        self.clock.advance(ANSWER_TIMEOUT)
+        watch = self.successResultOf(opening)
+        assert [client.lost for client in self.clients] == [True, False]
+        watch.close()
+        assert self.clock.getDelayedCalls() == []
