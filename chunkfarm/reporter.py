@@ -25,7 +25,7 @@ from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.interface import TableError
 
 INTERVAL = 1.0
-"""Seconds between reports (DESIGN: once a second)."""
+"""Seconds between reports: often enough to miss a server within seconds, seldom enough for a thousand of them."""
 LOST_AFTER = 3.0
 """Seconds without an answered report until this server calls itself read-only: two may be lost by chance."""
 REPORT_TIMEOUT = 2.0

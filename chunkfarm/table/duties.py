@@ -29,7 +29,7 @@ from chunkfarm.table.voters import View, heir, next_configuration
 ROUND = 0.5
 """Seconds between looks at the farm: half the interval of reports."""
 DOWN_AFTER = 5.0
-"""Seconds of silence until a server counts as down (DESIGN: five reports missed)."""
+"""Seconds of silence until a server counts as down: five reports missed."""
 LATE = 1.0
 """Seconds by which a round may be late before all silence counters start anew: this process was paused."""
 RESTART_GATHER = 2.0
