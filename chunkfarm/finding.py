@@ -309,11 +309,11 @@ class Search:
     """Asked when the decision is to found; False if somebody else was quicker."""
     explain: Callable[[Wait], None]
     found_anyway: bool = False
-    _founders: set[Address] = field(factory=set, init=False)
-    """Who was founding when it was last asked."""
+    _had_farm: dict[Address, str] = field(factory=dict, init=False)
+    """Who was making a farm or served one when it was last asked, in words."""
 
     async def run(self) -> Join | Found:
-        """What this server is to do; the state is `founding` from the turn of that decision."""
+        """What this server is to do; the state is `founding` from the turn of that decision. May be run again."""
         delay = WAIT_FIRST
         while True:
             addresses, asking = await self.read()
@@ -327,6 +327,8 @@ class Search:
                 found_anyway=self.found_anyway,
             )
             if isinstance(decision, Join):
+                # What it has seen to live is not given up because it is gone at the next look.
+                self.found_anyway = False
                 return decision
             if isinstance(decision, Found):
                 self.state.change(FOUNDING)
@@ -338,11 +340,14 @@ class Search:
             delay = min(delay * 1.5, WAIT_MOST)
 
     def _remember(self, answer: Answer) -> Answer:
-        """A founder that refuses has stopped; its farm may be on its disk."""
+        """A server that had a farm and refuses has stopped; its farm is on its disk."""
         if answer.outcome == FOUNDING:
-            self._founders.add(answer.address)
-        elif answer.outcome != REFUSED:
-            self._founders.discard(answer.address)
-        elif answer.address in self._founders:
-            return evolve(answer, outcome=FAILED, error="refused, and it was making the farm when it was last asked")
+            self._had_farm[answer.address] = "it was making the farm"
+        elif answer.outcome == ANSWERED:
+            self._had_farm[answer.address] = "it served a farm"
+        elif answer.outcome == STARTING:
+            self._had_farm.pop(answer.address, None)
+        elif answer.outcome == REFUSED and answer.address in self._had_farm:
+            word = f"refused, and {self._had_farm[answer.address]} when it was last asked"
+            return evolve(answer, outcome=FAILED, error=word)
         return answer

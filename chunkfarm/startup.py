@@ -94,6 +94,7 @@ class Startup:
         self._callers = Callers(surroundings.reactor)
         self._held: HeldConfig | None = None
         self._given_up = ""
+        self._search: Search | None = None
         self._since: dict[Address, int] = {}
         self._tries = 0
         self._said: tuple[Any, ...] = ()
@@ -157,7 +158,7 @@ class Startup:
             self._held = await self._lock_to_found(parts)
             return self._held is not None
 
-        decision = await Search(
+        search = Search(
             parts.peers,
             parts.state,
             self._callers,
@@ -166,11 +167,16 @@ class Startup:
             may_found=lambda: Deferred.fromCoroutine(may_found()),
             explain=lambda wait: self._explain(parts, wait),
             found_anyway=self._wish.found_anyway,
-        ).run()
+        )
+        self._search = search
+        return parts, await self._decide(search)
+
+    async def _decide(self, search: Search) -> Founds | Join:
+        decision = await search.run()
         if isinstance(decision, Join):
-            return parts, decision
+            return decision
         assert self._held is not None
-        return parts, Founds(self._held, self._given_up)
+        return Founds(self._held, self._given_up)
 
     async def _whom_to_ask(self, parts: Parts) -> tuple[list[Address], Asking]:
         """The servers in the list as it is now, and what this one tells them."""
@@ -263,12 +269,20 @@ class Startup:
         self._ports.open_files(parts)
         await parts.store.start()
         await parts.measure_space()
-        if isinstance(decided, Founds):
-            with decided.held:
-                return await self._first_server(parts, decided)
-        if isinstance(decided, Join):
-            return await self._subsequent_server(parts, decided)
-        return await self._resumed_server(parts)
+        if isinstance(decided, Resumes):
+            return await self._resumed_server(parts)
+        assert self._search is not None
+        delay = SOON
+        while isinstance(decided, Join):
+            first = await self._subsequent_server(parts, decided)
+            if first:
+                return parts, first
+            # The farm may have moved on, and config.ini may say where to.
+            await self._sleep(delay)
+            delay = min(2 * delay, WAIT_MOST)
+            decided = await self._decide(self._search)
+        with decided.held:
+            return await self._first_server(parts, decided)
 
     async def _first_server(self, parts: Parts, founds: Founds) -> tuple[Parts, str]:
         if is_loopback(parts.host):
@@ -281,28 +295,25 @@ class Startup:
         await found(parts, founds.held, founds.replaces)
         return parts, parts.state.server_id
 
-    async def _subsequent_server(self, parts: Parts, decision: Join) -> tuple[Parts, str]:
+    async def _subsequent_server(self, parts: Parts, decision: Join) -> str:
+        """Join at the first, or at whoever answered; returns who leads, or nothing if none can take it in now."""
         answer = decision.answer
-        addresses = [answer.address]
+        leader, addresses = answer.server_id, [answer.address]
         if answer.first:
-            parts.book.learn(str(answer.first["id"]), Address(str(answer.first["host"]), int(answer.first["peer"])))
-            addresses.insert(0, Address(str(answer.first["host"]), int(answer.first["peer"])))
-        turn = 0
-        while True:
-            address = addresses[turn % len(addresses)]
-            turn += 1
+            leader, first = str(answer.first["id"]), Address(str(answer.first["host"]), int(answer.first["peer"]))
+            parts.book.learn(leader, first)
+            addresses = [first, *(address for address in addresses if address != first)]
+        waits = []
+        for address in addresses:
             try:
                 await join(parts, address, answer.version)
             except JoinLater as error:
-                self._log.info("Cannot join at {address} yet: {error}", address=str(address), error=str(error))
-                waiting = Answer(address=address, outcome="", error=str(error))
-                self._explain(parts, Wait((waiting,), ()))
-                await self._sleep(SOON if turn % len(addresses) else WAIT_MOST)
-                known = [server.peer_address for server in parts.servers() if server.state != "down"]
-                addresses += [other for other in known if other not in addresses]
+                waits.append(Answer(address=address, outcome="", error=str(error)))
             else:
                 parts.embedded.start()
-                return parts, str(answer.first["id"]) if answer.first else answer.server_id
+                return leader
+        self._explain(parts, Wait(tuple(waits), ()))
+        return ""
 
     async def _resumed_server(self, parts: Parts) -> tuple[Parts, str]:
         await parts.run_in_thread(remove_marker, parts.data.path)

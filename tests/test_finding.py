@@ -355,7 +355,7 @@ class AskTests(SynchronousTestCase):
 class SearchTests(SynchronousTestCase):
     """Round after round, until it is clear what to do."""
 
-    def make_search(self, *answers: Any, may_found: tuple[bool, ...] = (True,)) -> Deferred[Any]:
+    def make_search(self, *answers: Any, may_found: tuple[bool, ...] = (True,), **more: Any) -> Deferred[Any]:
         """`answers`: what the one listed server does in each round, the last one for ever."""
         self.clock = Clock()
         self.waited: list[Wait] = []
@@ -367,7 +367,7 @@ class SearchTests(SynchronousTestCase):
             place = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
             return fail(place) if isinstance(place, Exception) else succeed(FakeLink(place))
 
-        search = Search(
+        self.search = Search(
             Peers(self.clock, open_link, lambda certificate: None, lambda server: None),
             self.state,
             Callers(self.clock),
@@ -375,8 +375,9 @@ class SearchTests(SynchronousTestCase):
             read=lambda: succeed(([Address("127.0.0.1", 4111)], Asking(me=ME, address=HERE))),
             may_found=lambda: succeed(turns.pop(0)),
             explain=self.waited.append,
+            **more,
         )
-        return Deferred.fromCoroutine(search.run())
+        return Deferred.fromCoroutine(self.search.run())
 
     def told(self, state: str, stamp: int = 0, farm: str = "") -> dict[str, Any]:
         return {"server": server_id(1), "state": state, "farm": farm, "stamp": stamp, "first": {}}
@@ -397,6 +398,18 @@ class SearchTests(SynchronousTestCase):
         self.rounds = [self.told("starting", stamp=2)]
         self.clock.pump([2.0])
         assert isinstance(self.successResultOf(search), Found)
+
+    def test_a_farm_that_was_seen(self) -> None:
+        """Who could not join a farm that has gone since does not found another one, not even with --found."""
+        search = self.make_search(self.told("serving", farm=FARM), ConnectionRefusedError(), found_anyway=True)
+        assert isinstance(self.successResultOf(search), Join)
+        again = Deferred.fromCoroutine(self.search.run())
+        self.clock.pump([0.3] * 40)
+        self.assertNoResult(again)
+        assert "it served a farm" in self.waited[-1].reasons[0].error
+        self.rounds = [self.told("serving", farm=FARM)]
+        self.clock.pump([2.0])
+        assert isinstance(self.successResultOf(again), Join)
 
     def test_says_founding_from_the_turn_of_the_decision(self) -> None:
         """Before anything else happens, the state says that a farm is being made."""

@@ -75,8 +75,7 @@ class ComingBackTests(FarmTestCase):
     def test_all_moved_and_the_list_says_where(self) -> None:
         """All were stopped and start on other ports; a person wrote those into config.ini: it is the same farm."""
         farm = self.make_farm("alpha", "beta", "gamma")
-        identity = farm.config().farm.id
-        farm.kill9("alpha", "beta", "gamma")
+        identity = self.stop_all(farm)
         text = farm.config_path.read_text()
         for name in ("alpha", "beta", "gamma"):
             old = farm.servers[name].base
@@ -88,11 +87,17 @@ class ComingBackTests(FarmTestCase):
     def test_all_but_one_moved(self) -> None:
         """Two of three start on other ports that nobody wrote down: they call the third, which tells it on."""
         farm = self.make_farm("alpha", "beta", "gamma")
-        identity = farm.config().farm.id
-        farm.kill9("alpha", "beta", "gamma")
+        identity = self.stop_all(farm)
         for name in ("alpha", "gamma"):
             self.move(farm, name)
         self.start_all(farm, identity)
+
+    def stop_all(self, farm: RealFarm) -> str:
+        """Kill three servers of which each has a vote, so that none can go on alone; the farm's id."""
+
+        farm.wait_for(lambda: "table-copies=3" in farm.ask("alpha", "STATUS").rows, 20, "three vote")
+        farm.kill9("alpha", "beta", "gamma")
+        return farm.config().farm.id
 
     def start_all(self, farm: RealFarm, identity: str) -> None:
         names = ("alpha", "beta", "gamma")
