@@ -321,7 +321,8 @@ class Startup:
         for prefix in (SERVERS, FARM):
             page = parts.journal.read(prefix, b"", STORED_ROWS_MAX)
             parts.roster.adopt(page.rows, page.revision)
-        own = next((server.host for server in parts.servers() if server.id == parts.state.server_id), "")
+        hosts = {row.id: row.host for row in parts.config.servers} | {row.id: row.host for row in parts.servers()}
+        own = hosts.get(parts.state.server_id, "")
         if parts.config.server.host is None and own and is_own_address(own):
             # It joined with the address that reaches the farm, which on some machines is not that of the default route.
             parts.host = own

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from chunkfarm.config import read_config
 from tests.slow.farm_case import FarmTestCase
 from tests.slow.real_farm import RealFarm
 
@@ -120,6 +121,20 @@ class AdvertisedAddressTests(FarmTestCase):
         assert f"no-such-host.invalid:{server.peer}, cannot be reached from here" in logged, logged
         assert "Traceback" not in logged
         assert [row["name"] for row in farm.rows("alpha")] == ["alpha"]
+
+    def test_the_address_that_reached_the_farm(self) -> None:
+        """A joiner whose config names no host advertises the address that reached the farm, after a restart too."""
+        farm = self.make_farm("alpha")
+        config = farm.directory / "machine2" / "config.ini"
+        config.parent.mkdir()
+        config.write_text(farm.config_path.read_text().replace("\nhost = 127.0.0.1\n", "\n"))
+        shutil.copy2(farm.directory / "farm.join", config.parent)
+        for _ in range(2):
+            farm.start("beta", config=config)
+            farm.wait_serving("beta")
+            assert rows_by_name(farm, "alpha")["beta"]["host"] == "127.0.0.1"
+            farm.wait_for(lambda: len(read_config(config).servers) == 2, 10, "its config.ini lists it")
+            farm.kill9("beta")
 
     def test_a_founder_on_loopback_says_so(self) -> None:
         """A founder that advertises 127.0.0.1 says once that other machines cannot reach it."""
