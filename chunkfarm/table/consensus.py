@@ -400,6 +400,16 @@ class Consensus(RaftState):
         """
         return self._must_lead().propose_configuration(configuration)
 
+    def drop(self, id: str, ticks: int) -> tuple[int, int]:
+        """A leader of two goes on alone, if the other has not answered for `ticks`. Returns (term, index).
+
+        Allowed while another change is under way, and before anything of this term is committed: where the
+        other died while it joined, neither could ever come to an end. Raises `NotLeader`, or `ChangeRefused`
+        if the other is not silent for long enough, or if a configuration from the last one known to be
+        committed onward has more than two voters or lacks this server.
+        """
+        return self._must_lead().drop(id, ticks)
+
     def transfer(self, to: str) -> None:
         """Hand leadership to the voter `to`, as soon as it has caught up; given up after an election timeout.
 

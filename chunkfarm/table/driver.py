@@ -7,6 +7,7 @@ meanwhile shares the next save (group commit); and messages that promise nothing
 from __future__ import annotations
 
 import errno
+import math
 import random
 import sqlite3
 from collections.abc import Callable
@@ -199,6 +200,15 @@ class Driver:
     def propose_configuration(self, configuration: Configuration) -> Deferred[Answer]:
         """The same for a change of who votes and learns; may also fail with `ChangeRefused`."""
         return self._propose(lambda: self.core.propose_configuration(configuration))
+
+    def drop(self, id: str, seconds: float) -> Deferred[Answer]:
+        """Go on without the other one of two voters, if it has not answered for `seconds`; fails like a change.
+
+        Counted in ticks, because a process that is paused counts none. Two ticks may be as close together as
+        one of them was late, hence two more than the time asks for.
+        """
+        ticks = math.ceil(seconds / self._interval) + 2
+        return self._propose(lambda: self.core.drop(id, ticks))
 
     def _propose(self, propose: Callable[[], tuple[int, int]]) -> Deferred[Answer]:
         if self.stopped:

@@ -24,7 +24,7 @@ from chunkfarm.table.interface import TableError
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import ROWS_A_TRANSACTION, Registry
-from chunkfarm.table.voters import View, heir, next_configuration
+from chunkfarm.table.voters import View, heir, next_configuration, to_drop
 
 ROUND = 0.5
 """Seconds between looks at the farm: half the interval of reports."""
@@ -92,6 +92,8 @@ class LedTable(Protocol):
     def caught_up(self) -> frozenset[str]: ...
 
     def propose_configuration(self, configuration: Configuration) -> Deferred[None]: ...
+
+    def drop(self, server_id: str, seconds: float) -> Deferred[None]: ...
 
     def transfer(self, to: str) -> None: ...
 
@@ -246,6 +248,8 @@ class Duties:
             self._log.info("This process was paused for a while; nobody is judged until all could report.")
             self._hear_all(now)
         self._heard.setdefault(self._id, _Heard(now)).at = now
+        # Before all else, and beside it: whatever writes to the table may be waiting for the one that is gone.
+        self._perhaps_drop()
         if self._busy is None:
             busy = Deferred.fromCoroutine(self._work(now))
             if not busy.called:
@@ -379,11 +383,9 @@ class Duties:
         if figures:
             await self._registry.measure(figures)
 
-    async def _keep_masters(self, now: float) -> None:
-        if self._table.change_pending or not self._servers():
-            return
+    def _view(self) -> View:
         options = self._options()
-        view = View(
+        return View(
             servers=self._servers(),
             configuration=self._table.configuration,
             leader=self._id,
@@ -391,7 +393,29 @@ class Duties:
             silent=self.heard(),
             master_grace=options.master_grace,
             repair_after=options.repair_after,
+            change_pending=self._table.change_pending,
         )
+
+    def _perhaps_drop(self) -> None:
+        """Of two voters the leader goes on alone, once the other has been silent for `master_grace`."""
+        view = self._view()
+        lost = to_drop(view)
+        if lost is None:
+            return
+
+        def dropped(_: None) -> None:
+            self._log.info(
+                "{lost} has been silent for {seconds} s and holds the table no more; the first goes on alone.",
+                lost=lost,
+                seconds=view.master_grace,
+            )
+
+        self._table.drop(lost, view.master_grace).addCallback(dropped).addErrback(self._failed)
+
+    async def _keep_masters(self, now: float) -> None:
+        if self._table.change_pending or not self._servers():
+            return
+        view = self._view()
         step = next_configuration(view)
         if step is not None:
             self._log.info(
@@ -402,7 +426,7 @@ class Duties:
             await self._table.propose_configuration(step)
             return
         to = heir(view)
-        if to is not None and now - self._leading_since >= options.master_grace:
+        if to is not None and now - self._leading_since >= view.master_grace:
             self._log.info("Leadership is handed to {to}, which is senior.", to=to)
             self._leading_since = now
             self._table.transfer(to)

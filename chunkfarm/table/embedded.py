@@ -296,11 +296,20 @@ class EmbeddedTable:
         leadership was lost on the way.
         """
 
+        return self._changing(self._driver.propose_configuration(configuration))
+
+    def drop(self, server_id: str, seconds: float) -> Deferred[None]:
+        """Go on without the other one of two voters, which has not answered for `seconds`; fires when committed.
+
+        Fails like `propose_configuration`; with `ChangeRefused` also where that is not safe (see the core).
+        """
+        return self._changing(self._driver.drop(server_id, seconds))
+
+    def _changing(self, change: Deferred[Answer]) -> Deferred[None]:
         def lost(failure: Failure) -> None:
             failure.trap(Lost)
             raise Unavailable("leadership was lost before the change was committed")
 
-        change = self._driver.propose_configuration(configuration)
         return change.addCallbacks(lambda _: None, lost)
 
     def transfer(self, to: str) -> None:

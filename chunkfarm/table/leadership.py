@@ -93,6 +93,23 @@ class Leadership:
         self._check_change(configuration)
         return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
 
+    def drop(self, id: str, ticks: int) -> tuple[int, int]:
+        """Go on without the other one of two voters, silent for at least `ticks`; or raise `ChangeRefused`.
+
+        Not held to one change at a time, nor to an entry of this term: those rules see to it that the
+        quorums of two leaders overlap, and here every possible quorum contains this leader, whose own
+        disk must have the change before it counts.
+        """
+        now, one = self._state.configuration, self.progress.get(id)
+        if now.voters != {self._state.id, id} or one is None:
+            raise ChangeRefused("only the other one of two voters can be dropped")
+        if not self._state.always_needed:
+            raise ChangeRefused("others may be able to decide without this server")
+        if one.silent_ticks < ticks:
+            raise ChangeRefused("it has answered a short while ago")
+        configuration = Configuration(now.voters - {id}, now.learners)
+        return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
+
     def _check_change(self, configuration: Configuration) -> None:
         if self._state.pending_change:
             raise ChangeRefused("another change is under way")

@@ -18,6 +18,8 @@ from chunkfarm.table.records import (
     SnapshotMeta,
 )
 
+PAIR = 2
+"""Voters of whom each is needed for every decision, so that nothing is ever decided without one of them."""
 APPLY_BYTES_MAX = 1024 * 1024
 """Committed entries in one Ready: applying them must not hold up the next append for long."""
 
@@ -77,6 +79,15 @@ class RaftState:
         """Whether these servers decide, under the configuration in force."""
         voters = self.log.configuration.voters
         return len(voters & servers) >= majority(len(voters))
+
+    @property
+    def always_needed(self) -> bool:
+        """Whether no quorum of any configuration that can be in force anywhere lacks this server.
+
+        Those are the last one that is known to be committed and all that were appended since.
+        """
+        possible = self.log.configurations_from(self.commit)
+        return all(self.id in one.voters and len(one.voters) <= PAIR for one in possible)
 
     def reached_by_quorum(self, mine: int, followers: Mapping[str, Progress], theirs: Callable[[Progress], int]) -> int:
         """The highest number that a quorum has reached; `mine` is this server's, `theirs` a follower's."""

@@ -29,6 +29,8 @@ class View:
     """Seconds since each server was heard."""
     master_grace: float
     repair_after: float
+    change_pending: bool = False
+    """Whether a change of the configuration is not committed yet, so that no other may begin."""
 
 
 def next_configuration(view: View) -> Configuration | None:
@@ -54,6 +56,31 @@ def next_configuration(view: View) -> Configuration | None:
         if server_id not in wanted and server_id not in next_in_line and (gone or len(learners) > membership.LEARNERS):
             return Configuration(voters, learners - {server_id})
     return None
+
+
+def to_drop(view: View) -> str | None:
+    """The other one of two voters, if the leader should go on without it; or None.
+
+    It has been silent for `master_grace`, and nobody alive can take its place: a third server could only if
+    it learns already and no change is under way, for any other step would need the one that is gone. Whether
+    it is safe the core decides (`Consensus.drop`).
+    """
+    configuration = view.configuration
+    others = configuration.voters - {view.leader}
+    if len(configuration.voters) != 2 or len(others) != 1:
+        return None
+    (other,) = others
+    if view.silent.get(other, 0.0) < view.master_grace:
+        return None
+    substitutes = [
+        server
+        for server in view.servers
+        if server.id in configuration.learners
+        and server.state in membership.LIVE
+        and server.master
+        and view.silent.get(server.id, 0.0) < view.master_grace
+    ]
+    return None if substitutes and not view.change_pending else other
 
 
 def _may_grow(view: View, rows: Mapping[str, Server], wanted: Iterable[str]) -> bool:

@@ -158,14 +158,16 @@ class Options:
 class Simulation:
     """One run. `run()` raises `Violation` when a rule is broken; `trace` says what happened."""
 
+    names: tuple[str, ...] = NAMES
+
     def __init__(self, seed: int, make_core: MakeCore = Consensus, faulty_ticks: int = FAULTY_TICKS) -> None:
         self.seed = seed
         self.now = 0
         self.random = Random(seed)
-        self.options = Options.draw(self.random)
+        self.options = self._draw_options()
         self.checks = Checks()
         self.trace: list[tuple[Any, ...]] = []
-        self.servers = {name: Server(name) for name in NAMES}
+        self.servers = {name: Server(name) for name in self.names}
         self.cut: set[tuple[str, str]] = set()
         self._make_core = make_core
         self._faulty_ticks = faulty_ticks
@@ -174,7 +176,7 @@ class Simulation:
         self._sequence = 0
         self._written = 0
         self._tokens = 0
-        found = Configuration(NAMES[: self.options.voters])
+        found = Configuration(self.names[: self.options.voters])
         for server in self.servers.values():
             if server.id in found.voters:
                 server.disk.snapshot = SnapshotMeta(0, 0, found)
@@ -216,7 +218,7 @@ class Simulation:
         server.rows = disk.rows
         server.received = {}
         server.streaming = set()
-        rank = (lambda id: NAMES.index(id)) if self.options.ranked else None
+        rank = (lambda id: self.names.index(id)) if self.options.ranked else None
         server.core = self._make_core(
             server.id,
             hard_state=disk.hard_state,
@@ -382,9 +384,16 @@ class Simulation:
         if self._healed:
             return
         if random.random() < self.options.faults:
-            random.choice((self._fault_crash, self._fault_cut, self._fault_cut, self._fault_freeze, self._mend))()
+            random.choice(self._faults())()
         if random.random() < 0.08:
             random.choice((self._change, self._change, self._transfer, self._compact, self._nudge))()
+
+    def _draw_options(self) -> Options:
+        return Options.draw(self.random)
+
+    def _faults(self) -> tuple[Callable[[], None], ...]:
+        """What may go wrong, as often as it stands here."""
+        return (self._fault_crash, self._fault_cut, self._fault_cut, self._fault_freeze, self._mend)
 
     def _running(self) -> list[Server]:
         """Servers that run; at least one does. Leaders stand in the list more often."""
@@ -439,7 +448,7 @@ class Simulation:
 
     def _fault_cut(self) -> None:
         """Cut the network in two, or one server off in one direction."""
-        names = list(NAMES)
+        names = list(self.names)
         self.random.shuffle(names)
         size = self.random.randrange(1, len(names))
         some, others = names[:size], names[size:]
@@ -469,7 +478,7 @@ class Simulation:
             core = server.core
             assert core is not None
             now = core.configuration
-            one = self.random.choice(NAMES)
+            one = self.random.choice(self.names)
             choices = [
                 Configuration(now.voters | {one}, now.learners - {one}),
                 Configuration(now.voters - {one}, now.learners | {one}),
@@ -487,7 +496,7 @@ class Simulation:
     def _transfer(self) -> None:
         for server in self._leaders()[:1]:
             assert server.core is not None
-            to = self.random.choice(NAMES)
+            to = self.random.choice(self.names)
             try:
                 server.core.transfer(to)
             except (NotLeader, ChangeRefused):
@@ -514,7 +523,7 @@ class Simulation:
             self._note("campaign", server.id)
             server.core.campaign()
         else:
-            server.core.report_unreachable(self.random.choice(NAMES))
+            server.core.report_unreachable(self.random.choice(self.names))
         self._touched(server)
 
     # The end.

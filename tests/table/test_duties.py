@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +12,7 @@ from chunkfarm.membership import in_order
 from chunkfarm.model import SERVERS, FarmOptions, Server
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, Duties, Report
 from chunkfarm.table.interface import TableError
+from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
 from tests.builders import make_server, server_id
@@ -31,6 +32,7 @@ class FakeLed:
         self.proposed: list[Configuration] = []
         self.handed_to: list[str] = []
         self.lagging: set[str] = set()
+        self.dropped: list[tuple[str, float]] = []
 
     def caught_up(self) -> frozenset[str]:
         return self.configuration.members - self.lagging
@@ -38,6 +40,11 @@ class FakeLed:
     def propose_configuration(self, configuration: Configuration) -> Deferred[None]:
         self.proposed.append(configuration)
         self.configuration = configuration
+        return succeed(None)
+
+    def drop(self, server_id: str, seconds: float) -> Deferred[None]:
+        self.dropped.append((server_id, seconds))
+        self.configuration = Configuration(self.configuration.voters - {server_id}, self.configuration.learners)
         return succeed(None)
 
     def transfer(self, to: str) -> None:
@@ -340,6 +347,37 @@ class DutiesTests(SynchronousTestCase):
         self.led.change_pending = True
         self.pass_time(duties, 3, 2)
         assert self.led.proposed == []
+
+    def test_a_lost_partner_is_dropped(self) -> None:
+        """Of two voters one is silent for `master_grace`: the first goes on alone, though no write comes to an end."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.configuration = Configuration([server_id(1), server_id(2)])
+        self.pass_time(duties, 2, 2)
+        stuck: Deferred[int] = Deferred()
+        self.patch(self.table, "transact", lambda compares, operations: stuck)
+        self.pass_time(duties, 9)
+        assert self.led.dropped == []
+        self.pass_time(duties, 1.5)
+        assert self.led.dropped == [(server_id(2), 10.0)]
+        assert self.led.configuration == Configuration([server_id(1)])
+
+    def test_a_partner_that_reports_is_kept(self) -> None:
+        """However long nothing can be committed."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.configuration = Configuration([server_id(1), server_id(2)])
+        self.pass_time(duties, 30, 2)
+        assert self.led.dropped == []
+
+    def test_a_refused_drop_is_asked_for_again(self) -> None:
+        """The core has heard the other a little later than its reports tell: the next round asks again."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.configuration = Configuration([server_id(1), server_id(2)])
+        good = self.led.drop
+        self.led.drop = lambda server_id, seconds: fail(ChangeRefused("too early"))  # type: ignore[method-assign]
+        self.pass_time(duties, 15)
+        self.led.drop = good  # type: ignore[method-assign]
+        self.pass_time(duties, 1)
+        assert self.led.dropped == [(server_id(2), 10.0)]
 
     def test_a_junior_leader_hands_over(self) -> None:
         """Once it has led for `master_grace`, to the most senior that is caught up, and not every round."""

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.membership import masters
 from chunkfarm.model import Server
 from chunkfarm.table.records import Configuration
-from chunkfarm.table.voters import View, heir, next_configuration
+from chunkfarm.table.voters import View, heir, next_configuration, to_drop
 from tests.builders import make_server, server_id
 
 
@@ -113,6 +113,31 @@ class NextConfigurationTests(SynchronousTestCase):
         servers = [make_server(1), make_server(2, state="down")]
         view = self.make_view(servers, numbers(1, 2), silent={server_id(2): 6000.0})
         assert next_configuration(view) is None
+
+    def test_a_lost_partner_is_dropped(self) -> None:
+        """Silent for `master_grace`, the other one of two voters goes; not before, and not one of three."""
+        servers = [make_server(1), make_server(2)]
+        for silent, dropped in ((9.9, None), (10.0, server_id(2))):
+            assert to_drop(self.make_view(servers, numbers(1, 2), silent={server_id(2): silent})) == dropped
+        assert to_drop(self.make_view(servers, numbers(1, 2, 3), silent={server_id(2): 60.0})) is None
+        assert to_drop(self.make_view(servers, numbers(1))) is None
+
+    def test_a_learner_takes_the_place_of_a_lost_partner(self) -> None:
+        """A third server that learns is promoted, and nobody is dropped; unless a change is in its way."""
+        servers = [make_server(1), make_server(2), make_server(3)]
+        silent = {server_id(2): 20.0}
+        view = self.make_view(servers, numbers(1, 2), numbers(3), silent=silent)
+        assert to_drop(view) is None
+        assert next_configuration(view) == Configuration(numbers(1, 2, 3))
+        stuck = self.make_view(servers, numbers(1, 2), numbers(3), silent=silent, change_pending=True)
+        assert to_drop(stuck) == server_id(2)
+        lost_too = self.make_view(servers, numbers(1, 2), numbers(3), silent=silent | {server_id(3): 20.0})
+        assert to_drop(lost_too) == server_id(2)
+
+    def test_a_stranger_takes_nobodys_place(self) -> None:
+        """A third that does not learn yet cannot begin to without the one that is gone."""
+        servers = [make_server(1), make_server(2), make_server(3)]
+        assert to_drop(self.make_view(servers, numbers(1, 2), silent={server_id(2): 20.0})) == server_id(2)
 
     def test_a_first_that_came_back_makes_room(self) -> None:
         """The old first rejoined at the end of the line: the fourth votes in its place, and it learns."""

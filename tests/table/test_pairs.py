@@ -1,0 +1,177 @@
+"""Two voters, of whom one is lost: the leader goes on alone, and only where that is safe."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.table.consensus import ChangeRefused, NotLeader
+from chunkfarm.table.interface import Put
+from chunkfarm.table.records import Configuration
+from tests.table.cluster import Cluster
+from tests.table.one_server import OneServer
+
+GRACE = 10.0
+"""`master_grace`, in seconds."""
+
+
+class DropRuleTests(SynchronousTestCase):
+    """What the core allows."""
+
+    def make_leader(self, others: str = "b", committed: bool = True) -> OneServer:
+        server = OneServer.leading(others, committed=committed)
+        server.take()
+        return server
+
+    def test_after_its_silence(self) -> None:
+        """The other has not answered for so many ticks: what waited for it is committed with the change."""
+        server = self.make_leader()
+        _, waiting = server.core.propose(b"x")
+        server.tick(20)
+        _, dropped = server.core.drop("b", 20)
+        server.take()
+        assert server.core.commit == dropped > waiting
+        assert server.core.configuration == Configuration("a")
+        assert server.core.has_quorum
+
+    def test_an_answer_begins_the_silence_anew(self) -> None:
+        """Not a tick sooner than that after the last answer."""
+        server = self.make_leader()
+        server.tick(15)
+        server.answer("b", server.core.last_index)
+        server.tick(19)
+        with pytest.raises(ChangeRefused, match="a short while ago"):
+            server.core.drop("b", 20)
+        server.tick()
+        server.core.drop("b", 20)
+
+    def test_the_other_died_while_joining(self) -> None:
+        """The change that made it a voter is not committed, and never can be; it is overtaken."""
+        server = self.make_leader("")
+        server.core.propose_configuration(Configuration("ab"))
+        _, waiting = server.core.propose(b"x")
+        server.tick(20)
+        assert server.core.pending_change
+        server.core.drop("b", 20)
+        server.take()
+        assert server.core.commit == server.core.last_index > waiting
+        assert not server.core.pending_change
+
+    def test_the_other_died_before_the_term_began(self) -> None:
+        """Elected by both, and alone before its first entry was on both: it goes on all the same."""
+        server = self.make_leader(committed=False)
+        server.tick(20)
+        server.core.drop("b", 20)
+        server.take()
+        assert server.core.commit == server.core.last_index
+
+    def test_its_own_disk_must_have_it(self) -> None:
+        """Nothing is committed before the change is durable here."""
+        server = self.make_leader()
+        before = server.core.commit
+        server.tick(20)
+        server.core.drop("b", 20)
+        server.core.ready()
+        assert server.core.commit == before
+
+    def test_not_of_three(self) -> None:
+        """Two others could go on without this server."""
+        server = self.make_leader("bc")
+        server.tick(5)
+        with pytest.raises(ChangeRefused, match="two voters"):
+            server.core.drop("b", 0)
+
+    def test_not_while_a_third_may_count(self) -> None:
+        """The change from three to two is under way: those two may know nothing of it, and decide."""
+        server = self.make_leader("bc")
+        server.core.propose_configuration(Configuration("ab"))
+        server.tick(5)
+        with pytest.raises(ChangeRefused, match="without this server"):
+            server.core.drop("b", 0)
+
+    def test_learners_stay(self) -> None:
+        """Whoever learns goes on learning."""
+        server = self.make_leader()
+        server.core.propose_configuration(Configuration("ab", "c"))
+        server.tick(20)
+        server.core.drop("b", 20)
+        assert server.core.configuration == Configuration("a", "c")
+
+    def test_only_leaders(self) -> None:
+        """A follower drops nobody."""
+        with pytest.raises(NotLeader):
+            OneServer("b").core.drop("b", 0)
+
+    def test_only_the_other_voter(self) -> None:
+        """Neither itself nor a stranger."""
+        server = self.make_leader()
+        for id in ("a", "c"):
+            with pytest.raises(ChangeRefused):
+                server.core.drop(id, 0)
+
+
+class PairOfTablesTests(SynchronousTestCase):
+    """The same with journals, and time in seconds."""
+
+    def make_cluster(self, *voters: str) -> Cluster:
+        cluster = Cluster(self.mktemp())
+        self.addCleanup(cluster.stop)
+        cluster.found("a")
+        cluster.grow(*voters)
+        return cluster
+
+    def write(self, cluster: Cluster, id: str, key: bytes = b"k") -> int:
+        return cluster.result(cluster.nodes[id].table.transact((), (Put(key, b"v"),)))
+
+    def test_the_second_is_killed(self) -> None:
+        """A write that waits for it is done once it has been silent for `master_grace`, not sooner."""
+        cluster = self.make_cluster("b")
+        table = cluster.nodes["a"].table
+        cluster.kill("b")
+        killed = cluster.clock.seconds()
+        write = table.transact((), (Put(b"k", b"v"),))
+        while not write.called:
+            cluster.run(0.5)
+            refused = self.drop(cluster, "a", "b")
+            if cluster.clock.seconds() - killed < GRACE:
+                assert refused
+            assert cluster.clock.seconds() - killed < GRACE + 2
+        assert cluster.result(write)
+        assert table.configuration == Configuration("a")
+
+    def drop(self, cluster: Cluster, leader: str, other: str) -> bool:
+        """Ask for it; returns whether it was refused."""
+        refused: list[object] = []
+        cluster.nodes[leader].table.drop(other, GRACE).addErrback(refused.append)
+        return bool(refused)
+
+    def test_back_again(self) -> None:
+        """The one that was dropped finds its place as a learner, with all that was written meanwhile."""
+        cluster = self.make_cluster("b")
+        cluster.kill("b")
+        cluster.run(GRACE + 1)
+        assert not self.drop(cluster, "a", "b")
+        self.write(cluster, "a", b"meanwhile")
+        cluster.restart("b")
+        cluster.grow("b")
+        page = cluster.result(cluster.nodes["b"].table.read(b""))
+        assert [row.key for row in page.rows] == [b"meanwhile"]
+
+    def test_frozen_is_not_silent(self) -> None:
+        """A leader that was paused has heard nobody, and drops nobody for it."""
+        cluster = self.make_cluster("b")
+        cluster.run(1)
+        cluster.clock.advance(60)
+        assert self.drop(cluster, "a", "b")
+
+    def test_a_crash_behind_the_drop(self) -> None:
+        """Restarted, it still goes on alone: the change is in its journal."""
+        cluster = self.make_cluster("b")
+        cluster.kill("b")
+        cluster.run(GRACE + 1)
+        assert not self.drop(cluster, "a", "b")
+        self.write(cluster, "a")
+        cluster.kill("a")
+        cluster.restart("a")
+        cluster.until(lambda: cluster.nodes["a"].table.is_leader)
+        self.write(cluster, "a", b"again")
