@@ -50,7 +50,7 @@ COMPARES_MAX = OPERATIONS_MAX
 """One compare for each operation is what a transaction is for."""
 RELATIONS = ("==", ">", "<")
 
-_MESSAGE = struct.Struct("!BBQQQQQQQ")
+_MESSAGE = struct.Struct("!BBQQQQQQQQ")
 _ENTRY = struct.Struct("!BQQI")
 
 _TAG_MESSAGE = 1
@@ -239,6 +239,7 @@ def encode_message(message: Message) -> bytes:
         message.hint_index,
         message.hint_term,
         message.context,
+        message.answer,
     )
     return b"".join(
         (
@@ -253,7 +254,7 @@ def encode_message(message: Message) -> bytes:
 
 
 def _message(reader: Reader) -> Message:
-    number, flags, term, log_index, log_term, commit, hint_index, hint_term, context = reader.unpack(_MESSAGE)
+    number, flags, term, log_index, log_term, commit, hint_index, hint_term, context, answer = reader.unpack(_MESSAGE)
     kind = _MESSAGE_KIND_OF.get(number)
     if kind is None:
         raise CodecError(f"there is no message of kind {number}")
@@ -272,6 +273,7 @@ def _message(reader: Reader) -> Message:
         hint_index=hint_index,
         hint_term=hint_term,
         context=context,
+        answer=answer,
         transfer=bool(flags & _TRANSFER),
         snapshot=_meta(reader) if flags & _WITH_SNAPSHOT else None,
     )

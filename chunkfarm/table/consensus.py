@@ -44,6 +44,8 @@ CANDIDATE = "candidate"
 LEADER = "leader"
 _FROM_LEADER = frozenset({MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.SNAPSHOT})
 
+ANSWER_BITS = 48
+"""Random bits of the number at which a process begins to count: two processes never meet, and none overflows."""
 RANK_MAX = 6
 """Ranks beyond this are stretched no further, so that even the last in line stands for election in time."""
 
@@ -89,6 +91,10 @@ class Consensus(RaftState):
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._questions = ReadQuestions(random)
+        self.answers = random.getrandbits(ANSWER_BITS)
+        """Number of the last heartbeat answer. It begins anywhere, so that answers of two processes are told apart."""
+        self.confirmed = 0
+        """Number of the last heartbeat answer of which a leader has said that it received it."""
         self._steps: dict[MessageKind, Callable[[Message], None]] = {
             MessageKind.PRE_VOTE: self._step_vote,
             MessageKind.PRE_VOTE_ANSWER: self._step_pre_vote_answer,
@@ -161,6 +167,7 @@ class Consensus(RaftState):
             self._promises.clear()
             self._questions.clear()
         self.leader = ""
+        self.alone = False
         self._leading = None
         self._votes = {}
         self._restart_timer()
@@ -172,10 +179,13 @@ class Consensus(RaftState):
 
     def _become_leader(self) -> None:
         assert self.role == CANDIDATE
+        gone = self.configuration.voters - {self.id} if self.alone else ()
         self._reset(self.term)
         self.role = LEADER
         self.leader = self.id
         self._leading = self._lead()
+        for id in gone:
+            self._leading.go_on_without(id)
 
     def _lead(self) -> Leadership:
         return Leadership(self, self._election_ticks, self._heartbeat_ticks)
@@ -207,6 +217,20 @@ class Consensus(RaftState):
         self.role = CANDIDATE
         self.vote = self.id
         self._ask_for_votes(self.promise, MessageKind.VOTE, self.term, transfer)
+
+    def take_over(self, leader: str) -> None:
+        """Lead alone, because the other one of two voters, which led, is gone for good: `survivor` says when.
+
+        Its own vote, once durable, decides; the term begins with a configuration of this server alone.
+        Raises `ChangeRefused` unless the configuration in force is known to be committed, has just these two
+        voters and no learners. The leader has committed all else with this server; a learner it could have
+        promoted without, and a configuration that is not committed it may have lost in a crash.
+        """
+        now = self.configuration
+        if self.role == LEADER or now != Configuration({self.id, leader}) or self.pending_change:
+            raise ChangeRefused("others may have decided without this server")
+        self._stand(transfer=False)
+        self.alone = True
 
     def _ask_for_votes(self, send: Callable[..., None], kind: MessageKind, term: int, transfer: bool = False) -> None:
         last, last_term = self.log.last_index, self.log.last_term
@@ -357,7 +381,9 @@ class Consensus(RaftState):
         if self.log.term_at(message.log_index) == message.log_term:
             self._commit_to(min(message.commit, message.log_index))
         send = self.send if self.term_is_durable else self.promise
-        send(message.sender, MessageKind.HEARTBEAT_ANSWER, context=message.context)
+        self.answers += 1
+        self.confirmed = message.answer or self.confirmed
+        send(message.sender, MessageKind.HEARTBEAT_ANSWER, context=message.context, answer=self.answers)
 
     def _step_snapshot(self, message: Message) -> None:
         snapshot = message.snapshot

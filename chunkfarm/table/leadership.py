@@ -107,6 +107,11 @@ class Leadership:
             raise ChangeRefused("others may be able to decide without this server")
         if one.silent_ticks < ticks:
             raise ChangeRefused("it has answered a short while ago")
+        return self.go_on_without(id)
+
+    def go_on_without(self, id: str) -> tuple[int, int]:
+        """Append the configuration without this voter; whether that is safe has been looked at."""
+        now = self._state.configuration
         configuration = Configuration(now.voters - {id}, now.learners)
         return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
 
@@ -184,6 +189,7 @@ class Leadership:
             return
         one.heard()
         one.waiting = False
+        one.answer = message.answer or one.answer
         if one.match < self._log.last_index or one.state == PROBE:
             one.nudge = True
         if message.context > one.round:
@@ -259,7 +265,16 @@ class Leadership:
                 log_term=term or 0,
                 commit=min(known, self._state.commit),
                 context=context,
+                answer=one.answer if self._counts_on(id, one) else 0,
             )
+
+    def _counts_on(self, id: str, one: Progress) -> bool:
+        """Whether this follower has all that was ever committed without it, and is needed for all to come.
+
+        Only then may it build on having been heard. A server that was dropped, and learns again, answers too.
+        """
+        state = self._state
+        return id in state.configuration.voters and state.configuration_index <= min(one.match, state.commit)
 
     # The state of the links.
 

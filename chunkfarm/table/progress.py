@@ -42,6 +42,8 @@ class Progress:
     """The commit index of the last append."""
     round: int = 0
     """The last read round that it has acknowledged."""
+    answer: int = 0
+    """The number of its last heartbeat answer, told back to it while it is counted on."""
     _inflight: deque[tuple[int, int]] = field(factory=deque)
     _inflight_bytes: int = 0
 

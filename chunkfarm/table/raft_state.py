@@ -43,6 +43,8 @@ class RaftState:
         self.applied = max(applied, snapshot.index)
         if self.commit > self.log.last_index or self.log.last_term > self.term:
             raise ValueError("the log on disk lacks entries that were committed, or the term is too old for it")
+        self.alone = False
+        """Whether this server takes over from the other one of two voters, so that its own vote decides."""
         self.reads: list[ReadState] = []
         """Reads that are confirmed and not handed out yet."""
         self._urgent: list[Message] = []
@@ -78,7 +80,7 @@ class RaftState:
     def is_quorum(self, servers: set[str]) -> bool:
         """Whether these servers decide, under the configuration in force."""
         voters = self.log.configuration.voters
-        return len(voters & servers) >= majority(len(voters))
+        return len(voters & servers) >= majority(len(voters)) or (self.alone and self.id in servers)
 
     @property
     def always_needed(self) -> bool:

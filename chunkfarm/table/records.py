@@ -100,6 +100,8 @@ class Message:
     hint_term: int = 0
     context: int = 0
     """Number of a read-index round (READ, READ_ANSWER, HEARTBEAT, HEARTBEAT_ANSWER)."""
+    answer: int = 0
+    """HEARTBEAT_ANSWER: its number among this process's answers. HEARTBEAT: the last one the leader has received."""
     transfer: bool = False
     """A vote asked for on the leader's own wish: followers answer although they hear the leader."""
     snapshot: SnapshotMeta | None = None

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from chunkfarm.table.consensus import Consensus
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
 from tests.simulation.mutants import MUTANTS
+from tests.simulation.pair_mutants import PAIR_MUTANTS
+from tests.simulation.pairs import TICKS, PairSimulation, Rules
 from tests.simulation.trace import lines
 
 TRACE_LINES = 60
@@ -29,19 +31,32 @@ def _seeds(text: str) -> range:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, default=_seeds("1..200"), help="FIRST..LAST, or one seed")
-    parser.add_argument("--ticks", type=int, default=FAULTY_TICKS, help="how long faults are made")
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="run a core with this fault instead")
+    parser.add_argument("--ticks", type=int, help="how long faults are made")
+    parser.add_argument("--pairs", action="store_true", help="farms of two servers, and what they see of each other")
+    parser.add_argument(
+        "--mutant", choices=sorted({**MUTANTS, **PAIR_MUTANTS}), help="run a core with this fault instead"
+    )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.mutant and (options.mutant in PAIR_MUTANTS) != options.pairs:
+        parser.error("that mutant is of the other kind of farm")
+    return options
+
+
+def _simulation(options: argparse.Namespace, seed: int) -> Simulation:
+    if options.pairs:
+        rules = PAIR_MUTANTS[options.mutant][0] if options.mutant else Rules()
+        return PairSimulation(seed, rules, options.ticks or TICKS)
+    make_core: MakeCore = MUTANTS[options.mutant][0] if options.mutant else Consensus
+    return Simulation(seed, make_core, options.ticks or FAULTY_TICKS)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the seeds; the exit status is 1 if one of them fails."""
     options = _options(arguments)
-    make_core: MakeCore = MUTANTS[options.mutant][0] if options.mutant else Consensus
     began = shown = time.monotonic()
     for count, seed in enumerate(options.seeds, 1):
-        simulation = Simulation(seed, make_core, options.ticks)
+        simulation = _simulation(options, seed)
         failure = ""
         try:
             simulation.run()
@@ -51,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
             told = lines(simulation)
             print("\n".join(told if options.trace else told[-TRACE_LINES:]))
         if failure:
-            more = f" --ticks {options.ticks}" if options.ticks != FAULTY_TICKS else ""
+            more = f" --ticks {options.ticks}" if options.ticks else ""
+            more += " --pairs" if options.pairs else ""
             more += f" --mutant {options.mutant}" if options.mutant else ""
             print(f"\nseed {seed} failed at time {simulation.now}: {failure}")
             print(f"replay: python -m tests.simulation --seeds {seed}{more} --trace")

@@ -133,6 +133,15 @@ class CommandTests(SynchronousTestCase):
         assert status == 0
         assert "3 seeds passed" in out
 
+    def test_pairs(self) -> None:
+        """Farms of two are another kind of history, with mutants of their own."""
+        status, out = self.run_command("--pairs", "--seeds", "1..2")
+        assert status == 0
+        assert "2 seeds passed" in out
+        status, out = self.run_command("--pairs", "--seeds", "6", "--mutant", "drops-one-of-three")
+        assert status == 1
+        assert "replay: python -m tests.simulation --seeds 6 --pairs --mutant drops-one-of-three --trace" in out
+
     def test_failure_can_be_replayed(self) -> None:
         """A failing seed is named with the rule that broke, the trace and the command that shows it again."""
         status, out = self.run_command("--seeds", "1..60", "--mutant", "commits-on-half")

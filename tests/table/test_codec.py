@@ -59,6 +59,7 @@ messages = st.builds(
     hint_index=numbers,
     hint_term=numbers,
     context=numbers,
+    answer=numbers,
     transfer=st.booleans(),
     snapshot=st.none() | metas,
 )
