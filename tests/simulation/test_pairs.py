@@ -253,7 +253,7 @@ class AttackTests(SynchronousTestCase):
         def history(stage: Stage) -> None:
             stage.propose_change("ab", "c")
             stage.run_for(SECOND)
-            stage.freeze("b", GRACE // 3)
+            stage.freeze("b", GRACE // 2)
             stage.run_for(TICK)
             stage.propose_change("abc")
             stage.run_for(SECOND)

@@ -161,6 +161,14 @@ class RealFarm:
         """Ask a process to end; does not wait."""
         os.kill(self.servers[name].pid, signal.SIGTERM)
 
+    def pause(self, name: str) -> None:
+        """Let a process do nothing more, as a machine that is suspended; its kernel goes on answering."""
+        os.kill(self.servers[name].pid, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let a paused process go on as if nothing had happened."""
+        os.kill(self.servers[name].pid, signal.SIGCONT)
+
     def wait_ended(self, name: str, seconds: float) -> int:
         """The exit status of a process that ends within that time."""
         process = self.servers[name].process
