@@ -253,11 +253,11 @@ class AttackTests(SynchronousTestCase):
         def history(stage: Stage) -> None:
             stage.propose_change("ab", "c")
             stage.run_for(SECOND)
-            stage.freeze("b", GRACE // 2)
-            stage.run_for(TICK)
+            stage.cut.add(("a", "b"))
             stage.propose_change("abc")
             stage.run_for(SECOND)
             stage.kill("a")
+            stage.cut.clear()
             stage.run_for(6 * GRACE)
             assert stage.takeovers == 0
 

@@ -1,0 +1,73 @@
+"""A farm of two on real processes: one of them is lost, and what the other one does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.slow.farm_case import FarmTestCase
+from tests.slow.real_farm import RealFarm
+
+pytestmark = pytest.mark.slow
+
+GRACE = 3.0
+"""`master_grace` of these farms, so that a test does not wait longer than it must."""
+OPTIONS = f"master_grace = {GRACE:g}s"
+SECONDS_MORE = 6.0
+"""Beside `GRACE`: rounds of duties and reports, an election, and a machine that has other things to do."""
+
+
+class TwoServersTests(FarmTestCase):
+    def make_pair(self) -> RealFarm:
+        """Two servers that both have the table."""
+        farm = self.make_farm("alpha", "beta", farm=OPTIONS)
+        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 20, "there are two copies")
+        self.put(farm, "before")
+        return farm
+
+    def status(self, farm: RealFarm, name: str) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in farm.ask(name, "STATUS").rows)
+
+    def put(self, farm: RealFarm, name: str, seconds: float = 30.0) -> None:
+        (farm.directory / name).write_text(f"{name}\n")
+        stored = farm.cli("put", name, f"home/{name}", seconds=seconds)
+        assert stored.returncode == 0, stored.stderr
+
+    def fetched(self, farm: RealFarm, name: str) -> str:
+        fetched = farm.cli("get", f"home/{name}", "-")
+        assert fetched.returncode == 0, fetched.stderr
+        return fetched.stdout
+
+    def test_the_second_is_killed(self) -> None:
+        """The first goes on alone after `master_grace`; the second comes back as one more copy."""
+        farm = self.make_pair()
+        farm.kill9("beta")
+        killed = time.monotonic()
+
+        farm.wait_for(
+            lambda: self.status(farm, "alpha").get("table-copies") == "1", GRACE + SECONDS_MORE, "alpha goes on alone"
+        )
+        alone = time.monotonic() - killed
+        assert alone >= GRACE
+        print(f"alone after {alone:.1f} s")
+        self.put(farm, "meanwhile")
+
+        farm.start("beta")
+        farm.wait_serving("beta")
+        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "2", 20, "there are two copies again")
+        assert self.fetched(farm, "meanwhile") == "meanwhile\n"
+
+    def test_the_second_is_frozen(self) -> None:
+        """The same where it lives on: when it wakes, it finds its place again, and nothing is lost."""
+        farm = self.make_pair()
+        farm.pause("beta")
+        farm.wait_for(
+            lambda: self.status(farm, "alpha").get("table-copies") == "1", GRACE + SECONDS_MORE, "alpha goes on alone"
+        )
+        self.put(farm, "meanwhile")
+        farm.resume("beta")
+        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "2", 20, "there are two copies again")
+        farm.wait_serving("beta")
+        assert self.fetched(farm, "before") == "before\n"
+        assert self.fetched(farm, "meanwhile") == "meanwhile\n"
