@@ -114,8 +114,10 @@ def _to_remove(view: View, rows: Mapping[str, Server], wanted: list[str]) -> lis
         alive = row is not None and row.state in membership.LIVE
         lost_for_good = not alive and view.silent.get(voter, 0.0) >= view.repair_after
         # With one of two gone the other could commit nothing, so the one that leaves gives up its vote before.
-        leaves_one = row is not None and row.state == "leaving" and len(voters) == 2
-        if replaced or (alive and enough) or leaves_one or (lost_for_good and len(voters) > 2):
+        # One that stays keeps it: while it lives it may believe that nothing is decided without it.
+        leaves_one = row is not None and row.state == "leaving"
+        may_go = leaves_one if len(voters) == 2 else (alive and enough) or lost_for_good
+        if replaced or may_go:
             going.append(voter)
     return going
 

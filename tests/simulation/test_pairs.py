@@ -253,13 +253,15 @@ class AttackTests(SynchronousTestCase):
         def history(stage: Stage) -> None:
             stage.propose_change("ab", "c")
             stage.run_for(SECOND)
-            stage.cut.add(("a", "b"))
+            stage.cut |= {("a", "b"), ("b", "c"), ("c", "b")}
             stage.propose_change("abc")
             stage.run_for(SECOND)
             stage.kill("a")
-            stage.cut.clear()
+            stage.cut.discard(("a", "b"))
             stage.run_for(6 * GRACE)
             assert stage.takeovers == 0
+            stage.cut.clear()
+            assert stage.writes()
 
         self.check(history, "takes-over-beside-others")
 

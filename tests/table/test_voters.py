@@ -114,6 +114,13 @@ class NextConfigurationTests(SynchronousTestCase):
         view = self.make_view(servers, numbers(1, 2), silent={server_id(2): 6000.0})
         assert next_configuration(view) is None
 
+    def test_one_of_two_keeps_its_vote(self) -> None:
+        """The second of two is no master any more: it votes until it leaves, or until there is a third."""
+        servers = [make_server(1), make_server(2, master=False)]
+        assert next_configuration(self.make_view(servers, numbers(1, 2))) is None
+        servers[1] = make_server(2, master=False, state="leaving")
+        assert next_configuration(self.make_view(servers, numbers(1, 2))) == Configuration(numbers(1))
+
     def test_a_lost_partner_is_dropped(self) -> None:
         """Silent for `master_grace`, the other one of two voters goes; not before, and not one of three."""
         servers = [make_server(1), make_server(2)]
