@@ -40,6 +40,8 @@ INVITES = b"invites/"
 SECRET = b"secret/"
 OPTIONS_KEY = b"farm/options"
 GENERATION_KEY = b"farm/generation"
+LINES_KEY = b"farm/lines"
+"""Each takeover: which line of the table's history goes on, and from where."""
 
 SERVER_STATES = ("up", "down", "leaving", "draining")
 ROLES = ("read", "write", "admin")

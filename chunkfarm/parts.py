@@ -48,6 +48,7 @@ from chunkfarm.table.journal import Journal
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.roster import Roster
+from chunkfarm.takeover import Takeover, boot_time, refuses
 from chunkfarm.threads import Threads
 from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
@@ -171,7 +172,13 @@ class Parts:
 
         self.run_in_thread: RunInThread = pool.run
         self.book = AddressBook(self.servers, reactor)
-        self.peers = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
+        self.peers = Peers(
+            reactor,
+            self._open_link,
+            self.contexts.peer_of,
+            self.book.lookup,
+            lambda server_id: self.takeover.ended(server_id),
+        )
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
         self.journal = Journal.open(os.fspath(data.path / "table.sqlite"))
@@ -198,6 +205,7 @@ class Parts:
             client_id=self._state.incarnation,
             rank=self._rank,
             on_fatal=on_fatal,
+            observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
         )
         self.roster = Roster(self._table, self.reactor)
         self.roster.subscribe(self._roster_changed)
@@ -224,6 +232,16 @@ class Parts:
             clock=self.reactor,
             now=self.now,
             heed=self._table.heed,
+        )
+        self.takeover = Takeover(
+            self.data.server_id,
+            self._table,
+            lambda: self.roster.servers,
+            self.options,
+            self._may_take_over,
+            lambda host, port: refuses(self.reactor, host, port),
+            self.reactor,
+            boot_time,
         )
         self.renewal = Renewal(
             self.data.path,
@@ -263,6 +281,10 @@ class Parts:
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
         return transport.connect(self.reactor, address.host, address.port, factory, tls, timeout)
+
+    def _may_take_over(self) -> bool:
+        """Whether this process has a place among the masters, and keeps it."""
+        return self.reporter.belongs and not self.leaving and self.config.server.master
 
     def _rank(self, server_id: str) -> int:
         return self._line.index(server_id) if server_id in self._line else len(self._line)

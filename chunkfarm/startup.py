@@ -336,6 +336,7 @@ class Startup:
             # Who leads compares reports with the rows, so a founder must know its own before it reports.
             await roster
         parts.duties.start()
+        parts.takeover.start()
         parts.reporter.start(first)
         explaining = LoopingCall(self._explain_missing, parts, self._surroundings.now())
         explaining.clock = self._surroundings.reactor

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import Address
-from chunkfarm.wire.tls import HandshakeTimedOut
+from chunkfarm.wire.tls import HandshakeTimedOut, PeerEnded
 from chunkfarm.wire.transport import end_when_silent
 
 CALL_TIMEOUT = 10.0
@@ -55,6 +55,8 @@ class PeerLink(Boxes):
         self.alive = False
         self.reads = 0
         """How often bytes have come."""
+        self.ended_by_peer = False
+        """Whether the other side ended it."""
 
     def connectionMade(self) -> None:
         self.alive = True
@@ -67,6 +69,7 @@ class PeerLink(Boxes):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.alive = False
+        self.ended_by_peer = reason.check(PeerEnded) is not None
         super().connectionLost(reason)
         self.lost.callback(None)
 
@@ -116,7 +119,10 @@ class Peers:
         open_link: OpenLink,
         peer_of: Callable[[Any], str | None],
         address_of: Callable[[str], Address | None],
+        ended: Callable[[str], None] = lambda server_id: None,
     ) -> None:
+        """`ended` is told of each server that ended a link by itself."""
+        self._ended = ended
         self._clock = clock
         self._open_link = open_link
         self._peer_of = peer_of
@@ -207,6 +213,7 @@ class Peers:
 
         def made(link: PeerLink) -> None:
             place.attempt, place.link, place.error = None, link, ""
+            link.lost.addCallback(lambda _: self._ended(server_id) if link.ended_by_peer else None)
             waiting, place.opening = place.opening, []
             for waiter in waiting:
                 waiter.callback(link)

@@ -22,6 +22,7 @@ from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes
 from chunkfarm.model import KIB, Address
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
+from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import end_when_silent
 
 CONNECTIONS_MAX = 2048
@@ -129,6 +130,8 @@ class PeerPort(Boxes):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._owner.connections.discard(self)
+        if self._peer is not None and reason.check(PeerEnded):
+            self._owner.ended(self._peer)
         self._owner.strangers.pop(self, None)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
@@ -279,9 +282,13 @@ class PeerPortFactory(Factory):
 
     noisy = False
 
-    def __init__(self, backend: PeerBackend, clock: IReactorTime) -> None:
+    def __init__(
+        self, backend: PeerBackend, clock: IReactorTime, ended: Callable[[str], None] = lambda server_id: None
+    ) -> None:
+        """`ended` is told of each server of this farm that ended a connection by itself."""
         self._backend = backend
         self._clock = clock
+        self.ended = ended
         self.connections: set[PeerPort] = set()
         self.strangers: dict[PeerPort, None] = {}
         """Those that have shown no certificate of this farm yet, the oldest first."""

@@ -241,6 +241,11 @@ class Driver:
         self.core.transfer(to)
         self.pump()
 
+    def take_over(self, leader: str) -> None:
+        """Lead alone, the other one of two voters being gone for good; raises `ChangeRefused`."""
+        self.core.take_over(leader)
+        self.pump()
+
     def step(self, message: Message) -> None:
         """Take a message from another server."""
         if self.stopped:

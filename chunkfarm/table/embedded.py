@@ -110,7 +110,10 @@ class EmbeddedTable:
         run_reads: RunBlocking | None = None,
         write_limit: float = 10.0,
         client_id: str | None = None,
+        observe: Callable[[Message, int, int], None] = lambda message, term, answers: None,
     ) -> None:
+        """`observe` sees each message before the core takes it, with the core's term and count of answers."""
+        self._observe = observe
         self.id = server_id
         self._links = links
         self._clock = clock
@@ -305,6 +308,10 @@ class EmbeddedTable:
         """
         return self._changing(self._driver.drop(server_id, seconds))
 
+    def take_over(self, leader: str) -> None:
+        """Lead alone, the other one of two voters being gone for good (see `survivor`); raises `ChangeRefused`."""
+        self._driver.take_over(leader)
+
     def _changing(self, change: Deferred[Answer]) -> Deferred[None]:
         def lost(failure: Failure) -> None:
             failure.trap(Lost)
@@ -442,6 +449,8 @@ class EmbeddedTable:
                 sender=sender,
             )
             return succeed(None)
+        core = self._driver.core
+        self._observe(message, core.term, core.answers)
         self._driver.step(message)
         return succeed(None)
 

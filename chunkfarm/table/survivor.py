@@ -17,6 +17,8 @@ from collections import deque
 
 from attrs import define, field
 
+from chunkfarm.table.records import Message, MessageKind
+
 ANSWERS_MAX = 1000
 """Answers remembered until they are confirmed: ten a second for longer than any `grace` that is of use here."""
 GAP = 0.5
@@ -34,6 +36,14 @@ class Survivor:
     _closed: bool = False
     _refused_first: float | None = None
     _refused_last: float = 0.0
+
+    def saw(self, message: Message, term: int, answers: int, now: float) -> None:
+        """A message came, and is about to be taken by a core in `term` that has given so many heartbeat answers."""
+        self.heard(message.sender)
+        if message.kind is MessageKind.HEARTBEAT and message.term >= term:
+            self.answered(message.sender, answers + 1, now)
+            if message.answer:
+                self.confirmed(message.sender, message.answer)
 
     def answered(self, leader: str, number: int, now: float) -> None:
         """An answer with this number is about to be sent to the leader."""

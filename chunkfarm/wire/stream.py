@@ -38,7 +38,15 @@ from zope.interface import alsoProvides, implementer
 
 from chunkfarm.model import KIB, MIB
 from chunkfarm.wire.outbox import RECORD, Outbox, Piece
-from chunkfarm.wire.tls import HANDSHAKE_TIMEOUT, ContextSource, HandshakeTimedOut, TLSFailed, explain, name_to_ask_for
+from chunkfarm.wire.tls import (
+    HANDSHAKE_TIMEOUT,
+    ContextSource,
+    HandshakeTimedOut,
+    PeerEnded,
+    TLSFailed,
+    explain,
+    name_to_ask_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +88,15 @@ class Flusher:
         waiting, self._waiting = self._waiting, []
         for stream in waiting:
             stream.flush()
+
+
+_ENDED_BY_PEER = frozenset({errno.ECONNRESET, errno.EPIPE, -1})
+"""What a socket says after a reset, and (-1) what OpenSSL says of an end of file; silence has other numbers."""
+
+
+def _why_lost(number: Any) -> Exception:
+    """The reason of a connection that failed with this error number."""
+    return PeerEnded() if number in _ENDED_BY_PEER else CONNECTION_LOST
 
 
 @implementer(ITLSTransport, IConsumer)
@@ -153,8 +170,8 @@ class Stream(tcp.Connection):
             data = self.socket.recv(size)
         except BlockingIOError:
             return None
-        except OSError:
-            return CONNECTION_LOST
+        except OSError as error:
+            return _why_lost(error.errno)
         if not data:
             return CONNECTION_DONE
         if len(data) == size:
@@ -198,8 +215,8 @@ class Stream(tcp.Connection):
         except SSL.ZeroReturnError:
             self._heard_goodbye = True
             ended = CONNECTION_DONE
-        except SSL.SysCallError:
-            ended = CONNECTION_LOST
+        except SSL.SysCallError as error:
+            ended = _why_lost(error.args[0])
         except SSL.Error as error:
             ended = TLSFailed(explain(error))
         if pieces:
@@ -249,6 +266,7 @@ class Stream(tcp.Connection):
         if self._said_goodbye:
             self.connectionLost(reason)
         elif self._tls is not None and not self._heard_goodbye:
+            # The reactor says so, and not the socket: nobody knows whose doing it was.
             self.connectionLost(Failure(ConnectionLost()))
         else:
             super().readConnectionLost(reason)
@@ -388,10 +406,10 @@ class Stream(tcp.Connection):
             self.startReading()
         except OSError as error:
             if error.errno != errno.ENOBUFS:
-                return CONNECTION_LOST
+                return _why_lost(error.errno)
             self.startWriting()
-        except SSL.SysCallError:
-            return CONNECTION_LOST
+        except SSL.SysCallError as error:
+            return _why_lost(error.args[0])
         except SSL.Error as error:
             return TLSFailed(explain(error))
         return 0

@@ -11,6 +11,12 @@ HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a TLS handshake: a few round trips of a slow link, and no more memory for a silent peer."""
 
 
+class PeerEnded(ConnectionLost):
+    """The machine on the other side ended the connection, by end of file or reset: not silence, and not this side."""
+
+    MESSAGE = "The other side ended the connection without a word"
+
+
 class TLSFailed(ConnectionLost):
     """TLS with the peer failed; the text says how."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from attrs import evolve, frozen
 
 from chunkfarm.table.consensus import LEADER, ChangeRefused, Consensus
-from chunkfarm.table.records import Configuration, Message, MessageKind
+from chunkfarm.table.records import Configuration, Message
 from chunkfarm.table.survivor import Survivor
 from tests.simulation.core import TICK, MakeCore, Options, Server, Simulation
 
@@ -111,18 +111,9 @@ class PairSimulation(Simulation):
             return
         awake = server.core is not None and server.frozen_until <= self.now
         if awake and (message.sender, message.to) not in self.cut:
-            self._saw(server, message)
+            assert server.core is not None
+            self.survivors[server.id].saw(message, server.core.term, server.core.answers, self.now)
         super()._deliver(message)
-
-    def _saw(self, server: Server, message: Message) -> None:
-        """What the survivor's rule learns from a message, just before the core takes it."""
-        core, survivor = server.core, self.survivors[server.id]
-        assert core is not None
-        survivor.heard(message.sender)
-        if message.kind is MessageKind.HEARTBEAT and message.term >= core.term:
-            survivor.answered(message.sender, core.answers + 1, self.now)
-            if message.answer:
-                survivor.confirmed(message.sender, message.answer)
 
     # What servers see of each other's ends.
 

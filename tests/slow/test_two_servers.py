@@ -71,3 +71,41 @@ class TwoServersTests(FarmTestCase):
         farm.wait_serving("beta")
         assert self.fetched(farm, "before") == "before\n"
         assert self.fetched(farm, "meanwhile") == "meanwhile\n"
+
+    def test_the_first_is_killed(self) -> None:
+        """The second takes over and takes writes; the first comes back behind it, and nothing was lost."""
+        farm = self.make_pair()
+        farm.kill9("alpha")
+        killed = time.monotonic()
+
+        farm.wait_for(
+            lambda: self.status(farm, "beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
+        )
+        alone = time.monotonic() - killed
+        assert alone >= GRACE
+        print(f"took over after {alone:.1f} s")
+        self.put(farm, "meanwhile")
+        assert self.status(farm, "beta")["table-copies"] == "1"
+
+        farm.start("alpha")
+        farm.wait_serving("alpha")
+        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 20, "there are two copies again")
+        assert list(farm.states("alpha")) == ["beta", "alpha"]
+        for name in ("before", "meanwhile"):
+            assert self.fetched(farm, name) == f"{name}\n"
+
+    def test_the_first_is_frozen(self) -> None:
+        """It may live, so the second takes no writes, says whom it misses, and loses nothing when it wakes."""
+        farm = self.make_pair()
+        farm.pause("alpha")
+        farm.wait_for(lambda: self.status(farm, "beta").get("state") == "readonly", 15, "beta is read-only")
+        time.sleep(2 * GRACE)
+        status = self.status(farm, "beta")
+        assert status["state"] == "readonly" and "start" in status["cure"], status
+        assert self.fetched(farm, "before") == "before\n"
+        farm.resume("alpha")
+        farm.wait_serving("alpha", "beta")
+        self.put(farm, "after")
+        for name in ("before", "after"):
+            assert self.fetched(farm, name) == f"{name}\n"
+        assert self.status(farm, "beta")["first"] == "alpha"

@@ -18,6 +18,7 @@ from zope.interface import directlyProvides, implementer
 from chunkfarm.wire import stream
 from chunkfarm.wire.pump import PumpStopped, pump
 from chunkfarm.wire.stream import HIGH_WATER, WRITE_TURN
+from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import TLSFailed, connect
 from tests.wire.certificates import Contexts, contexts
 from tests.wire.links import End, LinkTestCase
@@ -478,7 +479,7 @@ class EndTests(LinkTestCase):
         server, client = await self.link(contexts("server"), contexts(None))
         client.transport.socket.shutdown(socket.SHUT_WR)
         await server.lost
-        assert type(server.reason) is ConnectionLost
+        assert type(server.reason) is PeerEnded
 
     async def test_hung_up(self) -> None:
         """The same when the reactor finds out before OpenSSL does."""
@@ -496,7 +497,7 @@ class EndTests(LinkTestCase):
         client.transport.write(b"ignored")
         await server.lost
         await client.lost
-        assert type(server.reason) is ConnectionLost
+        assert type(server.reason) is PeerEnded
         assert type(client.reason) is ConnectionAborted
 
     async def test_abort_in_the_middle_of_a_read(self) -> None:

@@ -1,0 +1,158 @@
+"""The second of two servers watches over the first, and goes on alone when that one is gone for good.
+
+What proves that is `table.survivor`; here are the clock, the ports that are tried, and what is written down.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Protocol as Connection
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from chunkfarm.model import LINES_KEY, FarmOptions, Server
+from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.interface import Compare, Put, TableError
+from chunkfarm.table.leadership import ChangeRefused
+from chunkfarm.table.records import Message
+from chunkfarm.table.survivor import Survivor
+from chunkfarm.wire import transport
+
+INTERVAL = 0.25
+"""Seconds between two tries of ports: a `master_grace` of a second has several."""
+TRY_TIMEOUT = 2.0
+"""Seconds to wait for a port: a machine that is there refuses at once."""
+LINES_MAX = 64
+"""Takeovers that the row keeps, the newest: a server that was away for longer has no place in the farm any more."""
+
+
+def boot_time() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class _Silent(Factory):
+    noisy = False
+    protocol = Connection
+
+
+def refuses(reactor: Any, host: str, port: int) -> Deferred[bool]:
+    """Whether the machine at that address says that nobody listens on the port; anything else is no."""
+
+    def connected(connection: Any) -> bool:
+        connection.transport.abortConnection()
+        return False
+
+    trying = transport.connect(reactor, host, port, _Silent(), None, TRY_TIMEOUT)
+    return trying.addCallbacks(connected, lambda failure: failure.check(ConnectionRefusedError) is not None)
+
+
+class Takeover:
+    """Watches over the first of two servers. Does nothing where there are more, or one."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        server_id: str,
+        table: EmbeddedTable,
+        servers: Callable[[], tuple[Server, ...]],
+        options: Callable[[], FarmOptions],
+        entitled: Callable[[], bool],
+        refuses: Callable[[str, int], Deferred[bool]],
+        clock: IReactorTime,
+        boot_time: Callable[[], float],
+    ) -> None:
+        self._id = server_id
+        self._table = table
+        self._servers = servers
+        self._options = options
+        self._entitled = entitled
+        self._refuses = refuses
+        self._clock = clock
+        self._boot_time = boot_time
+        self._survivor = Survivor()
+        self._busy: Deferred[None] | None = None
+        self._loop: LoopingCall | None = None
+        self._unwritten: str = ""
+
+    def saw(self, message: Message, term: int, answers: int) -> None:
+        """A message of the consensus has come, and has not been taken yet."""
+        if self._entitled():
+            self._survivor.saw(message, term, answers, self._boot_time())
+        else:
+            # What was answered before this process had its place, or now that it leaves, is nothing to build on.
+            self._survivor.forget()
+
+    def ended(self, server_id: str) -> None:
+        """That server has ended a link, by end of file or reset."""
+        self._survivor.closed(server_id)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = self._clock
+        self._loop.start(INTERVAL, now=False)
+
+    def stop(self) -> Deferred[None]:
+        """End watching; fires when what is under way has ended."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+        if self._busy is None:
+            return succeed(None)
+        busy, self._busy = self._busy, None
+        busy.cancel()
+        return busy
+
+    def _look(self) -> None:
+        if self._busy is not None:
+            return
+        busy = Deferred.fromCoroutine(self._watch_over())
+        if not busy.called:
+            self._busy = busy
+        busy.addErrback(self._failed).addCallback(self._rest)
+
+    def _failed(self, failure: Any) -> None:
+        if not failure.check(CancelledError, TableError, ChangeRefused):
+            self._log.failure("while watching over the first of two servers", failure)
+
+    def _rest(self, _: object) -> None:
+        self._busy = None
+
+    async def _watch_over(self) -> None:
+        if self._table.is_leader:
+            await self._write_line()
+            return
+        leader, options = self._survivor.leader, self._options()
+        row = next((server for server in self._servers() if server.id == leader), None)
+        if not self._survivor.suspects or row is None or not self._entitled():
+            return
+        if options.two_server_takeover != "auto":
+            return
+        refused = await self._refuses(row.host, row.peer) and await self._refuses(row.host, row.files)
+        if self._survivor.tried(leader, refused, self._boot_time(), options.master_grace) and self._entitled():
+            self._table.take_over(leader)
+            self._unwritten = uuid.uuid4().hex
+            self._log.warn("{name} is gone, and this server goes on alone.", name=row.name)
+
+    async def _write_line(self) -> None:
+        """Write down where this line of the history begins."""
+        line, index, term = self._unwritten, self._table.revision, self._table.term
+        if not line or not self._table.has_quorum or not self._table.committed_this_term:
+            return
+        page = await self._table.read(LINES_KEY)
+        row = next((row for row in page.rows if row.key == LINES_KEY), None)
+        lines = json.loads(row.value) if row is not None else []
+        lines = [*lines, {"line": line, "index": index, "term": term}][-LINES_MAX:]
+        compare = Compare(LINES_KEY, "==", row.revision if row is not None else 0)
+        await self._table.transact((compare,), (Put(LINES_KEY, json.dumps(lines).encode()),))
+        self._unwritten = ""
