@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CALL_TIMEOUT, RETRY_DELAY, UNANSWERED_MAX, LinkFailed, PeerLink, Peers
 from chunkfarm.model import Address
+from chunkfarm.wire.tls import PeerEnded
 from tests.builders import server_id
 
 
@@ -57,7 +58,8 @@ class PeersTests(SynchronousTestCase):
             return succeed(link)
 
         known = {server_id(2): Address("127.0.0.1", 4121)}
-        return Peers(self.clock, open_link, lambda certificate: certificate, known.get)
+        self.ended: list[str] = []
+        return Peers(self.clock, open_link, lambda certificate: certificate, known.get, self.ended.append)
 
     def ask(self, peers: Peers, timeout: float = CALL_TIMEOUT) -> Deferred[dict[str, Any]]:
         return peers.call(server_id(2), commands.GetServer, timeout, server="x")
@@ -76,6 +78,17 @@ class PeersTests(SynchronousTestCase):
         self.answer(self.wires[0], b"2", row=b"s")
         assert self.successResultOf(second) == {"row": "s"}
         assert len(self.wires) == 1
+
+    def test_who_ended_it(self) -> None:
+        """Only an end that came from the other side is told as one: not silence, and not this side's own."""
+        peers = self.make_peers()
+        for reason in (ConnectionLost(), ConnectionDone(), ConnectionAborted()):
+            self.ask(peers).addErrback(lambda failure: None)
+            self.wires[-1].lose(reason)
+        assert self.ended == []
+        self.ask(peers).addErrback(lambda failure: None)
+        self.wires[-1].lose(PeerEnded())
+        assert self.ended == [server_id(2)]
 
     def test_however_the_link_ends(self) -> None:
         """Cut, reset or closed in order: whoever waits hears that the link has failed."""
