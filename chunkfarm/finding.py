@@ -54,8 +54,6 @@ TIMED_OUT = "timed out"
 UNTRUSTED = "untrusted"
 FAILED = "failed"
 
-JOINABLE = ("serving", "readonly", "leaving")
-
 
 @frozen(kw_only=True)
 class Answer:

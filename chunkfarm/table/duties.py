@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -430,11 +430,3 @@ class Duties:
             self._log.info("Leadership is handed to {to}, which is senior.", to=to)
             self._leading_since = now
             self._table.transfer(to)
-
-    def refreshed(self, server: Server) -> Server:
-        """The same row with this process's latest report of itself."""
-        heard = self._heard.get(server.id)
-        if heard is None or heard.report is None:
-            return server
-        report = heard.report
-        return evolve(server, free=report.free, used=report.used, full=report.full, note=report.note)

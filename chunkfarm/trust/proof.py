@@ -22,7 +22,6 @@ from chunkfarm.trust.private import TrustError, read_private, write_private
 JOIN_FILE = "farm.join"
 """Where the join key lies: beside `config.ini`."""
 JOIN_KEY_LENGTH = 32
-PROOF_LENGTH = 32
 EXPORTER_LENGTH = 32
 EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
 """The label of RFC 9266, with an empty context."""
