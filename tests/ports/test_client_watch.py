@@ -83,6 +83,17 @@ class WatchTests(SynchronousTestCase):
             "OK revision=1\r\nEVENT 2 PUT ROW key=farm/b more=1 value=2\r\nEVENT 2 PUT ROW key=farm/c value=3\r\n"
         )
 
+    def test_table_replaced(self) -> None:
+        """Who watches from now on is served also where the table was just replaced, and told where that begins."""
+        for number in range(8):
+            self.table.put(b"farm/a", str(number).encode())
+        self.table.compact()
+        self.link.backend.state.revision = 5
+        assert self.link.say("WATCH farm/ 5").startswith("ERR conflict changes before revision 9 are no longer kept")
+        assert self.link.say("WATCH farm/") == "OK revision=8\r\n"
+        self.table.put(b"farm/a", b"x")
+        assert self.link.heard() == "EVENT 9 PUT ROW key=farm/a value=x\r\n"
+
     def test_secrets(self) -> None:
         """Keys, invites and secrets are for nobody to watch, with or without a prefix."""
         for prefix in ("keys/", "secret/", "invites/", "s", "f", "files", "/"):

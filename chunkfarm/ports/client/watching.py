@@ -136,11 +136,18 @@ async def watch(session: Session, request: Request) -> Answer:
         raise Denied(f"only {', '.join(one.decode() for one in open_to)} can be watched")
     if session.watching is not None:
         raise InvalidRequest("a watch is running on this link; say UNWATCH first")
-    revision = number(request.word(1, str(session.backend.state.revision)), "revision")
-    try:
-        running = await session.backend.table.watch(prefix, revision)
-    except Compacted as error:
-        raise compacted(error) from None
+    given = request.word(1, "")
+    revision = number(given, "revision") if given else session.backend.state.revision
+    while True:
+        try:
+            running = await session.backend.table.watch(prefix, revision)
+            break
+        except Compacted as error:
+            # The table of a server that has just joined is replaced as a whole. Who asked for "from now on" is told
+            # where that begins; who named a revision must read what it missed.
+            if given or error.first_revision <= revision + 1:
+                raise compacted(error) from None
+            revision = error.first_revision - 1
     following = Following(session, running, open_to, revision)
     session.watching = following
     return Answer(lines=(f"OK revision={revision}",), then=following.start)
