@@ -16,7 +16,7 @@ from chunkfarm.access import Access
 from chunkfarm.errors import AuthenticationFailed, FarmError
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
-from chunkfarm.links.peers import CONNECT_TIMEOUT, Peers, reason_of
+from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
 from chunkfarm.model import FARM, FILES, SERVERS, Address, Server
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
@@ -152,7 +152,13 @@ class PeerAnswers:
                 self._log.warn("A server at {host} tried to join with a wrong join key.", host=joiner.host)
                 raise commands.JoinRefused("its join key (farm.join) is not this farm's")
             row = _row(joiner.row)
-            await self._call_back(joiner, row)
+            if is_loopback(row.host) and not is_loopback(joiner.host):
+                raise commands.JoinRefused(
+                    f"it advertises {row.host}, which only its own machine can reach: set host in its config.ini"
+                )
+            await self._call_back(
+                row, lambda link: _key_digest(link.certificate()) == public_key_digest(joiner.request)
+            )
             certificate, ca = await self._issuer.sign(joiner.request, row.id, row.host)
             seal = self._issuer.seal_key if row.master else b""
             joined = await self._registry.join(row)
@@ -170,12 +176,8 @@ class PeerAnswers:
             "row": joined.to_value().decode(),
         }
 
-    async def _call_back(self, joiner: Joiner, row: Server) -> None:
-        """Check that the advertised address leads to the server that is joining, and to no other."""
-        if is_loopback(row.host) and not is_loopback(joiner.host):
-            raise commands.JoinRefused(
-                f"it advertises {row.host}, which only its own machine can reach: set host in its config.ini"
-            )
+    async def _call_back(self, row: Server, is_same: Callable[[PeerLink], bool]) -> None:
+        """Check that the advertised address leads to the server that gives this row, and to no other."""
         where = f"the address it advertises, {row.peer_address},"
         try:
             link = await self._peers.open(row.peer_address)
@@ -193,8 +195,8 @@ class PeerAnswers:
             )
             box = await self._peers.limit(call, CONNECT_TIMEOUT, "call back")
             found = json.loads(box["answer"])["server"]
-            # The id is public; the key of its certificate is what only the joiner has.
-            same_key = _key_digest(link.certificate()) == public_key_digest(joiner.request)
+            # The id is public; the key of its certificate is what only that server has.
+            proved = is_same(link)
         except CancelledError:
             raise
         except TrustError:
@@ -203,7 +205,7 @@ class PeerAnswers:
             raise commands.JoinRefused(f"{where} gives no answer that could be understood: {error}") from None
         finally:
             link.close()
-        if found != row.id or not same_key:
+        if found != row.id or not proved:
             raise commands.JoinRefused(f"{where} leads to another server, {found}")
 
     def renew(self, server_id: str, request: bytes) -> Deferred[dict[str, Any]]:
@@ -250,7 +252,9 @@ class PeerAnswers:
         row = _row(text)
         if row.id != server_id:
             raise commands.BadRequest("a server gives its own row only")
-        self._known(server_id)
+        if self._known(server_id).peer_address != row.peer_address:
+            # Whoever moved is called back like a joiner: one wrong address in the table would be in every config.ini.
+            await self._call_back(row, lambda link: self._peers.identity(link) == server_id)
         self._learn(server_id, row.peer_address)
         try:
             return (await self._duties.put(row)).to_value().decode()

@@ -90,7 +90,8 @@ class PeerAnswersTests(SynchronousTestCase):
         self.callers = Callers(clock)
         self.learned: dict[str, Address] = {}
         self.table, self.engine = MemoryTable(), FakeEngine()
-        authority, self.seal = Authority.create(FARM, NOW), SealKey.create()
+        self.authority = authority = Authority.create(FARM, NOW)
+        self.seal = SealKey.create()
         registry = Registry(self.table, lambda: NOW)
         also = secret_rows(self.seal, authority, KEY)
         self.successResultOf(registry.found(make_server(1), FarmOptions(id=FARM), also))
@@ -321,6 +322,23 @@ class PeerAnswersTests(SynchronousTestCase):
         self.successResultOf(answers.put_server(server_id(2), forged))
         assert [server.name for server in self.servers()] == ["s1", "s2"]
         assert {server.name: server.state for server in self.servers()}["s2"] == "up"
+
+    def test_who_moved_is_called_back(self) -> None:
+        """A server of the farm that comes back on another address must be reached there, with its certificate."""
+        answers = self.make_answers()
+        before = dict(self.table.rows)
+        moved = make_server(2, host="10.0.0.7").to_value().decode()
+        self.back = ConnectionRefusedError()
+        refused = self.failureResultOf(answers.put_server(server_id(2), moved), commands.JoinRefused)
+        assert "10.0.0.7:4121, cannot be reached from here: refused" in str(refused.value)
+        self.back = CalledBack(Identity.provisional(server_id(2), NOW), server_id(2))
+        refused = self.failureResultOf(answers.put_server(server_id(2), moved), commands.JoinRefused)
+        assert "leads to another server" in str(refused.value)
+        assert self.table.rows == before and self.learned == {}
+        identity = Identity.provisional(server_id(2), NOW).signed_by(self.authority, [], NOW)
+        self.back = CalledBack(identity, server_id(2))
+        self.successResultOf(answers.put_server(server_id(2), moved))
+        assert {server.name: server.host for server in self.servers()}["s2"] == "10.0.0.7"
 
     def test_keys_are_checked_for_others(self) -> None:
         """A server without the rows asks with a hash, and learns the role or nothing."""

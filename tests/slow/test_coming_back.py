@@ -122,6 +122,19 @@ class AdvertisedAddressTests(FarmTestCase):
         assert "Traceback" not in logged
         assert [row["name"] for row in farm.rows("alpha")] == ["alpha"]
 
+    def test_back_with_a_wrong_address(self) -> None:
+        """A server of the farm that comes back with a wrong --host says why it waits, and its row stays as it was."""
+        farm = self.make_farm("alpha", "beta")
+        before = rows_by_name(farm, "alpha")["beta"]
+        farm.kill9("beta")
+        farm.start("beta", "--host", "no-such-host.invalid")
+        why = f"no-such-host.invalid:{farm.server('beta').peer}, cannot be reached from here"
+        farm.wait_for(lambda: why in str(farm.hello("beta")), 20, "beta says why it waits")
+        row = rows_by_name(farm, "alpha")["beta"]
+        assert (row["host"], row["joined"]) == (before["host"], before["joined"])
+        farm.kill9("beta")
+        farm.start_serving("beta")
+
     def test_the_address_that_reached_the_farm(self) -> None:
         """A joiner whose config names no host advertises the address that reached the farm, after a restart too."""
         farm = self.make_farm("alpha")
