@@ -6,7 +6,9 @@ Run it in the checkout. Each figure is the median of the rounds, in seconds of p
 that does it all (nothing here waits for anything else), so that other work on the machine shows less. What is
 compared takes turns; absolute figures depend on the machine: read the ratios.
 
-Framing: `wire.lines.LineBuffer` beside Twisted's `LineReceiver`, fed reads of several sizes. Commands: PING
+Framing: `wire.lines.LineBuffer` beside Twisted's `LineReceiver`, fed reads of several sizes; "split alone" is
+`bytes.split` on the whole read and a loop over it, without a limit, a payload or a line that ends in the next read,
+below which nobody comes. Commands: PING
 pipelined through a whole connection of the client port, whose answers go nowhere. Watchers: connections over
 127.0.0.1 whose other ends are in a process of their own, which reads between the rounds only; the time is from
 the change until the kernel has taken the line of every watcher. "line" writes one line of 200 bytes to each, and
@@ -78,7 +80,8 @@ class CountingReceiver(LineReceiver):
 
 
 def framing(rounds: int) -> None:
-    screen = Screen("read", "LineReceiver, us a line", "own, us a line", "own, lines/s", "ratio", title="framing")
+    names = ("read", "LineReceiver, us a line", "own, us a line", "own, lines/s", "ratio", "split alone, us a line")
+    screen = Screen(*names, title="framing")
     for size in READ_SIZES:
         count = size // len(LINE)
         data = LINE * count
@@ -96,13 +99,20 @@ def framing(rounds: int) -> None:
                 seen += 1
             assert seen == count
 
-        theirs, ours = median(rounds, stock, own)
+        def bare(data: bytes = data, count: int = count) -> None:
+            seen = 0
+            for _ in data.split(b"\r\n"):
+                seen += 1
+            assert seen == count + 1
+
+        theirs, ours, alone = median(rounds, stock, own, bare)
         screen.add_row(
             f"{size // KIB} KiB",
             f"{theirs / count * 1e6:.2f}",
             f"{ours / count * 1e6:.2f}",
             f"{count / ours:,.0f}",
             f"{theirs / ours:.1f}x",
+            f"{alone / count * 1e6:.2f}",
         )
     Console().print(screen)
 

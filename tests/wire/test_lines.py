@@ -71,6 +71,36 @@ class LineBufferTests(SynchronousTestCase):
         assert taken == payload
         assert len(buffer) == 0
 
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([b"", b"A", b"B C", b"D\r"]), st.sampled_from([b"\n", b"\r\n"]), st.binary(max_size=5)
+            )
+        ),
+        st.lists(st.integers(min_value=0)),
+        st.integers(min_value=1, max_value=5),
+    )
+    def test_lines_and_payloads(self, parts: list[tuple[bytes, bytes, bytes]], places: list[int], greed: int) -> None:
+        """Lines and payloads in any order come out as they went in, also when more is read between two of them."""
+        reads = cut(b"".join(line + end + payload for line, end, payload in parts), places)
+        buffer = LineBuffer()
+        fed = 0
+        for wanted, end, payload in parts:
+            while (line := buffer.line()) is None:
+                buffer.feed(reads.pop(0))
+            assert line == (wanted + end)[:-1].removesuffix(b"\r")
+            taken = b""
+            while len(taken) < len(payload):
+                piece = bytes(buffer.take(min(greed, len(payload) - len(taken))))
+                if not piece or fed % 2:
+                    buffer.feed(reads.pop(0) if reads else b"")
+                fed += 1
+                taken += piece
+            assert taken == payload
+            if reads and fed % 3 == 0:
+                buffer.feed(reads.pop(0))
+        assert len(buffer) + sum(map(len, reads)) == 0
+
     def test_longest_line(self) -> None:
         """A line of exactly the limit passes, with either end."""
         longest = b"x" * LINE_BYTES_MAX
