@@ -277,8 +277,30 @@ class Stream(tcp.Connection):
         """Send `data` after all that was written before. See `Outbox.append` about what is copied."""
         if not self._writable():
             return
+        if isinstance(data, bytes) and len(data) <= RECORD and self._takes_at_once():
+            data = data[self._try(data) :]
+            if not data:
+                return
         self._outbox.append(data)
         self._written()
+
+    def _takes_at_once(self) -> bool:
+        """Whether a few bytes may go to the socket as they come: no TLS, and nothing before them."""
+        return (
+            self._tls is None
+            and self._cleartext is None
+            and not self._outbox.size
+            and not (self._in_turn or self._scheduled or self._blocked)
+        )
+
+    def _try(self, data: bytes) -> int:
+        """Give it to the kernel: how many bytes it took. What is wrong with the socket, the next turn finds out."""
+        try:
+            count = self.socket.send(data)
+        except OSError:
+            return 0
+        self.taken += count
+        return count
 
     def writeSequence(self, iovec: Iterable[Piece]) -> None:
         """Send several pieces as one."""

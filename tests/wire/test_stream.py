@@ -95,6 +95,35 @@ class BytesTests(LinkTestCase):
         """20 MiB there and back in the clear."""
         await self.there_and_back(None, None)
 
+    async def test_small_and_plain(self) -> None:
+        """A line in the clear is the kernel's when `write` returns; more than that keeps its order behind it."""
+        server, client = await self.link(None, None)
+        client.transport.write(b"line\n")
+        assert (client.transport.taken, client.transport.queued) == (5, 0)
+        client.transport.write(b"x" * MIB)
+        client.transport.write(b"last\n")
+        assert client.transport.queued == MIB + 5
+        await self.until(lambda: len(server.received) == MIB + 10)
+        assert server.received == b"line\n" + b"x" * MIB + b"last\n"
+        client.transport.loseConnection()
+        await server.lost
+        await client.lost
+
+    async def test_small_and_plain_without_room(self) -> None:
+        """What the kernel does not take of many small writes goes out later, in order."""
+        server, client = await self.link(None, None)
+        server.transport.pauseProducing()
+        lines = [b"%0999d\n" % number for number in range(20_000)]
+        for line in lines:
+            client.transport.write(line)
+        assert 0 < client.transport.queued < len(lines) * 1000
+        server.transport.resumeProducing()
+        await self.until(lambda: len(server.received) == len(lines) * 1000)
+        assert server.received == b"".join(lines)
+        client.transport.loseConnection()
+        await server.lost
+        await client.lost
+
     async def test_tls_1_3(self) -> None:
         """20 MiB there and back over TLS 1.3."""
         await self.there_and_back(contexts("server"), contexts(None))
