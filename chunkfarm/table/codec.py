@@ -50,7 +50,7 @@ COMPARES_MAX = OPERATIONS_MAX
 """One compare for each operation is what a transaction is for."""
 RELATIONS = ("==", ">", "<")
 
-_MESSAGE = struct.Struct("!BBQQQQQQQQ")
+_MESSAGE = struct.Struct("!BBQQQQQQQQQ")
 _ENTRY = struct.Struct("!BQQI")
 
 _TAG_MESSAGE = 1
@@ -79,7 +79,7 @@ _MESSAGE_KINDS = {
 ENTRY_KINDS = {EntryKind.EMPTY: 0, EntryKind.DATA: 1, EntryKind.CONFIGURATION: 2}
 ENTRY_KIND_OF = {number: kind for kind, number in ENTRY_KINDS.items()}
 _MESSAGE_KIND_OF = {number: kind for kind, number in _MESSAGE_KINDS.items()}
-_REJECT, _TRANSFER, _WITH_SNAPSHOT = 1, 2, 4
+_REJECT, _TRANSFER, _WITH_SNAPSHOT, _WITHHELD = 1, 2, 4, 8
 
 
 class AnswerKind(Enum):
@@ -228,6 +228,7 @@ def encode_message(message: Message) -> bytes:
         (_REJECT if message.reject else 0)
         | (_TRANSFER if message.transfer else 0)
         | (_WITH_SNAPSHOT if message.snapshot is not None else 0)
+        | (_WITHHELD if message.withheld else 0)
     )
     head = _MESSAGE.pack(
         _MESSAGE_KINDS[message.kind],
@@ -240,6 +241,7 @@ def encode_message(message: Message) -> bytes:
         message.hint_term,
         message.context,
         message.answer,
+        message.life,
     )
     return b"".join(
         (
@@ -254,11 +256,12 @@ def encode_message(message: Message) -> bytes:
 
 
 def _message(reader: Reader) -> Message:
-    number, flags, term, log_index, log_term, commit, hint_index, hint_term, context, answer = reader.unpack(_MESSAGE)
+    number, flags, *numbers = reader.unpack(_MESSAGE)
+    term, log_index, log_term, commit, hint_index, hint_term, context, answer, life = numbers
     kind = _MESSAGE_KIND_OF.get(number)
     if kind is None:
         raise CodecError(f"there is no message of kind {number}")
-    if flags & ~(_REJECT | _TRANSFER | _WITH_SNAPSHOT):
+    if flags & ~(_REJECT | _TRANSFER | _WITH_SNAPSHOT | _WITHHELD):
         raise CodecError("a message has flags that nobody knows")
     return Message(
         kind=kind,
@@ -274,6 +277,8 @@ def _message(reader: Reader) -> Message:
         hint_term=hint_term,
         context=context,
         answer=answer,
+        life=life,
+        withheld=bool(flags & _WITHHELD),
         transfer=bool(flags & _TRANSFER),
         snapshot=_meta(reader) if flags & _WITH_SNAPSHOT else None,
     )

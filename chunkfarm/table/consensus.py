@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from chunkfarm.table.leadership import ChangeRefused, Dropped, Leadership
 from chunkfarm.table.progress import Progress
@@ -35,6 +36,7 @@ from chunkfarm.table.records import (
     Ready,
     SnapshotMeta,
 )
+from chunkfarm.table.withheld import Proof
 
 __all__ = ["ChangeRefused", "Consensus", "Dropped", "NotLeader", "majority"]
 
@@ -95,6 +97,8 @@ class Consensus(RaftState):
         """Number of the last heartbeat answer. It begins anywhere, so that answers of two processes are told apart."""
         self.confirmed = 0
         """Number of the last heartbeat answer of which a leader has said that it received it."""
+        self._life = self.answers + 1
+        self._proof = Proof()
         self._steps: dict[MessageKind, Callable[[Message], None]] = {
             MessageKind.PRE_VOTE: self._step_vote,
             MessageKind.PRE_VOTE_ANSWER: self._step_pre_vote_answer,
@@ -134,6 +138,8 @@ class Consensus(RaftState):
     def tick(self) -> None:
         """One unit of time has passed."""
         self._elapsed += 1
+        if self.withheld and self.leader and self._proof.asks(self._election_ticks):
+            self._questions.add(self._proof.token)
         if self._leading is not None:
             if not self._leading.tick():
                 self._become_follower(self.term, "")
@@ -167,7 +173,7 @@ class Consensus(RaftState):
             self._promises.clear()
             self._questions.clear()
         self.leader = ""
-        self.alone = False
+        self.alone = self.forced = False
         self._leading = None
         self._votes = {}
         self._restart_timer()
@@ -179,20 +185,20 @@ class Consensus(RaftState):
 
     def _become_leader(self) -> None:
         assert self.role == CANDIDATE
-        gone = self.configuration.voters - {self.id} if self.alone else ()
+        alone = self.alone
         self._reset(self.term)
         self.role = LEADER
         self.leader = self.id
         self._leading = self._lead()
-        for id in gone:
-            self._leading.go_on_without(id)
+        if alone:
+            self._leading.go_on_alone()
 
     def _lead(self) -> Leadership:
         return Leadership(self, self._election_ticks, self._heartbeat_ticks)
 
     def campaign(self) -> None:
         """Stand for election, if this server may: first ask whether it would win (pre-vote, dissertation 9.6)."""
-        if self.role == LEADER or not self._may_campaign():
+        if self.role == LEADER or self.forced or not self._may_campaign():
             return
         self._reset(self.term)
         self.role = PRE_CANDIDATE
@@ -207,6 +213,8 @@ class Consensus(RaftState):
 
         Its vote does not count then, but the others may need it: it can be the only one that has the change.
         """
+        if self.withheld:
+            return False
         if self.id in self.configuration.voters:
             return True
         return self.pending_change and self.id in self.log.previous_configuration.voters
@@ -227,10 +235,53 @@ class Consensus(RaftState):
         promoted without, and a configuration that is not committed it may have lost in a crash.
         """
         now = self.configuration
+        if self.withheld:
+            raise ChangeRefused("this server decides nothing until it has caught up")
         if self.role == LEADER or now != Configuration({self.id, leader}) or self.pending_change:
             raise ChangeRefused("others may have decided without this server")
         self._stand(transfer=False)
         self.alone = True
+
+    def force(self, term: int) -> None:
+        """Lead alone, because a person has decided that the majority is lost for ever; above `term`, and its own.
+
+        The whole log stays, also what is not known to be committed, as it does with every new leader. Works on
+        a learner, on a server that was removed, and on one that is withheld, which thereby is released. Nobody
+        is asked, and until the own vote is durable nobody is heard. Raises `ChangeRefused` where there is no
+        table at all.
+        """
+        if not self.last_index:
+            raise ChangeRefused("this server has no table to go on with")
+        self.release()
+        self._reset(max(self.term, term) + 1)
+        self.role = CANDIDATE
+        self.vote = self.id
+        self.alone = self.forced = True
+
+    # Deciding nothing.
+
+    def withhold(self) -> None:
+        """Decide nothing until `release`: follow and acknowledge, but do not lead, stand, vote or count.
+
+        For a server whose disk may have lost what it promised, or that may belong to another history.
+        """
+        self.withheld = True
+        self._proof.begin()
+        # A vote that has not left is not given.
+        self._promises = [one for one in self._promises if one.kind not in (MessageKind.VOTE, MessageKind.VOTE_ANSWER)]
+        if self.role != FOLLOWER:
+            self._become_follower(self.term, "")
+
+    def release(self) -> None:
+        """Take part as before `withhold`."""
+        if self.withheld:
+            self.withheld = False
+            self._restart_timer()
+
+    @property
+    def proven(self) -> bool:
+        """Whether, since it is withheld, a leader has caught this server up with all that was decided (see `Proof`)."""
+        return self._proof.index is not None and self.applied >= self._proof.index
 
     def _ask_for_votes(self, send: Callable[..., None], kind: MessageKind, term: int, transfer: bool = False) -> None:
         last, last_term = self.log.last_index, self.log.last_term
@@ -241,7 +292,7 @@ class Consensus(RaftState):
 
     def step(self, message: Message) -> None:
         """Take one message from another server."""
-        if message.to != self.id or message.sender == self.id:
+        if message.to != self.id or message.sender == self.id or self.forced:
             return
         if message.term > self.term:
             if not self._accept_higher_term(message):
@@ -291,7 +342,7 @@ class Consensus(RaftState):
         if pre_vote:
             free = free or message.term > self.term
         # Learners and removed servers answer as well: the candidate may know a newer configuration.
-        if not free or not self.log.is_up_to_date(message.log_index, message.log_term):
+        if self.withheld or not free or not self.log.is_up_to_date(message.log_index, message.log_term):
             self.send(message.sender, kind, reject=True)
             return
         if pre_vote:
@@ -360,8 +411,8 @@ class Consensus(RaftState):
             self._answer_append(matched)
         else:
             hint, hint_term = log.conflict_hint(previous, message.log_term)
-            self.send(
-                message.sender,
+            self._answer(
+                self.send,
                 MessageKind.APPEND_ANSWER,
                 log_index=previous,
                 reject=True,
@@ -372,7 +423,11 @@ class Consensus(RaftState):
     def _answer_append(self, matched: int) -> None:
         """Acknowledge up to `matched`: after the disk has it, or at once if it has."""
         durable = matched <= self.log.stable and self.term_is_durable
-        (self.send if durable else self.promise)(self.leader, MessageKind.APPEND_ANSWER, log_index=matched)
+        self._answer(self.send if durable else self.promise, MessageKind.APPEND_ANSWER, log_index=matched)
+
+    def _answer(self, send: Callable[..., None], kind: MessageKind, **fields: Any) -> None:
+        """Answer the leader, and say which process it is that answers, and whether it counts."""
+        send(self.leader, kind, life=self._life, withheld=self.withheld, **fields)
 
     def _step_heartbeat(self, message: Message) -> None:
         if not self._follow(message):
@@ -383,7 +438,7 @@ class Consensus(RaftState):
         send = self.send if self.term_is_durable else self.promise
         self.answers += 1
         self.confirmed = message.answer or self.confirmed
-        send(message.sender, MessageKind.HEARTBEAT_ANSWER, context=message.context, answer=self.answers)
+        self._answer(send, MessageKind.HEARTBEAT_ANSWER, context=message.context, answer=self.answers)
 
     def _step_snapshot(self, message: Message) -> None:
         snapshot = message.snapshot
@@ -500,7 +555,10 @@ class Consensus(RaftState):
 
     def _step_read_answer(self, message: Message) -> None:
         for token in self._questions.answered(message.context):
-            self.reads.append(ReadState(token, message.log_index))
+            if token == self._proof.token:
+                self._proof.index = message.log_index
+            elif token > 0:
+                self.reads.append(ReadState(token, message.log_index))
 
     # What the surroundings must do.
 

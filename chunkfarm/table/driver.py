@@ -32,6 +32,7 @@ from chunkfarm.table.rows import events_of
 from chunkfarm.table.snapshot_streams import SnapshotStreams
 from chunkfarm.table.threads import RunBlocking
 from chunkfarm.table.watches import WatchHub
+from chunkfarm.table.withheld import Doubts
 
 APPLY_WITH_APPEND_MAX = 128
 """Committed entries that are applied in the same commit as an append. More are applied after its answer is out."""
@@ -39,6 +40,8 @@ READ_ROUND_TIMEOUT = 1.0
 """Seconds until an unanswered read index is asked for again: about an election timeout."""
 FULL_RETRY = 1.0
 """Seconds between tries while the disk is full."""
+WITHHELD = "withheld"
+"""The note beside the table that says why this server is withheld: a restart must not forget it."""
 BEAT_TICKS = 5
 """Ticks between telling idle watches of the revision."""
 
@@ -114,10 +117,15 @@ class Driver:
         self._tokens = count(1)
         self._ticks = 0
         self._marking = False
+        self._doubts = Doubts()
         self.core = self._make_core()
         self._seen: object = None
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
+        before = journal.note(WITHHELD)
+        if before:
+            self._doubts.add(before, lambda: True)
+            self.core.withhold()
         self._streams = SnapshotStreams(self, journal, links, clock, random, run_on_disk, run_reads)
         self.hub = WatchHub(
             self.core.applied, lambda prefix, after, until: run_reads(lambda: journal.changes(prefix, after, until))
@@ -187,6 +195,63 @@ class Driver:
         if not self.stopped:
             self._halt()
             self._on_fatal(failure)
+
+    # -- deciding nothing --------------------------------------------------------------------------------
+
+    @property
+    def withheld(self) -> str:
+        """Why this server decides nothing for now; empty if it takes part."""
+        return self._doubts.reason
+
+    def withhold(self, reason: str, until: Callable[[], bool]) -> None:
+        """Decide nothing until `until()` holds and a leader has caught this server up, over restarts too."""
+        self._doubts.add(reason, until)
+        self.core.withhold()
+        self._keep_doubts()
+        self.pump()
+
+    def force(self, term: int) -> None:
+        """Lead alone, above `term`, because a person says so; raises `ChangeRefused` if there is no table."""
+        if self.stopped:
+            raise TableClosed("this server's part of the table is closed")
+        self.core.force(term)
+        self._forget_doubts()
+        self.pump()
+
+    def _perhaps_release(self) -> None:
+        if not self.core.withheld or not self.core.proven:
+            return
+        try:
+            settled = self._doubts.settled()
+        except Exception:
+            self._log.failure("while looking whether this server may vote again")
+            return
+        if settled:
+            self.core.release()
+            self._forget_doubts()
+
+    def _forget_doubts(self) -> None:
+        if self._doubts.reason:
+            self._log.info("This server takes part in decisions again.")
+            self._doubts.clear()
+            self._keep_doubts()
+
+    def _keep_doubts(self) -> None:
+        """Write down why this server is withheld, or that it is not any more."""
+        reason = self._doubts.reason
+        if not self._loop.running:
+            # It must be known before the first message goes out.
+            self._journal.set_note(WITHHELD, reason)
+            return
+
+        async def write() -> None:
+            await self._write(lambda: self._journal.set_note(WITHHELD, reason))
+
+        Deferred.fromCoroutine(write()).addErrback(self._not_kept)
+
+    def _not_kept(self, failure: Failure) -> None:
+        if not self.stopped:
+            self.fatal(failure)
 
     # -- what is asked of it -----------------------------------------------------------------------------
 
@@ -277,6 +342,7 @@ class Driver:
             self._pumping = False
 
     def _turn(self) -> None:
+        self._perhaps_release()
         if self._reads_wanted:
             token, wanted, self._reads_wanted = next(self._tokens), self._reads_wanted, []
             self._reads_asked[token] = (self._clock.seconds(), wanted)
@@ -412,7 +478,7 @@ class Driver:
     def _notice(self) -> None:
         """Tell of what has changed about who leads and who votes."""
         core = self.core
-        seen = (core.role, core.leader, core.term, core.configuration)
+        seen = (core.role, core.leader, core.term, core.configuration, core.withheld)
         if seen == self._seen:
             return
         self._seen = seen

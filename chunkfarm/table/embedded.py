@@ -260,6 +260,20 @@ class EmbeddedTable:
         return core.role == LEADER and core.log.term_at(core.commit) == core.term
 
     @property
+    def withheld(self) -> str:
+        """Why this server decides nothing for now, in a sentence; empty if it takes part in decisions."""
+        return self._driver.withheld
+
+    @property
+    def journal_position(self) -> tuple[int, int]:
+        """Term and index of the last entry in this server's log, committed or not.
+
+        Of several logs with one history the greatest position is that of the one that holds all the others have.
+        """
+        log = self._driver.core.log
+        return log.last_term, log.last_index
+
+    @property
     def disk_full(self) -> bool:
         """Whether the table's disk has no room; nothing is acknowledged here until it has."""
         return self._driver.full
@@ -270,14 +284,17 @@ class EmbeddedTable:
         return dict(core.progress) if core.role == LEADER else {}
 
     def caught_up(self) -> frozenset[str]:
-        """On the leader: the members, itself included, that answer and lack nothing but what is under way."""
+        """On the leader: the members, itself included, that answer and lack nothing but what is under way.
+
+        Without those that are withheld, for they cannot take anybody's place.
+        """
         if not self.is_leader:
             return frozenset()
         last = self.last_index
         others = (
             id
             for id, one in self.progress().items()
-            if one.recently_active and one.state == REPLICATE and last - one.match <= CAUGHT_UP_LAG
+            if one.recently_active and one.state == REPLICATE and last - one.match <= CAUGHT_UP_LAG and not one.withheld
         )
         return frozenset({self.id, *others})
 
@@ -311,6 +328,27 @@ class EmbeddedTable:
     def take_over(self, leader: str) -> None:
         """Lead alone, the other one of two voters being gone for good (see `survivor`); raises `ChangeRefused`."""
         self._driver.take_over(leader)
+
+    def take_over_by_force(self, term_at_least: int) -> None:
+        """Lead alone in a term above `term_at_least`, because a person says that the majority is lost for ever.
+
+        This server becomes the one voter, with its whole log, what is not known to be committed included, and
+        leads once that is durable; `is_leader` tells. A learner may, and one that is withheld, which so is
+        released. Raises `ChangeRefused` if there is no table here, and `TableClosed` after `stop`. Nothing in
+        here keeps the others from going on too, should they live.
+        """
+        self._driver.force(term_at_least)
+
+    def withhold(self, reason: str, until: Callable[[], bool]) -> None:
+        """Decide nothing for now: follow and acknowledge, but do not lead, stand for election, vote or count.
+
+        `reason` is a sentence for people. It ends when `until()` holds, which is looked at after each word of a
+        leader and after what is applied, and a leader has since caught this server up with all that was decided
+        (`withheld.Proof`); or by `take_over_by_force`. Several reasons may hold at once; each must come to its
+        end. A restart does not forget it: then the same reason stands until a leader has caught this server up.
+        Safe at a start only if called before `start`. Blocks for a write then; later the disk's thread does it.
+        """
+        self._driver.withhold(reason, until)
 
     def _changing(self, change: Deferred[Answer]) -> Deferred[None]:
         def lost(failure: Failure) -> None:

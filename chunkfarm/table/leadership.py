@@ -67,7 +67,7 @@ class Leadership:
     @property
     def has_quorum(self) -> bool:
         """Whether a majority has answered within an election timeout."""
-        active = {id for id, one in self.progress.items() if one.recently_active}
+        active = {id for id, one in self.progress.items() if one.recently_active and self._state.counts(one)}
         return self._state.is_quorum({self._state.id, *active})
 
     @property
@@ -91,7 +91,7 @@ class Leadership:
         if self._transfer_to:
             raise ChangeRefused("leadership is being handed over")
         self._check_change(configuration)
-        return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
+        return self._append_configuration(configuration)
 
     def drop(self, id: str, ticks: int) -> tuple[int, int]:
         """Go on without the other one of two voters, silent for at least `ticks`; or raise `ChangeRefused`.
@@ -112,7 +112,13 @@ class Leadership:
     def go_on_without(self, id: str) -> tuple[int, int]:
         """Append the configuration without this voter; whether that is safe has been looked at."""
         now = self._state.configuration
-        configuration = Configuration(now.voters - {id}, now.learners)
+        return self._append_configuration(Configuration(now.voters - {id}, now.learners))
+
+    def go_on_alone(self) -> tuple[int, int]:
+        """Append a configuration of this server and nobody else; whether that may be has been decided."""
+        return self._append_configuration(Configuration({self._state.id}))
+
+    def _append_configuration(self, configuration: Configuration) -> tuple[int, int]:
         return self._append(EntryKind.CONFIGURATION, encode_configuration(configuration))
 
     def _check_change(self, configuration: Configuration) -> None:
@@ -161,11 +167,16 @@ class Leadership:
         state.commit = index
         self._begin_round(heartbeats=False)
 
-    def step_append_answer(self, message: Message) -> None:
+    def _heard(self, message: Message) -> Progress | None:
         one = self.progress.get(message.sender)
+        if one is not None:
+            one.heard(message.life, message.withheld)
+        return one
+
+    def step_append_answer(self, message: Message) -> None:
+        one = self._heard(message)
         if one is None:
             return
-        one.heard()
         if message.reject:
             hint = message.hint_index
             if message.hint_term:
@@ -184,10 +195,9 @@ class Leadership:
             self.perhaps_commit()
 
     def step_heartbeat_answer(self, message: Message) -> None:
-        one = self.progress.get(message.sender)
+        one = self._heard(message)
         if one is None:
             return
-        one.heard()
         one.waiting = False
         one.answer = message.answer or one.answer
         if one.match < self._log.last_index or one.state == PROBE:
@@ -204,6 +214,8 @@ class Leadership:
             return
         if to not in self._state.configuration.voters:
             raise ChangeRefused("only a voter can lead")
+        if self.progress[to].withheld:
+            raise ChangeRefused("it decides nothing until it has caught up")
         self._transfer_to = to
         self._transfer_ticks = 0
         self._perhaps_hand_over()

@@ -44,10 +44,20 @@ class Progress:
     """The last read round that it has acknowledged."""
     answer: int = 0
     """The number of its last heartbeat answer, told back to it while it is counted on."""
+    life: int = 0
+    """The process of that server that answers; 0 before the first answer."""
+    withheld: bool = False
+    """Whether it says that it decides nothing: what it has counts only where every decision needs the leader too."""
     _inflight: deque[tuple[int, int]] = field(factory=deque)
     _inflight_bytes: int = 0
 
-    def heard(self) -> None:
+    def heard(self, life: int = 0, withheld: bool = False) -> None:
+        """It has answered. Another process than before may have another disk, so what it has is looked for anew."""
+        if self.life and life and life != self.life:
+            self.match = self.answer = 0
+            self.become_probe(self.next)
+        self.life = life or self.life
+        self.withheld = withheld
         self.silent_ticks = 0
         self.recently_active = True
 

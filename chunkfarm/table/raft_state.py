@@ -43,8 +43,12 @@ class RaftState:
         self.applied = max(applied, snapshot.index)
         if self.commit > self.log.last_index or self.log.last_term > self.term:
             raise ValueError("the log on disk lacks entries that were committed, or the term is too old for it")
+        self.withheld = False
+        """Whether this server follows and decides nothing, because its disk may have lost what it promised."""
         self.alone = False
-        """Whether this server takes over from the other one of two voters, so that its own vote decides."""
+        """Whether this server goes on without any other voter, so that its own vote decides."""
+        self.forced = False
+        """The same by a person's word, so that no message changes it before the vote is durable."""
         self.reads: list[ReadState] = []
         """Reads that are confirmed and not handed out yet."""
         self._urgent: list[Message] = []
@@ -91,10 +95,19 @@ class RaftState:
         possible = self.log.configurations_from(self.commit)
         return all(self.id in one.voters and len(one.voters) <= PAIR for one in possible)
 
+    def counts(self, follower: Progress) -> bool:
+        """Whether what this voter has counts for a leader's decisions.
+
+        One that is withheld may have forgotten that it voted for a later leader, or what another leader committed
+        with it, so it may join no majority that overlaps with those in it alone. Where nothing can be decided
+        without this leader, there is no such other majority.
+        """
+        return not follower.withheld or self.always_needed
+
     def reached_by_quorum(self, mine: int, followers: Mapping[str, Progress], theirs: Callable[[Progress], int]) -> int:
         """The highest number that a quorum has reached; `mine` is this server's, `theirs` a follower's."""
         voters = self.log.configuration.voters
-        reached = [theirs(one) for id, one in followers.items() if id in voters]
+        reached = [theirs(one) for id, one in followers.items() if id in voters and self.counts(one)]
         if self.id in voters:
             reached.append(mine)
         if len(reached) < majority(len(voters)):

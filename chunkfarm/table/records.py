@@ -102,6 +102,10 @@ class Message:
     """Number of a read-index round (READ, READ_ANSWER, HEARTBEAT, HEARTBEAT_ANSWER)."""
     answer: int = 0
     """HEARTBEAT_ANSWER: its number among this process's answers. HEARTBEAT: the last one the leader has received."""
+    life: int = 0
+    """APPEND_ANSWER, HEARTBEAT_ANSWER: tells the processes of one server apart; 0 where it is not said."""
+    withheld: bool = False
+    """APPEND_ANSWER, HEARTBEAT_ANSWER: the sender decides nothing, because its disk may have lost what it promised."""
     transfer: bool = False
     """A vote asked for on the leader's own wish: followers answer although they hear the leader."""
     snapshot: SnapshotMeta | None = None

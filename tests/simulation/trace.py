@@ -32,6 +32,8 @@ def message_text(message: Message) -> str:
     words = [f"{message.sender}->{message.to} {message.kind.value} term={message.term}"]
     if message.reject:
         words.append("no")
+    if message.withheld:
+        words.append("withheld")
     if message.transfer:
         words.append("transfer")
     if message.log_index or message.log_term:

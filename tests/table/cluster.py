@@ -144,8 +144,8 @@ class Cluster:
         self.lose_answers = False
         self.pages = 0
 
-    def add(self, id: str) -> Node:
-        """A node that is started; it takes up what its file holds."""
+    def add(self, id: str, before: Callable[[EmbeddedTable], object] = lambda table: None) -> Node:
+        """A node that is started, after `before` had its say; it takes up what its file holds."""
         path = os.path.join(self.directory, f"{id}.sqlite")
         disk = HeldDisk()
         fatal: list[Failure] = []
@@ -160,6 +160,7 @@ class Cluster:
             on_fatal=fatal.append,
         )
         node = self.nodes[id] = Node(id, path, disk, table, fatal=fatal)
+        before(table)
         table.start()
         return node
 

@@ -60,6 +60,8 @@ messages = st.builds(
     hint_term=numbers,
     context=numbers,
     answer=numbers,
+    life=numbers,
+    withheld=st.booleans(),
     transfer=st.booleans(),
     snapshot=st.none() | metas,
 )
