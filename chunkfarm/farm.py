@@ -211,6 +211,8 @@ class Farm(MultiService):
         if self._peer_factory is not None:
             self._peer_factory.close_all()
         self._pool.stop()
+        if self._parts is not None:
+            self._parts.store.close()
 
     async def _leave(self, parts: Parts) -> None:
         served = parts.state.phase in ("serving", "readonly")

@@ -56,6 +56,7 @@ class CatalogTestCase(SynchronousTestCase):
         self.links = MemoryLinks()
         self.servers = make_servers(3)
         self.store = make_store(self.mktemp())
+        self.addCleanup(self.store.close)
         self.transfer = Transfer(
             self.store, lambda: self.servers, self.servers[0].id, self.links, lambda: 3, self.clock, run_now
         )

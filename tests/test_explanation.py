@@ -42,6 +42,7 @@ class ExplainTests(SynchronousTestCase):
         self.links = MemoryLinks()
         self.servers = make_servers(3)
         self.store = make_store(self.mktemp())
+        self.addCleanup(self.store.close)
         transfer = Transfer(
             self.store, lambda: self.servers, self.servers[0].id, self.links, lambda: 2, self.clock, run_now
         )

@@ -1,16 +1,16 @@
 """The chunks on this server's disk.
 
     chunks/3f/3fa9...c1.chunk       a chunk, see `chunkfile`
+    chunks/packs/                   those of 64 KiB and less, see `packs`
     chunks/incoming/17.tmp          a chunk that is being written; what a crash leaves is removed at the start
     chunks/quarantine/3fa9...c1.0   a damaged chunk, put aside for whoever wants to look at it
 
-A chunk is immutable: it is renamed into its place when it is durable, later unlinked or put aside, and
+A chunk is immutable: a large one is renamed into its place when it is durable, later unlinked or put aside, and
 never written to in between. So a reader that has the file open is never disturbed.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +25,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks.chunkfile import ChunkFile, DamagedChunk, trailer_length, write_chunk
+from chunkfarm.chunks.packing import Packing
+from chunkfarm.chunks.packs import NO_ROOM, PACKED_MOST, PackedChunk, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
 from chunkfarm.durable import sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
@@ -39,10 +41,9 @@ RESERVE_LEAST = GIB
 RESERVE_PART = 50
 """The reserve, unless the config says another: the larger of 1 GiB and one part in 50 (2 %) of the file system."""
 
+OpenChunk = ChunkFile | PackedChunk
 _PREFIXES = 256
 T = TypeVar("T")
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @frozen
@@ -66,7 +67,8 @@ class ChunkStore:
     """Chunks as files below one directory. All disk work is done by `run_in_thread`.
 
     `reserve`: bytes of the file system that chunks must leave free. `on_damaged(digest, reason)` is called
-    in the reactor's thread after a chunk was put aside. `room` answers like `room_of`.
+    in the reactor's thread after a chunk was put aside. `room` answers like `room_of`. Chunks of at most
+    `packed_most` bytes share files.
     """
 
     _log = Logger()
@@ -79,6 +81,7 @@ class ChunkStore:
         reserve: int | None = None,
         on_damaged: Callable[[bytes, str], None] = lambda digest, reason: None,
         room: Callable[[str], tuple[int, int]] = room_of,
+        packed_most: int = PACKED_MOST,
     ) -> None:
         self._directory = str(directory)
         self._run = run_in_thread
@@ -91,6 +94,9 @@ class ChunkStore:
         self._counted: list[int | None] = [None] * _PREFIXES
         self._directories: set[int] = set()
         self._stopped = False
+        self._packed_most = packed_most
+        self._packs = Packs(f"{self._directory}/packs", self._check_room)
+        self._packing = Packing(self._packs, run_in_thread, self._report)
 
     def start(self) -> Deferred[None]:
         """Make the directories, remove what a crash left behind, make durable what is there.
@@ -102,6 +108,11 @@ class ChunkStore:
     def stop(self) -> None:
         """End the counting that `start` began. What is being written or read goes on."""
         self._stopped = True
+        self._packing.stop()
+
+    def close(self) -> None:
+        """Close what is open for good, once nothing is written or read any more. Blocks for a moment."""
+        self._packs.close()
 
     def put(self, digest: bytes | None, data: Buffer, *, checked: bool = False) -> Deferred[bytes]:
         """Store a chunk; fires with its digest once it is durable. A chunk that is here already is not rewritten.
@@ -110,6 +121,8 @@ class ChunkStore:
         Fails with `Mismatch`, with `Full` before anything is written if the reserve would be touched, and
         with `LimitExceeded` for more than `CHUNK_SIZE_MAX`; nothing is left behind then.
         """
+        if len(data) <= self._packed_most:
+            return self._packing.put(digest, data, checked)
         return self._run(self._put, digest, data, checked)
 
     def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[ChunkReader]:
@@ -134,7 +147,12 @@ class ChunkStore:
 
     def delete(self, digest: bytes) -> Deferred[bool]:
         """Remove a chunk; fires with whether there was one. Readers that have it open go on."""
-        return self._run(self._delete, digest)
+
+        def tidy(deleted: bool) -> bool:
+            self._packing.tidy()
+            return deleted
+
+        return self._run(self._delete, digest).addCallback(tidy)
 
     def quarantine(self, digest: bytes, reason: str) -> Deferred[None]:
         """Put a chunk aside, so that it is neither served nor counted; tells `on_damaged`."""
@@ -174,6 +192,7 @@ class ChunkStore:
                 sync_directory(f"{self._directory}/{prefix:02x}")
                 self._directories.add(prefix)
         sync_directory(self._directory)
+        self._packs.open()
 
     def _count(self, prefix: int) -> None:
         with self._lock:
@@ -206,7 +225,7 @@ class ChunkStore:
         except BaseException as error:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise Full(f"this server's disk is full: {error.strerror}") from error
             raise
         return digest
@@ -242,10 +261,12 @@ class ChunkStore:
 
     def _space(self) -> Space:
         free, reserve = self._free_and_reserve()
-        return Space(free, sum(filter(None, self._counted)), free < reserve)
+        return Space(free, sum(filter(None, self._counted)) + self._packs.used, free < reserve)
 
     def _whole(self, digest: bytes) -> int | None:
         """The length of a chunk that is here and whole."""
+        if (place := self._packs.place(digest)) is not None:
+            return place.length
         try:
             file = ChunkFile(self._path(digest), digest)
         except NotFound:
@@ -256,8 +277,10 @@ class ChunkStore:
     def _has(self, digests: Sequence[bytes]) -> Sequence[int]:
         return [self._whole(digest) or 0 for digest in digests]
 
-    def _open_file(self, digest: bytes) -> ChunkFile:
+    def _open_file(self, digest: bytes) -> OpenChunk:
         try:
+            if (packed := self._packs.read(digest)) is not None:
+                return packed
             return ChunkFile(self._path(digest), digest)
         except DamagedChunk:
             self._put_aside(digest, None)
@@ -290,7 +313,7 @@ class ChunkStore:
         reader.begin(self._read(digest, file, offset, reader.piece_end(offset), end))
         return reader
 
-    def _read(self, digest: bytes, file: ChunkFile, start: int, end: int, last: int) -> memoryview:
+    def _read(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> memoryview:
         try:
             piece = file.read(start, end - start)
         except DamagedChunk:
@@ -302,13 +325,14 @@ class ChunkStore:
         return piece
 
     def _delete(self, digest: bytes) -> bool:
+        packed = self._packs.delete(digest)
         path = self._path(digest)
         with self._lock:
             try:
                 size = os.stat(path).st_size
                 os.unlink(path)
             except FileNotFoundError:
-                return False
+                return packed
             self._adjust(digest, -size)
             return True
 
@@ -316,26 +340,29 @@ class ChunkStore:
         """Move a chunk's file away, but only the one that was found damaged: a good one may have followed it."""
         path = self._path(digest)
         with self._lock:
+            names = (f"{self._directory}/quarantine/{digest.hex()}.{number}" for number in count())
+            aside = next(name for name in names if not os.path.exists(name))
+            if self._packs.put_aside(digest, aside, inode):
+                return True
             try:
                 status = os.stat(path)
             except FileNotFoundError:
                 return False
             if inode is not None and status.st_ino != inode:
                 return False
-            aside = (f"{self._directory}/quarantine/{digest.hex()}.{number}" for number in count())
-            os.rename(path, next(name for name in aside if not os.path.exists(name)))
+            os.rename(path, aside)
             self._adjust(digest, -status.st_size)
         return True
 
     def _scan(self, prefix: int) -> Sequence[bytes]:
-        digests = []
+        digests = self._packs.digests(prefix)
         with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
             for entry in entries:
                 name, _, kind = entry.name.partition(".")
                 if kind == "chunk" and len(name) == 2 * DIGEST_LENGTH:
                     with suppress(ValueError):
                         digests.append(bytes.fromhex(name))
-        return sorted(digest for digest in digests if digest[0] == prefix)
+        return sorted({digest for digest in digests if digest[0] == prefix})
 
     # What follows runs in the reactor's thread.
 
@@ -351,11 +378,11 @@ class ChunkStore:
                 return
             await self._run(self._count, prefix)
 
-    def read_piece(self, digest: bytes, file: ChunkFile, start: int, end: int, last: int) -> Deferred[memoryview]:
+    def read_piece(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> Deferred[memoryview]:
         """For the reader: the verified bytes from `start` to `end`; the file is closed when `end` is the `last`."""
         return self._watched(digest, self._run(self._read, digest, file, start, end, last))
 
-    def close_file(self, file: ChunkFile) -> None:
+    def close_file(self, file: OpenChunk) -> None:
         """For the reader: close a file, away from the reactor because closing may wait for the disk."""
         self._run(file.close).addErrback(lambda failure: self._log.failure("while closing a chunk", failure))
 
@@ -375,7 +402,7 @@ class ChunkStore:
 class ChunkReader:
     """Verified pieces of one chunk, one of them read ahead. A `PieceSource`."""
 
-    def __init__(self, store: ChunkStore, digest: bytes, file: ChunkFile, start: int, end: int) -> None:
+    def __init__(self, store: ChunkStore, digest: bytes, file: OpenChunk, start: int, end: int) -> None:
         self.chunk_length = file.length
         """Bytes of the whole chunk."""
         self.length = end - start

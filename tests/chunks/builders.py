@@ -31,14 +31,16 @@ def make_store(
     reserve: int = 0,
     on_damaged: Callable[[bytes, str], None] = lambda digest, reason: None,
     free: Callable[[], int] = lambda: GIB,
+    packed_most: int = -1,
 ) -> ChunkStore:
-    """A started store that runs its disk work at once and believes what `free` says."""
+    """A started store that runs its disk work at once and believes what `free` says; by default it packs nothing."""
     store = ChunkStore(
         Path(directory).absolute(),
         run_now,
         reserve=reserve,
         on_damaged=on_damaged,
         room=lambda path: (free(), 100 * GIB),
+        packed_most=packed_most,
     )
     store.start()
     return store

@@ -31,7 +31,9 @@ class StoreTestCase(SynchronousTestCase):
         self.damaged: list[tuple[bytes, str]] = []
 
     def store(self, **options: Any) -> ChunkStore:
-        return make_store(self.directory, on_damaged=lambda *damage: self.damaged.append(damage), **options)
+        store = make_store(self.directory, on_damaged=lambda *damage: self.damaged.append(damage), **options)
+        self.addCleanup(store.close)
+        return store
 
     def put(self, store: ChunkStore, data: Buffer) -> bytes:
         return self.successResultOf(store.put(None, data))
@@ -321,9 +323,9 @@ class ReadTests(StoreTestCase):
 
     def test_closed(self) -> None:
         """A reader that is closed gives nothing more, keeps no file open and may be closed again."""
-        before = len(os.listdir("/proc/self/fd"))
         store = self.store()
         digest = self.put(store, pattern(3 * PIECE))
+        before = len(os.listdir("/proc/self/fd"))
         readers: list[ChunkReader] = [self.successResultOf(store.open(digest)) for _ in range(3)]
         self.successResultOf(readers[1].next())
         self.successResultOf(Deferred.fromCoroutine(read_all(readers[2])))

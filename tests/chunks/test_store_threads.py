@@ -35,6 +35,7 @@ class ThreadsTests(TestCase):
 
         self.directory = Path(self.mktemp()).absolute()
         self.store = ChunkStore(self.directory, run, reserve=0, room=lambda path: (GIB, GIB))
+        self.addCleanup(self.store.close)
 
     async def test_same_chunk(self) -> None:
         """Many who store the same chunk at once all succeed, and there is one of it."""
@@ -50,10 +51,11 @@ class ThreadsTests(TestCase):
     async def test_many(self) -> None:
         """Many different chunks at once, counted right, also while the store is being counted."""
         await self.store.start()
-        chunks = [pattern(1000, seed) for seed in range(50)]
+        chunks = [pattern(1000 if seed % 2 else 70_000, seed) for seed in range(50)]
         digests = await gatherResults([self.store.put(None, chunk) for chunk in chunks])
         sizes = [path.stat().st_size for path in self.directory.rglob("*.chunk")]
-        assert len(sizes) == 50
+        assert len(sizes) == 25
+        sizes += [path.stat().st_size for path in self.directory.rglob("*.pack")]
         for _ in range(COUNTING_TURNS):
             if (await self.store.space()).used == sum(sizes):
                 break

@@ -28,6 +28,7 @@ class TransferTestCase(SynchronousTestCase):
         self.directory = self.mktemp()
         self.room = 10**12
         self.store = make_store(self.directory, reserve=1000, free=lambda: self.room)
+        self.addCleanup(self.store.close)
 
     def make(self, count: int = 5, replicas: int = 3, **fields: Any) -> Transfer:
         self.servers = make_servers(count, **fields)

@@ -1,0 +1,458 @@
+"""Small chunks, many in one file: a file and two fsyncs for each would cap them at a few hundred a second.
+
+    chunks/packs/00000017.pack      one record after another; nothing is ever changed in it
+    chunks/packs/index.sqlite       where each chunk is; made anew from the packs if it is lost
+
+A record: magic (8) | digest (32) | length (4) | CRC32C (4) of the three before and of the data | data. Numbers
+are big-endian. A chunk is in the index only when its record is durable, and the index never needs to be: what
+a power cut takes from it is read again from the end of the packs. A chunk that was removed may come back so;
+that costs nothing but its room. A pack of which less than half is in use is written anew, in small steps.
+
+Everything in `Packs` blocks, and is called on a thread. Who appends is one at a time (see `packing`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+from attrs import frozen
+
+from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c
+from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.durable import sync_directory
+from chunkfarm.errors import Full, InvalidRequest, Mismatch
+from chunkfarm.model import DIGEST_LENGTH, KIB, MIB, digest_of
+
+PACKED_MOST = 64 * KIB
+"""Bytes of the largest chunk that is packed. A larger one takes longer to write than a file of its own to make."""
+PACK_FULL = 64 * MIB
+"""Bytes after which the next pack begins: few files for a million chunks, and little to write anew at a time."""
+STEP = 4 * MIB
+"""Bytes looked at in one step of writing a pack anew: some ten milliseconds in which nobody appends."""
+SCAN_STEP = 8 * MIB
+"""Bytes of a pack in memory while it is read at the start: many times the largest record."""
+
+MAGIC = b"packed1\n"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_HEAD = struct.Struct(f">8s{DIGEST_LENGTH}sII")
+CACHE = 32 * MIB
+"""Of the index: half of what a million chunks take, so that most inserts touch no disk."""
+
+Given = tuple[bytes | None, Buffer, bool]
+"""(digest or None, the bytes, whether the digest was computed from these very bytes)."""
+
+
+@frozen
+class Place:
+    """Where the bytes of a chunk are: `offset` is that of the record."""
+
+    pack: int
+    offset: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record."""
+        return _HEAD.size + self.length
+
+
+class PackedChunk:
+    """A small chunk, read and verified as a whole. Stands in for a `ChunkFile`."""
+
+    def __init__(self, data: bytes, place: Place) -> None:
+        self.length = len(data)
+        self.inode = place.pack << 40 | place.offset
+        self._data = data
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Bytes of the chunk; raises `InvalidRequest` for a range that it does not have."""
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise InvalidRequest(f"the chunk has {self.length} bytes, not {offset + length}")
+        return memoryview(self._data)[offset : offset + length]
+
+    def digest(self) -> bytes:
+        """The digest of the bytes."""
+        return hashlib.sha256(self._data).digest()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Packs:
+    """The packs of one store. `room(bytes)` raises `Full` if there is no room for so many more."""
+
+    def __init__(self, directory: str, room: Callable[[int], None]) -> None:
+        self._directory = directory
+        self._room = room
+        self._reading = threading.Lock()
+        self._writing = threading.Lock()
+        self._sizes: dict[int, int] = {}
+        """Bytes of each pack that may be given out."""
+        self._live: dict[int, int] = {}
+        """Bytes of each pack that are in use."""
+        self._current = -1
+        self._descriptor = -1
+        self._end = 0
+        self._connections: list[sqlite3.Connection] = []
+
+    def open(self) -> None:
+        """Open the index and bring it up to what the packs hold. Raises `OSError`."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        try:
+            self._open_index()
+        except sqlite3.DatabaseError:
+            for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self._directory}/{name}")
+            self._open_index()
+        self._catch_up()
+        sync_directory(self._directory)
+
+    def close(self) -> None:
+        """Close what is open; nothing may be asked afterwards."""
+        with self._writing, self._reading:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+            for connection in self._connections:
+                connection.close()
+
+    def __del__(self) -> None:
+        # What is under way when the process ends is finished first, and nobody waits for that.
+        self.close()
+
+    @property
+    def used(self) -> int:
+        """Bytes of all packs."""
+        return sum(tuple(self._sizes.values()))
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def place(self, digest: bytes) -> Place | None:
+        """Where a chunk is, if its pack reaches that far."""
+        with self._reading:
+            row = self._reader.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return None
+        place = Place(*row)
+        return place if place.offset + place.size <= self._sizes.get(place.pack, 0) else None
+
+    def read(self, digest: bytes) -> PackedChunk | None:
+        """A chunk, verified, if it is here; raises `DamagedChunk`."""
+        while (place := self.place(digest)) is not None:
+            try:
+                record = self._read_record(place)
+            except FileNotFoundError:
+                if self.place(digest) == place:
+                    raise DamagedChunk(f"the pack of chunk {digest.hex()} is gone") from None
+                # It was written anew meanwhile, and the chunk is in another pack now.
+                continue
+            head, data = record[: _HEAD.size], record[_HEAD.size :]
+            if len(record) < place.size or not _is_good(head, data, digest):
+                raise DamagedChunk(f"chunk {digest.hex()} is damaged in pack {place.pack}")
+            return PackedChunk(data, place)
+        return None
+
+    def digests(self, prefix: int) -> list[bytes]:
+        """The chunks whose digest begins with the byte `prefix`, in order."""
+        first = bytes([prefix])
+        last = bytes([prefix + 1]) if prefix < 255 else b"\xff" * (DIGEST_LENGTH + 1)
+        with self._reading:
+            rows = self._reader.execute(
+                "SELECT digest FROM chunks WHERE digest >= ? AND digest < ? ORDER BY digest", (first, last)
+            ).fetchall()
+        return [bytes(row[0]) for row in rows]
+
+    # -- changing ----------------------------------------------------------------------------------------
+
+    def append(self, given: Sequence[Given]) -> list[bytes | Mismatch]:
+        """Make all of these durable with one fsync; for each its digest, or why it was refused.
+
+        Raises `Full` before anything is written, or the `OSError`; then none of them is stored.
+        """
+        answers, new = self._look(given)
+        if new:
+            with self._writing:
+                self._write([(digest, bytes(data)) for digest, data in new.items()])
+        return answers
+
+    def delete(self, digest: bytes) -> bool:
+        """Forget a chunk; whether there was one."""
+        with self._writing:
+            return self._forget(digest)
+
+    def put_aside(self, digest: bytes, path: str, inode: int | None) -> bool:
+        """Forget a damaged chunk and keep its record in a file for whoever wants to look at it.
+
+        With `inode` only if it is still the one that was found damaged. Returns whether it was here.
+        """
+        with self._writing:
+            place = self.place(digest)
+            if place is None or (inode is not None and inode != place.pack << 40 | place.offset):
+                return place is None and inode is None and self._forget(digest)
+            with suppress(OSError, DamagedChunk), open(path, "xb") as aside:
+                aside.write(self._read_record(place))
+            return self._forget(digest)
+
+    def wasteful(self) -> int | None:
+        """A pack that is to be written anew: it is full, and less than half of it is in use."""
+        for number, size in tuple(self._sizes.items()):
+            if number != self._current and self._live.get(number, 0) * 2 < size:
+                return number
+        return None
+
+    def rewrite(self, number: int, offset: int) -> tuple[int | None, list[bytes]]:
+        """One step: what is in use behind `offset` goes into the current pack.
+
+        Returns where the next step begins, None after the last; and the chunks that were lost, because their
+        records were damaged.
+        """
+        with self._writing:
+            kept: list[tuple[bytes, bytes]] = []
+            end = None
+            for start, digest, data in self._records(number, offset, self._sizes[number]):
+                if start >= offset + STEP:
+                    end = start
+                    break
+                place = self.place(digest)
+                if place is not None and (place.pack, place.offset) == (number, start):
+                    kept.append((digest, data))
+            if kept:
+                self._write(kept)
+            return end, self._drop(number) if end is None else []
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _open_index(self) -> None:
+        path = f"{self._directory}/index.sqlite"
+        self._index = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connections.append(self._index)
+        self._index.execute("PRAGMA journal_mode = WAL")
+        # It may lose what came last (the packs have it), but not its shape.
+        self._index.execute("PRAGMA synchronous = NORMAL")
+        self._index.execute(f"PRAGMA cache_size = -{CACHE // KIB}")
+        self._index.execute("CREATE TABLE IF NOT EXISTS packs (number INTEGER PRIMARY KEY, scanned INT, live INT)")
+        self._index.execute(
+            "CREATE TABLE IF NOT EXISTS chunks (digest BLOB PRIMARY KEY, pack INT, at INT, length INT) WITHOUT ROWID"
+        )
+        self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connections.append(self._reader)
+
+    def _catch_up(self) -> None:
+        known = {number: (scanned, live) for number, scanned, live in self._index.execute("SELECT * FROM packs")}
+        found: dict[int, int] = {}
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                stem, _, kind = entry.name.partition(".")
+                if kind == "pack" and stem.isdecimal():
+                    found[int(stem)] = entry.stat().st_size
+        for number in known.keys() - found.keys():
+            self._transact(
+                [("DELETE FROM chunks WHERE pack = ?", (number,)), ("DELETE FROM packs WHERE number = ?", (number,))]
+            )
+        for number in sorted(found):
+            scanned, self._live[number] = known.get(number, (0, 0))
+            self._sizes[number] = found[number]
+            if scanned < found[number]:
+                self._scan_tail(number, scanned)
+        self._current = max(found, default=0)
+
+    def _scan_tail(self, number: int, offset: int) -> None:
+        """Take what was appended since the index was last durable; a record that is not whole is passed over."""
+        size = self._sizes[number]
+        descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # It may be in memory only, and is about to be promised.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        # What bit rot or a torn write left is passed over, by its sum.
+        rows = [(digest, at, len(data)) for at, digest, data in self._records(number, offset, size)]
+        self._enter(number, rows, size)
+
+    def _records(self, number: int, offset: int, size: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """Every whole record that begins at `offset` or behind it: where it begins, its digest, its data."""
+        while offset < size:
+            window = self._read_at(number, offset, min(SCAN_STEP, size - offset))
+            is_last = offset + len(window) >= size or not window
+            at = 0
+            while (at := window.find(MAGIC, at)) >= 0:
+                if at + _HEAD.size + PACKED_MOST > len(window) and not is_last:
+                    break
+                head = window[at : at + _HEAD.size]
+                if len(head) == _HEAD.size:
+                    _, digest, length, _ = _HEAD.unpack(head)
+                    data = window[at + _HEAD.size : at + _HEAD.size + length]
+                    if length <= PACKED_MOST and _is_good(head, data, digest):
+                        yield offset + at, digest, data
+                        at += _HEAD.size + length - 1
+                at += 1
+            if is_last:
+                return
+            # The window may end in the middle of the magic.
+            offset += at if at >= 0 else len(window) - len(MAGIC) + 1
+
+    def _look(self, given: Sequence[Given]) -> tuple[list[bytes | Mismatch], dict[bytes, Buffer]]:
+        answers: list[bytes | Mismatch] = []
+        new: dict[bytes, Buffer] = {}
+        for digest, data, checked in given:
+            found = digest if checked and digest is not None else digest_of(data)
+            if digest is not None and found != digest:
+                answers.append(Mismatch(f"the bytes do not have the digest {digest.hex()}"))
+                continue
+            answers.append(found)
+            if self.place(found) is None:
+                new[found] = data
+        return answers, new
+
+    def _write(self, chunks: list[tuple[bytes, bytes]]) -> None:
+        records = [_head(digest, data) + data for digest, data in chunks]
+        total = sum(map(len, records))
+        self._room(total)
+        if self._descriptor < 0 or self._end >= PACK_FULL:
+            self._begin()
+        start = self._end
+        try:
+            _write_all(self._descriptor, memoryview(b"".join(records)), start)
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._abandon(start)
+            if error.errno in NO_ROOM:
+                raise Full(f"this server's disk is full: {error.strerror}") from error
+            raise
+        rows, offset = [], start
+        for (digest, data), record in zip(chunks, records, strict=True):
+            rows.append((digest, offset, len(data)))
+            offset += len(record)
+        self._end = self._sizes[self._current] = offset
+        self._enter(self._current, rows, offset)
+
+    def _begin(self) -> None:
+        """The next pack, with a name that outlives a power cut."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        number = self._current + 1
+        self._descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        sync_directory(self._directory)
+        self._current, self._end = number, 0
+        self._sizes[number] = self._live[number] = 0
+
+    def _abandon(self, start: int) -> None:
+        """Write no more into a pack that failed: after a failed fsync nobody knows what the disk has of it."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, start)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _enter(self, number: int, rows: list[tuple[bytes, int, int]], scanned: int) -> None:
+        """Put chunks into the index; where one was before is room to be won back."""
+        freed: dict[int, int] = {}
+        for digest, _, _ in rows:
+            before = self._index.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
+            if before is not None:
+                place = Place(*before)
+                freed[place.pack] = freed.get(place.pack, 0) + place.size
+        live = {pack: self._live.get(pack, 0) - size for pack, size in freed.items() if pack in self._sizes}
+        live[number] = live.get(number, self._live.get(number, 0)) + sum(_HEAD.size + length for _, _, length in rows)
+        put = "INSERT OR REPLACE INTO chunks (digest, pack, at, length) VALUES (?, ?, ?, ?)"
+        self._index.execute("BEGIN")
+        try:
+            self._index.executemany(put, [(digest, number, offset, length) for digest, offset, length in rows])
+            for pack, size in live.items():
+                self._index.execute(
+                    "INSERT INTO packs VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET live = excluded.live",
+                    (pack, 0, size),
+                )
+            self._index.execute("UPDATE packs SET scanned = ? WHERE number = ?", (scanned, number))
+            self._index.execute("COMMIT")
+        except BaseException:
+            self._index.execute("ROLLBACK")
+            raise
+        self._live.update(live)
+
+    def _forget(self, digest: bytes) -> bool:
+        row = self._index.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return False
+        place = Place(*row)
+        live = self._live.get(place.pack, 0) - place.size
+        self._transact(
+            [
+                ("DELETE FROM chunks WHERE digest = ?", (digest,)),
+                ("UPDATE packs SET live = ? WHERE number = ?", (live, place.pack)),
+            ]
+        )
+        self._live[place.pack] = live
+        return True
+
+    def _drop(self, number: int) -> list[bytes]:
+        """Remove a pack that was written anew; returns what was in use and could not be read."""
+        lost = []
+        if self._live.get(number, 0) > 0:
+            rows = self._index.execute("SELECT digest FROM chunks WHERE pack = ?", (number,)).fetchall()
+            lost = [bytes(row[0]) for row in rows]
+        self._transact(
+            [("DELETE FROM chunks WHERE digest = ?", (digest,)) for digest in lost]
+            + [("DELETE FROM packs WHERE number = ?", (number,))]
+        )
+        with suppress(FileNotFoundError):
+            os.unlink(self._path(number))
+        self._sizes.pop(number, None)
+        self._live.pop(number, None)
+        return lost
+
+    def _transact(self, statements: Sequence[tuple[str, tuple[bytes | int, ...]]]) -> None:
+        self._index.execute("BEGIN")
+        try:
+            for text, values in statements:
+                self._index.execute(text, values)
+            self._index.execute("COMMIT")
+        except BaseException:
+            self._index.execute("ROLLBACK")
+            raise
+
+    def _path(self, number: int) -> str:
+        return f"{self._directory}/{number:08}.pack"
+
+    def _read_record(self, place: Place) -> bytes:
+        return self._read_at(place.pack, place.offset, place.size)
+
+    def _read_at(self, number: int, offset: int, length: int) -> bytes:
+        descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, length, offset)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EUCLEAN):
+                raise DamagedChunk(f"pack {number} cannot be read at {offset}: {error.strerror}") from error
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def _head(digest: bytes, data: Buffer) -> bytes:
+    return _HEAD.pack(MAGIC, digest, len(data), _sum(digest, data))
+
+
+def _sum(digest: bytes, data: Buffer) -> int:
+    return crc32c(MAGIC + digest + struct.pack(">I", len(data)) + bytes(data))
+
+
+def _is_good(head: bytes, data: bytes, digest: bytes) -> bool:
+    if len(head) < _HEAD.size:
+        return False
+    magic, named, length, crc = _HEAD.unpack(head)
+    return magic == MAGIC and named == digest and length == len(data) and bool(crc == _sum(digest, data))
+
+
+def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,445 @@
+"""Small chunks that share files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ParamSpec, TypeVar
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, execute
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.chunks import packing, packs
+from chunkfarm.chunks.packs import PACKED_MOST, Packs
+from chunkfarm.chunks.store import ChunkStore, DamagedChunk
+from chunkfarm.errors import Full, InvalidRequest, Mismatch, NotFound
+from chunkfarm.model import GIB, digest_of
+from tests.chunks.builders import make_store, pattern, read_all
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def no_limit(needed: int) -> None:
+    """There is always room."""
+
+
+class PackedTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.damaged: list[tuple[bytes, str]] = []
+
+    def store(self, **options: Any) -> ChunkStore:
+        store = make_store(
+            self.directory,
+            packed_most=PACKED_MOST,
+            on_damaged=lambda *damage: self.damaged.append(damage),
+            **options,
+        )
+        self.addCleanup(store.close)
+        return store
+
+    def put(self, store: ChunkStore, data: bytes) -> bytes:
+        return self.successResultOf(store.put(None, data))
+
+    def read(self, store: ChunkStore, digest: bytes, offset: int = 0, length: int | None = None) -> bytes:
+        reader = self.successResultOf(store.open(digest, offset, length))
+        return self.successResultOf(Deferred.fromCoroutine(read_all(reader)))
+
+    def pack_files(self) -> list[Path]:
+        return sorted((self.directory / "packs").glob("*.pack"))
+
+    def forget_index(self) -> None:
+        """What a person does who copies chunks alone, or a disk that loses a file."""
+        for path in (self.directory / "packs").glob("index.sqlite*"):
+            path.unlink()
+
+    def flip(self, data: bytes) -> None:
+        """Damage one bit of a chunk inside its pack."""
+        for path in self.pack_files():
+            content = bytearray(path.read_bytes())
+            at = content.find(data)
+            if at >= 0:
+                content[at + len(data) // 2] ^= 4
+                path.write_bytes(content)
+                return
+        self.fail("the bytes are in no pack")
+
+
+class PackedStoreTests(PackedTestCase):
+    """A store that packs what is small; everything else about it is as with files."""
+
+    def test_what_is_stored_is_read(self) -> None:
+        """Chunks up to 64 KiB share a file and come back as they were; a larger one has its own."""
+        store = self.store()
+        for size in (0, 1, 100, PACKED_MOST - 1, PACKED_MOST, PACKED_MOST + 1):
+            data = pattern(size)
+            digest = self.put(store, data)
+            assert self.read(store, digest) == data
+            assert self.successResultOf(store.size(digest)) == size
+            assert self.successResultOf(store.check(digest)) == size
+            assert self.successResultOf(store.has([digest])) == [size]
+        assert len(self.pack_files()) == 1
+        assert len(list(self.directory.rglob("*.chunk"))) == 1
+
+    def test_ranges(self) -> None:
+        """Any range of a packed chunk is read, and one that it does not have is refused."""
+        store = self.store()
+        digest = self.put(store, pattern(1000))
+        assert self.read(store, digest, 10, 20) == pattern(1000)[10:30]
+        assert self.read(store, digest, 1000) == b""
+        self.failureResultOf(store.open(digest, 990, 11), InvalidRequest)
+
+    def test_wrong_digest(self) -> None:
+        """Bytes that are not what was announced are refused, also when that chunk is here."""
+        store = self.store()
+        self.failureResultOf(store.put(digest_of(b"other"), b"data"), Mismatch)
+        assert self.successResultOf(store.has([digest_of(b"other"), digest_of(b"data")])) == [0, 0]
+        digest = self.put(store, b"data")
+        self.failureResultOf(store.put(digest, b"DATA"), Mismatch)
+        assert self.read(store, digest) == b"data"
+
+    def test_not_written_twice(self) -> None:
+        """A chunk that is here already takes no more room."""
+        store = self.store()
+        self.put(store, pattern(500))
+        used = self.successResultOf(store.space()).used
+        self.put(store, pattern(500))
+        assert self.successResultOf(store.space()).used == used > 500
+
+    def test_listed(self) -> None:
+        """The digests held are listed by their first byte, packed or not."""
+        store = self.store()
+        chunks = [pattern(size) for size in range(0, 3000, 30)] + [pattern(PACKED_MOST + 1)]
+        digests = sorted(self.put(store, chunk) for chunk in chunks)
+        assert [digest for prefix in range(256) for digest in self.successResultOf(store.scan(prefix))] == digests
+
+    def test_deleted(self) -> None:
+        """A chunk that was deleted is gone, also after a restart, and can be stored again."""
+        store = self.store()
+        digest, other = self.put(store, pattern(1000)), self.put(store, pattern(1000, 1))
+        assert self.successResultOf(store.delete(digest)) is True
+        assert self.successResultOf(store.delete(digest)) is False
+        for again in (store, self.store()):
+            self.failureResultOf(again.open(digest), NotFound)
+            assert self.read(again, other) == pattern(1000, 1)
+        assert self.read(store, self.put(store, pattern(1000))) == pattern(1000)
+
+    def test_damaged(self) -> None:
+        """A damaged chunk is never served: it is put aside and reported, and its neighbours are as before."""
+        store = self.store()
+        digest, other = self.put(store, pattern(1000)), self.put(store, pattern(1000, 1))
+        self.flip(pattern(1000))
+        self.failureResultOf(store.open(digest), DamagedChunk)
+        assert [damage[0] for damage in self.damaged] == [digest]
+        assert len(list((self.directory / "quarantine").iterdir())) == 1
+        self.failureResultOf(store.open(digest), NotFound)
+        assert self.read(store, other) == pattern(1000, 1)
+        assert self.read(store, self.put(store, pattern(1000))) == pattern(1000)
+
+    def test_a_pack_that_is_gone(self) -> None:
+        """Chunks whose pack was deleted by hand are damaged, then missing; after a restart they are missing."""
+        store = self.store()
+        digest, other = self.put(store, pattern(1000)), self.put(store, pattern(1000, 1))
+        self.pack_files()[0].unlink()
+        self.failureResultOf(store.open(digest), DamagedChunk)
+        self.failureResultOf(store.open(digest), NotFound)
+        assert self.successResultOf(self.store().has([digest, other])) == [0, 0]
+
+    def test_no_room(self) -> None:
+        """With the reserve reached a small chunk is refused like any other; what is there is read and deleted."""
+        free = [GIB]
+        store = self.store(reserve=GIB // 2, free=lambda: free[0])
+        digest = self.put(store, b"data")
+        free[0] = GIB // 2
+        self.failureResultOf(store.put(None, b"more"), Full)
+        assert self.read(store, digest) == b"data"
+        assert self.successResultOf(store.delete(digest))
+        free[0] = GIB
+        self.put(store, b"more")
+
+    def test_the_disk_fills(self) -> None:
+        """A disk without room is told as such, and nothing of the batch is there."""
+        store = self.store()
+        self.put(store, b"data")
+        with mock.patch("os.pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+            self.failureResultOf(store.put(None, b"more"), Full)
+        assert self.successResultOf(store.has([digest_of(b"more")])) == [0]
+        assert self.read(store, self.put(store, b"again")) == b"again"
+
+
+class RestartTests(PackedTestCase):
+    """What is found after the process ended, however it ended."""
+
+    def test_everything_is_there(self) -> None:
+        """All that was stored is found by the next process, with and without its index."""
+        store = self.store()
+        chunks = [pattern(size, size) for size in range(0, 4000, 50)]
+        digests = [self.put(store, chunk) for chunk in chunks]
+        for forget in (False, True):
+            if forget:
+                self.forget_index()
+            again = self.store()
+            assert [self.read(again, digest) for digest in digests] == chunks
+            assert self.successResultOf(again.space()).used == sum(path.stat().st_size for path in self.pack_files())
+
+    def test_a_spoilt_index(self) -> None:
+        """An index that is no database is made anew."""
+        digest = self.put(self.store(), b"data")
+        self.forget_index()
+        (self.directory / "packs" / "index.sqlite").write_bytes(b"not a database at all" * 500)
+        assert self.read(self.store(), digest) == b"data"
+
+    def test_killed_before_the_index(self) -> None:
+        """A record that was written, and not entered, is found at the end of its pack."""
+        store = self.store()
+        self.put(store, b"first")
+        with mock.patch.object(Packs, "_enter", side_effect=KeyboardInterrupt):
+            self.assertRaises(KeyboardInterrupt, lambda: store._packs.append([(None, b"data", False)]))
+        assert self.read(self.store(), digest_of(b"data")) == b"data"
+
+    def test_a_torn_end(self) -> None:
+        """What a power cut left of the last records is passed over, and what is stored later is found."""
+        store = self.store()
+        digest = self.put(store, pattern(300))
+        path = self.pack_files()[0]
+        whole = path.read_bytes()
+        for left in (whole[:1], whole[:20], whole[:-1], bytes(len(whole)), packs.MAGIC, packs.MAGIC * 40):
+            path.write_bytes(whole + left + whole[: len(whole) // 2])
+            again = self.store()
+            later = self.put(again, pattern(400))
+            for one in (again, self.store()):
+                assert self.read(one, digest) == pattern(300)
+                assert self.read(one, later) == pattern(400)
+
+    def test_records_behind_damage(self) -> None:
+        """Without an index one damaged record does not hide those behind it, however many windows they fill."""
+        self.patch(packs, "SCAN_STEP", 2 * PACKED_MOST + 1000)
+        store = self.store()
+        chunks = [pattern(PACKED_MOST - number, number) for number in range(20)]
+        digests = [self.put(store, chunk) for chunk in chunks]
+        self.flip(chunks[3])
+        self.forget_index()
+        again = self.store()
+        lengths = self.successResultOf(again.has(digests))
+        assert [bool(length) for length in lengths] == [number != 3 for number in range(20)]
+
+    def test_the_index_is_behind(self) -> None:
+        """An index that lost its last rows in a power cut is brought up to the packs."""
+        store = self.store()
+        digest = self.put(store, b"first")
+        kept = {path: path.read_bytes() for path in (self.directory / "packs").glob("index.sqlite*")}
+        later = self.put(store, b"later")
+        store._packs.close()
+        self.forget_index()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        again = self.store()
+        assert self.successResultOf(again.has([digest, later])) == [5, 5]
+
+
+class SyncTests(PackedTestCase):
+    """Nothing is said to be stored before it is durable, and one fsync does for many."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.calls: list[tuple[Deferred[Any], Callable[[], Any]]] = []
+        self.waits = False
+
+    def run_later(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        if not self.waits:
+            return execute(function, *args, **kwargs)
+        result: Deferred[T] = Deferred()
+        self.calls.append((result, lambda: function(*args, **kwargs)))
+        return result
+
+    def disk(self) -> None:
+        """Let the disk do what it was asked first."""
+        result, call = self.calls.pop(0)
+        execute(call).chainDeferred(result)
+
+    def slow_store(self) -> ChunkStore:
+        store = ChunkStore(self.directory, self.run_later, reserve=0, room=lambda path: (GIB, GIB))
+        self.addCleanup(store.close)
+        store.start()
+        self.waits = True
+        return store
+
+    def test_one_fsync_for_many(self) -> None:
+        """What comes while the disk works is made durable together, with the next fsync."""
+        store = self.slow_store()
+        puts = [store.put(None, pattern(1000, number)) for number in range(30)]
+        synced: list[int] = []
+        with mock.patch("os.fdatasync", side_effect=synced.append):
+            self.disk()
+            self.successResultOf(puts[0])
+            for put in puts[1:]:
+                self.assertNoResult(put)
+            self.disk()
+        assert [len(self.successResultOf(put)) for put in puts[1:]] == [32] * 29
+        assert len(synced) == 2
+
+    def test_durable_before_it_is_said(self) -> None:
+        """A chunk is neither acknowledged nor held before the fsync has come back; one that failed is not there."""
+        store = self.slow_store()
+        self.put_fails(store, b"first")
+        put = store.put(None, b"data")
+
+        def look(descriptor: int) -> None:
+            self.assertNoResult(put)
+            assert store._packs.place(digest_of(b"data")) is None
+
+        with mock.patch("os.fdatasync", side_effect=look):
+            self.disk()
+        assert self.successResultOf(put) == digest_of(b"data")
+        self.put_fails(store, b"other")
+        self.waits = False
+        assert self.successResultOf(self.store().has([digest_of(b"data"), digest_of(b"other")])) == [4, 0]
+
+    def put_fails(self, store: ChunkStore, data: bytes) -> None:
+        put = store.put(None, data)
+        with mock.patch("os.fdatasync", side_effect=OSError(errno.EIO, "Input/output error")):
+            self.disk()
+        self.failureResultOf(put, OSError)
+
+    def test_a_put_that_nobody_waits_for(self) -> None:
+        """A put that was cancelled disturbs neither the others nor the store."""
+        store = self.slow_store()
+        first, second, third = (store.put(None, bytes([number])) for number in range(3))
+        second.cancel()
+        self.failureResultOf(second)
+        self.disk()
+        self.disk()
+        self.successResultOf(first)
+        assert self.successResultOf(third) == digest_of(bytes([2]))
+
+    def test_batches_end(self) -> None:
+        """A long queue is stored in batches, so that the first need not wait for the last."""
+        store = self.slow_store()
+        first = store.put(None, b"first")
+        puts = [store.put(None, str(number).encode()) for number in range(packing.BATCH_MOST + 1)]
+        self.disk()
+        self.successResultOf(first)
+        self.disk()
+        self.successResultOf(puts[-2])
+        self.assertNoResult(puts[-1])
+        self.disk()
+        self.successResultOf(puts[-1])
+
+
+class RewriteTests(PackedTestCase):
+    """Room that deleted chunks took is won back."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(packs, "PACK_FULL", 100_000)
+        self.patch(packs, "STEP", 20_000)
+
+    def fill(self, store: ChunkStore) -> dict[bytes, bytes]:
+        chunks = [pattern(5000, number) for number in range(100)]
+        return {self.put(store, chunk): chunk for chunk in chunks}
+
+    def test_room_is_won_back(self) -> None:
+        """A pack of which less than half is in use is written anew; what is in use stays readable all the time."""
+        store = self.store()
+        chunks = self.fill(store)
+        before = self.successResultOf(store.space()).used
+        gone = [digest for number, digest in enumerate(chunks) if number % 4]
+        for digest in gone:
+            self.successResultOf(store.delete(digest))
+        assert self.successResultOf(store.space()).used < before * 0.6
+        assert self.successResultOf(store.space()).used == sum(path.stat().st_size for path in self.pack_files())
+        for one in (store, self.store()):
+            for digest, data in chunks.items():
+                if digest in gone:
+                    self.failureResultOf(one.open(digest), NotFound)
+                else:
+                    assert self.read(one, digest) == data
+
+    def test_half_way(self) -> None:
+        """A process that ends while it writes a pack anew loses nothing, with and without its index."""
+        store = self.store()
+        chunks = self.fill(store)
+        kept = list(chunks)[::4]
+        with mock.patch.object(packing.Packing, "tidy"):
+            for digest in chunks.keys() - set(kept):
+                self.successResultOf(store.delete(digest))
+        number = store._packs.wasteful()
+        assert number is not None
+        following, lost = store._packs.rewrite(number, 0)
+        assert following is not None and not lost
+        for forget in (False, True):
+            if forget:
+                self.forget_index()
+            again = self.store()
+            assert [self.read(again, digest) for digest in kept] == [chunks[digest] for digest in kept]
+
+    def test_what_is_damaged_is_reported(self) -> None:
+        """A damaged record in a pack that is written anew is not copied: the chunk is reported and gone."""
+        store = self.store()
+        chunks = self.fill(store)
+        victim = list(chunks)[4]
+        self.flip(chunks[victim])
+        for digest in list(chunks)[:20]:
+            if digest != victim:
+                self.successResultOf(store.delete(digest))
+        assert victim in [digest for digest, _ in self.damaged]
+        assert self.successResultOf(store.has([victim])) == [0]
+
+
+class HistoryTests(SynchronousTestCase):
+    """Any history of puts, deletes, restarts and lost tails."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(
+            st.one_of(
+                st.tuples(st.just("put"), st.integers(0, 30)),
+                st.tuples(st.just("delete"), st.integers(0, 30)),
+                st.tuples(st.just("restart"), st.booleans()),
+                st.tuples(st.just("garbage"), st.integers(0, 200)),
+                st.tuples(st.just("rewrite"), st.just(0)),
+            ),
+            max_size=40,
+        )
+    )
+    def test_nothing_acknowledged_is_lost(self, history: list[tuple[str, int]]) -> None:
+        """What was put and not deleted is there and right, whatever happened to the index and behind the packs."""
+        with TemporaryDirectory() as directory, mock.patch.multiple(packs, PACK_FULL=3000, STEP=1000):
+            held: dict[bytes, bytes] = {}
+            opened = Packs(directory, no_limit)
+            opened.open()
+            for what, number in history:
+                if what == "put":
+                    data = pattern(number * 37, number)
+                    assert opened.append([(None, data, False)]) == [digest_of(data)]
+                    held[digest_of(data)] = data
+                elif what == "delete":
+                    digest = digest_of(pattern(number * 37, number))
+                    opened.delete(digest)
+                    held.pop(digest, None)
+                elif what == "rewrite" and (wasteful := opened.wasteful()) is not None:
+                    following: int | None = 0
+                    while following is not None:
+                        following, lost = opened.rewrite(wasteful, following)
+                        assert lost == []
+                elif what in ("restart", "garbage"):
+                    opened.close()
+                    if what == "restart" and number:
+                        for path in Path(directory).glob("index.sqlite*"):
+                            path.unlink()
+                    elif what == "garbage" and (files := sorted(Path(directory).glob("*.pack"))):
+                        with open(files[-1], "ab") as file:
+                            file.write(packs.MAGIC + os.urandom(number))
+                    opened = Packs(directory, no_limit)
+                    opened.open()
+                for digest, data in held.items():
+                    packed = opened.read(digest)
+                    assert packed is not None and bytes(packed.read(0, packed.length)) == data
+            opened.close()
