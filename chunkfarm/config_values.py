@@ -375,8 +375,9 @@ def farm_option_text(option: str, value: Any) -> str:
     return _FARM_WRITERS.get(option, str)(value)
 
 
-RELATED = ("master_grace", "repair_after", "forget_after")
-"""Each may be no longer than the next: a server is missed first, then its chunks are copied, then it is forgotten."""
+RELATED = ("repair_after", "forget_after")
+"""Each may be no longer than the next: the chunks of a lost server are copied first, then it is forgotten. A
+`master_grace` may be longer than both: a master that nobody can replace goes when both times are over."""
 
 
 def check_farm(farm: FarmOptions) -> None:

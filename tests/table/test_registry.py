@@ -181,6 +181,10 @@ class SettingsTests(SynchronousTestCase):
             changed_farm(FarmOptions(), {"id": "0" * 32})
 
     def test_options_that_contradict_each_other(self) -> None:
-        """A grace longer than the time of repair is refused."""
+        """To forget a server before its chunks are copied is refused."""
         with self.assertRaises(InvalidRequest):
-            changed_farm(FarmOptions(repair_after=20.0), {"master_grace": "60s"})
+            changed_farm(FarmOptions(forget_after=60.0), {"repair_after": "61s"})
+
+    def test_a_short_time_of_repair(self) -> None:
+        """`repair_after` may be set alone, also to less than `master_grace` is by default."""
+        assert changed_farm(FarmOptions(), {"repair_after": "5s"}).repair_after == 5.0

@@ -108,6 +108,14 @@ class NextConfigurationTests(SynchronousTestCase):
         view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 600.0})
         assert next_configuration(view) == Configuration(numbers(1, 2))
 
+    def test_not_before_it_could_be_replaced(self) -> None:
+        """Where `repair_after` is the shorter of the two, a lost voter keeps its place for `master_grace`."""
+        servers = [make_server(1), make_server(2), make_server(3, state="down")]
+        view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 9.9}, repair_after=5.0)
+        assert next_configuration(view) is None
+        view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 10.0}, repair_after=5.0)
+        assert next_configuration(view) == Configuration(numbers(1, 2))
+
     def test_two_voters_are_not_shrunk_by_this_rule(self) -> None:
         """Dropping one of two voters takes more proof than silence."""
         servers = [make_server(1), make_server(2, state="down")]
