@@ -26,13 +26,17 @@ History = Callable[[bytes, int, int], Deferred[tuple[tuple[Event, ...], int]]]
 
 
 class WatchHub:
-    """All watches of this server. `revision` is that of the rows; `history` reads what memory no longer has."""
+    """All watches of this server. `revision` is that of the rows; `history` reads what memory no longer has.
 
-    def __init__(self, revision: int, history: History) -> None:
+    `on_idle` is called when the last watch has ended.
+    """
+
+    def __init__(self, revision: int, history: History, on_idle: Callable[[], None] = lambda: None) -> None:
         self.revision = revision
         self.floor = revision
         """Changes after this revision are in memory."""
         self.history = history
+        self._on_idle = on_idle
         self._closed = False
         self._watches: set[Watch] = set()
         self._recent: list[tuple[int, tuple[Event, ...]]] = []
@@ -66,9 +70,23 @@ class WatchHub:
             self._recent.append((number, events))
             self._count += len(events)
             self._bytes += sum(len(event.key) + len(event.value) for event in events)
-        self._trim()
         for watch in list(self._watches):
             watch.wake(beat=False)
+        # Only now: who waits has kept up, and must not find that a single large step left memory behind it.
+        self._trim()
+
+    def reach_back(self, floor: int, changes: list[tuple[int, tuple[Event, ...]]]) -> None:
+        """Take in older changes: all those after `floor`, up to what memory has had until now."""
+        self._recent[:0] = changes
+        self.floor = floor
+        for _, events in changes:
+            self._count += len(events)
+            self._bytes += sum(len(event.key) + len(event.value) for event in events)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody watches."""
+        return not self._watches
 
     def beat(self) -> None:
         """Let those know of the revision for whom nothing changed; called at a steady, leisurely pace."""
@@ -98,6 +116,8 @@ class WatchHub:
 
     def forget(self, watch: Watch) -> None:
         self._watches.discard(watch)
+        if not self._watches:
+            self._on_idle()
 
     def _trim(self) -> None:
         """Drop the older half when there is too much, so that dropping is rare."""

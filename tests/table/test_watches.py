@@ -61,6 +61,18 @@ class WatchTests(SynchronousTestCase):
         batch: Batch = self.successResultOf(watch.next())
         return [event.key for event in batch.events]
 
+    def test_a_step_larger_than_memory(self) -> None:
+        """Who keeps up is told all of a single step that memory cannot hold, and goes on from there."""
+        self.patch(watches, "RECENT_EVENTS_MAX", 4)
+        hub = self.hub()
+        watch = self.watch(hub)
+        waiting = watch.next()
+        hub.publish(10, [(revision, (Event(revision, "PUT", b"a", b""),)) for revision in range(1, 11)])
+        assert [event.revision for event in self.successResultOf(waiting).events] == list(range(1, 11))
+        waiting = watch.next()
+        self.publish(hub, b"b")
+        assert [event.key for event in self.successResultOf(waiting).events] == [b"b"]
+
     def test_live(self) -> None:
         """What is published while a watcher waits is told at once; the rest with the next call, together."""
         hub = self.hub()
