@@ -235,6 +235,7 @@ class Farm(MultiService):
             parts.duties.stop,
             parts.ledger.stop,
             parts.roster.stop,
+            parts.relay.close,
             parts.transfer.stop,
             parts.store.stop,
         ):

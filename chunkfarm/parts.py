@@ -47,6 +47,7 @@ from chunkfarm.table.interface import ITable
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
+from chunkfarm.table.relay import Relay
 from chunkfarm.table.roster import Roster
 from chunkfarm.takeover import Takeover, boot_time, refuses
 from chunkfarm.threads import Threads
@@ -195,7 +196,8 @@ class Parts:
 
     def _build_table(self, random: Random, on_fatal: Callable[[Failure], None]) -> None:
         self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable)
-        links = TableOverPeers(self.peers, self.streams, self.watches.open, lambda: self.reporter.hint)
+        self.relay = Relay(self.watches.open, self.reactor)
+        links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
         self._table = EmbeddedTable(
             self.data.server_id,
             self.journal,
@@ -290,9 +292,11 @@ class Parts:
         return self._line.index(server_id) if server_id in self._line else len(self._line)
 
     def _watchable(self) -> list[Address]:
-        """Client ports of servers that hold rows, as far as this one knows, the first ahead."""
-        line = [server for server in membership.masters(self.servers()) if server.id != self.data.server_id]
-        return [server.client_address for server in line]
+        """Client ports of servers that hold rows, as far as this one knows, the one that leads ahead."""
+        rows = {server.id: server for server in self.servers()}
+        # Answers to reports may know of newer masters than the rows, which come with the watch.
+        line = [self.first(), *(server.id for server in membership.masters(rows.values())), *self.reporter.voters]
+        return [rows[id].client_address for id in dict.fromkeys(line) if id in rows and id != self.data.server_id]
 
     def _roster_changed(self) -> None:
         self._state.revision = self.roster.revision
@@ -364,6 +368,10 @@ class Parts:
     @property
     def embedded(self) -> EmbeddedTable:
         return self._table
+
+    @property
+    def holds_table(self) -> bool:
+        return self._table.holds_rows
 
     @property
     def catalog(self) -> Catalog:

@@ -28,6 +28,10 @@ class Backend(Protocol):
     def table(self) -> ITable: ...
 
     @property
+    def holds_table(self) -> bool:
+        """Whether the rows are here, so that other servers may watch them."""
+
+    @property
     def catalog(self) -> Catalog: ...
 
     @property

@@ -344,6 +344,7 @@ class MemoryBackend:
     """A serving server `alpha` of the farm `lab`, with the keys reader, writer and admin (secret: `secret`)."""
 
     def __init__(self) -> None:
+        self.holds_table = True
         self.state = ServerState(
             server_id=SERVER_ID,
             name="alpha",

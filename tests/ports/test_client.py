@@ -218,11 +218,23 @@ class GettingInTests(SynchronousTestCase):
         assert link.say("SERVERS").startswith("TABLE ")
         assert link.say("WATCH servers/") == "OK revision=7\r\n"
         assert link.say("UNWATCH") == "OK\r\n"
-        assert link.say("WATCH files/").startswith("ERR denied ")
+        assert link.say("WATCH keys/").startswith("ERR denied ")
         assert link.say("LIST").startswith("ERR denied ")
         assert link.say("SET alpha zone=z").startswith("OK SERVER ")
         assert link.say("SET beta zone=z").startswith("ERR denied ")
         assert link.say("SET farm replicas=1").startswith("ERR denied ")
+
+    def test_a_server_watches_where_the_table_is(self) -> None:
+        """Clients may watch at any server; other servers only where the rows are, lest two follow each other."""
+        link = ClientLink(ELSEWHERE)
+        link.backend.peers["certificate"] = SERVER_ID
+        link.transport.certificate = "certificate"
+        link.backend.holds_table = False
+        link.say("STARTTLS")
+        assert link.say("WATCH servers/") == "ERR busy this server does not hold the table; watch one that does\r\n"
+        link = ClientLink().auth("reader")
+        link.backend.holds_table = False
+        assert link.say("WATCH servers/") == "OK revision=7\r\n"
 
     def test_before_serving(self) -> None:
         """Before a server serves it answers HELLO, HELP, QUIT, PING and STARTTLS, and touches nothing else."""

@@ -16,8 +16,7 @@ from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.client.session import Answer, Link, Request, Session, ok
 from chunkfarm.table.interface import Batch, Compacted, Event, IWatch, TableClosed, Unavailable
 
-OPEN_TO_KEYS = (SERVERS, FARM, FILES)
-OPEN_TO_SERVERS = (SERVERS, FARM)
+OPEN = (SERVERS, FARM, FILES)
 """`keys/`, `invites/` and `secret/` are for nobody to watch."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two lines that only move the revision on: a watcher is told of changes that are not its own, but a
@@ -61,11 +60,10 @@ class Following:
 
     _log = Logger()
 
-    def __init__(self, session: Session, watch: IWatch, open_to: tuple[bytes, ...], revision: int) -> None:
+    def __init__(self, session: Session, watch: IWatch, revision: int) -> None:
         self._session = session
         self._link: Link = session.link
         self._watch = watch
-        self._open_to = open_to
         self._told = self._reached = revision
         self._stopped = False
         self._progress: Deferred[None] | None = None
@@ -93,7 +91,7 @@ class Following:
             self._tell(batch)
 
     def _tell(self, batch: Batch) -> None:
-        events = [event for event in batch.events if event.key.startswith(self._open_to)]
+        events = [event for event in batch.events if event.key.startswith(OPEN)]
         lines: list[str] = []
         for event, more in more_follows(events):
             lines += self._session.written.lines(event, more)
@@ -130,10 +128,12 @@ class Following:
 async def watch(session: Session, request: Request) -> Answer:
     principal = session.principal
     assert principal is not None
-    open_to = OPEN_TO_SERVERS if principal.role == "server" else OPEN_TO_KEYS
     prefix = request.word(0).encode()
-    if prefix and not prefix.startswith(open_to):
-        raise Denied(f"only {', '.join(one.decode() for one in open_to)} can be watched")
+    if prefix and not prefix.startswith(OPEN):
+        raise Denied(f"only {', '.join(one.decode() for one in OPEN)} can be watched")
+    if principal.role == "server" and not session.backend.holds_table:
+        # Two servers that were both put out while they were away would follow each other, and nobody else.
+        raise Busy("this server does not hold the table; watch one that does")
     if session.watching is not None:
         raise InvalidRequest("a watch is running on this link; say UNWATCH first")
     given = request.word(1, "")
@@ -148,7 +148,7 @@ async def watch(session: Session, request: Request) -> Answer:
             if given or error.first_revision <= revision + 1:
                 raise compacted(error) from None
             revision = error.first_revision - 1
-    following = Following(session, running, open_to, revision)
+    following = Following(session, running, revision)
     session.watching = following
     return Answer(lines=(f"OK revision={revision}",), then=following.start)
 
