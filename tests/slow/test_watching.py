@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import selectors
+import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +22,12 @@ ADDRESSES = 4
 """Loopback addresses that the watchers come from: one address alone may not have that many connections."""
 
 
-class WatcherTests(FarmTestCase):
-    def open_watchers(self, farm: RealFarm, names: tuple[str, ...]) -> list[socket.socket]:
+class WatchersCase(FarmTestCase):
+    def open_watchers(self, farm: RealFarm, names: tuple[str, ...], count: int = WATCHERS) -> list[socket.socket]:
         """Authenticated links that watch `servers/`, spread over the servers."""
         key_id, secret = farm.key()
         watchers = []
-        for number in range(WATCHERS):
+        for number in range(count):
             port = farm.servers[names[number % len(names)]].client
             source = (f"127.0.0.{1 + number % ADDRESSES}", 0)
             link = socket.create_connection(("127.0.0.1", port), 10, source_address=source)
@@ -59,6 +62,8 @@ class WatcherTests(FarmTestCase):
                         selector.unregister(link)
         return time.monotonic()
 
+
+class WatcherTests(WatchersCase):
     def test_a_thousand_see_a_change(self) -> None:
         """A change of a row reaches a thousand watchers of three servers, each of them once."""
         names = ("alpha", "beta", "gamma")
@@ -73,6 +78,93 @@ class WatcherTests(FarmTestCase):
             times.append(self.hear(watchers, f"zone=attic{turn} ".encode()) - started)
         print(f"a change reached {WATCHERS} watchers after {sorted(times)[2] * 1000:.0f} ms (median of {len(times)})")
         assert farm.ask("alpha", "PING").line == "OK"
+
+
+RELAYED = 500
+MASTERS = ("alpha", "beta", "gamma")
+OTHERS = ("delta", "epsilon")
+"""Servers that may not be masters, so they hold no rows."""
+
+
+class RelayTests(WatchersCase):
+    """Five machines with a config of their own; the last two hold nothing of the table."""
+
+    def make_five(self) -> RealFarm:
+        farm = self.make_farm(farm="master_grace = 3s")
+        for name in MASTERS + OTHERS:
+            config = farm.directory / f"machine-{name}" / "config.ini"
+            config.parent.mkdir()
+            text = farm.config_path.read_text()
+            if name != "alpha":
+                text = (farm.directory / "machine-alpha" / "config.ini").read_text()
+                shutil.copy2(farm.directory / "machine-alpha" / "farm.join", config.parent)
+            if name in OTHERS:
+                text += "master = no\n"
+            config.write_text(text)
+            farm.start(name, config=config)
+            farm.wait_serving(name)
+        farm.config_path = farm.directory / "machine-alpha" / "config.ini"
+        farm.wait_for(lambda: "table-copies=3" in farm.ask("alpha", "STATUS").rows, 20, "three vote")
+        for name in OTHERS:
+            farm.wait_for(lambda name=name: len(farm.rows(name)) == 5, 10, f"{name} knows all")  # type: ignore[misc]
+        return farm
+
+    def links_to_masters(self, farm: RealFarm) -> int:
+        """Connections of this machine to the client ports of the masters."""
+        ports = {farm.servers[name].client for name in MASTERS}
+        found = 0
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                local, state = line.split()[1], line.split()[3]
+                found += state == "01" and int(local.rpartition(":")[2], 16) in ports
+        return found
+
+    def test_servers_without_rows(self) -> None:
+        """They serve every question as the masters do, and 500 watchers, at no cost to the masters."""
+        farm = self.make_five()
+        (farm.directory / "note").write_text("a note\n")
+        stored = farm.cli("put", "note", "home/note")
+        assert stored.returncode == 0, stored.stderr
+        assert "holds-table=yes" in farm.ask("gamma", "STATUS").rows
+        for name in OTHERS:
+            assert "holds-table=no" in farm.ask(name, "STATUS").rows
+            for question in ("SERVERS", "WHO", "LIST home/", "STAT home/note", "EXPLAIN home/note"):
+                told, same = farm.ask(name, question), farm.ask("alpha", question)
+                assert [strip(row) for row in (told.line, *told.rows)] == [
+                    strip(row) for row in (same.line, *same.rows)
+                ], question
+            assert farm.ask(name, "FETCH home/note").data == b"a note\n"
+
+        before = self.links_to_masters(farm)
+        watchers = self.open_watchers(farm, ("epsilon",), RELAYED)
+        assert self.links_to_masters(farm) == before
+        times = []
+        for turn in range(3):
+            started = time.monotonic()
+            farm.ask("alpha", f"SET gamma zone=attic{turn}")
+            times.append(self.hear(watchers, f"zone=attic{turn} ".encode()) - started)
+        print(f"a change reached {RELAYED} watchers of the fifth server after {sorted(times)[1] * 1000:.0f} ms")
+        assert self.links_to_masters(farm) == before
+
+        with farm.link("delta") as link:
+            link.ask("WATCH files/home/")
+            farm.kill9("alpha")
+            started = time.monotonic()
+            farm.wait_for(lambda: farm.ask("epsilon", "STATUS").rows[3] != "first=alpha", 20, "another leads")
+            farm.ask("delta", "COMMIT home/empty 0 8388608 0")
+            farm.ask("delta", "SET gamma zone=cellar")
+            print(f"written after {time.monotonic() - started:.1f} s")
+            self.hear(watchers, b"zone=cellar ")
+            while " FILE name=home/empty " not in (event := link.line()):
+                assert event.startswith("EVENT "), event
+        for name in OTHERS:
+            assert farm.servers[name].logged().count("Traceback") == 0
+
+
+def strip(row: str) -> str:
+    """A row without what differs from moment to moment, and from place to place."""
+    row = re.sub(r" (revision|free|used)=[^ ]*", "", row)
+    return re.sub(r"holders=([^ ]*)", lambda found: "holders=" + ",".join(sorted(found[1].split(","))), row)
 
 
 class EditTests(FarmTestCase):
