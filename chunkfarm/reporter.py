@@ -237,7 +237,7 @@ class Reporter:
         self._state.change(
             "readonly",
             waits=self.waits(self._lost_since),
-            cures=("start the masters named above again: a majority of them must be up",),
+            cures=("start the masters that are missing again: a majority of them must be up",),
         )
 
     def waits(self, since: int) -> tuple[Wait, ...]:

@@ -52,6 +52,13 @@ class ServerState:
             for watcher in list(self._watchers):
                 watcher()
 
+    def because(self, sentence: str) -> str:
+        """The sentence, with whom this server waits for, and what a person can do about it."""
+        if self.waits:
+            waits = "; ".join(f"{wait.address} ({wait.error})" for wait in self.waits)
+            sentence = f"{sentence}; it waits for {waits}"
+        return f"{sentence}. Cure: {', or '.join(self.cures)}" if self.cures else sentence
+
     def subscribe(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call `watcher` after each change; returns what ends the subscription."""
         self._watchers.append(watcher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -216,6 +217,44 @@ class ConfigFileTests(SynchronousTestCase):
             reader.join()
         assert wrong == []
         assert generations
+
+    def test_a_thousand_rewrites(self) -> None:
+        """Three servers that share a file rewrite it a thousand times: no reader sees half of it, or an older one."""
+        self.patch(os, "fsync", lambda descriptor: None)
+        _, path = self.make()
+        writers = [ConfigFile(str(path)) for _ in range(3)]
+        writers[0].write_if_newer(1, FARM, [A])
+        wrong: list[Exception] = []
+        seen: list[int] = []
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                try:
+                    seen.append(read_config(path).generation)
+                except Exception as error:
+                    wrong.append(error)
+
+        def write(file: ConfigFile, start: int) -> None:
+            for generation in range(start, 1002):
+                with contextlib.suppress(LockHeld):
+                    file.write_if_newer(generation, FARM, [A, B][: generation % 2 + 1])
+
+        threads = [threading.Thread(target=write, args=(file, 2 + number)) for number, file in enumerate(writers)]
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            done.set()
+            reader.join()
+        assert wrong == []
+        assert seen == sorted(seen) and len(set(seen)) > 10
+        writers[0].write_if_newer(1001, FARM, [A, B])
+        assert read_config(path).generation == 1001
 
     def test_foreign(self) -> None:
         """A file of another farm is never written, not even to put something back."""

@@ -9,8 +9,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.errors import MissingChunks, ReadOnly
-from chunkfarm.model import digest_of, etag_of
+from chunkfarm.model import Address, digest_of, etag_of
 from chunkfarm.ports.client import factory, limits
+from chunkfarm.state import Wait
 from chunkfarm.table.interface import Unavailable
 from tests.ports.client_link import ClientLink
 from tests.ports.fakes import OTHER_ID, SERVER_ID
@@ -123,6 +124,17 @@ class FileTests(SynchronousTestCase):
         assert link.say("REMOVE a/b").startswith("ERR readonly ")
         link.backend.catalog.error = ReadOnly("no majority")
         assert link.say("REMOVE a/b") == "ERR readonly no majority\r\n"
+
+    def test_no_majority_and_the_cure(self) -> None:
+        """A read-only server says with each refusal whom it misses, and what can be done."""
+        link = ClientLink().auth("writer")
+        wait = Wait(Address("10.0.0.3", 4101), "refused", 0, 1)
+        link.backend.state.change("readonly", waits=(wait,), cures=("start it again",))
+        for error in (Unavailable("x"), ReadOnly("no majority")):
+            link.backend.catalog.error = error
+            told = link.say("REMOVE a/b")
+            assert told.startswith("ERR readonly no majority")
+            assert told.endswith("; it waits for 10.0.0.3:4101 (refused). Cure: start it again\r\n")
 
     def test_fetch(self) -> None:
         """FETCH gives the bytes of a file, or a range."""

@@ -556,3 +556,11 @@ class PhaseTests(SynchronousTestCase):
         assert caller.one("DELETE", "/home/a").status == 503
         caller.send(request("PUT", "/home/b", "Expect: 100-continue", "Content-Length: 3", raw=True))
         assert [answer.status for answer in caller.answers()] == [503]
+
+    def test_readonly_says_the_cure(self) -> None:
+        """The refusal names whom the server misses, and what a person can do."""
+        caller = self.make("readonly")
+        wait = Wait(Address("10.0.0.3", 4101), "refused", 0, 1)
+        caller.backend.state.change("readonly", waits=(wait,), cures=("start it again", "add one"))
+        told = caller.one("DELETE", "/home/a").text
+        assert "it waits for 10.0.0.3:4101 (refused). Cure: start it again, or add one" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -123,6 +124,35 @@ class LeavingTests(FarmTestCase):
             farm.wait_ended("alpha", 1.0)
         farm.start_serving("alpha")
         assert [row["name"] for row in farm.ask("alpha", "LIST home/").parsed] == ["home/kept"]
+
+
+class AllLeaveTests(FarmTestCase):
+    def test_stopped_one_by_one_and_started_in_any_order(self) -> None:
+        """All are stopped with SIGTERM, one after the other, and started again: in each of the six orders it serves."""
+        names = ("alpha", "beta", "gamma")
+        farm = self.make_farm(*names)
+        farm.wait_for(lambda: copies_of_table(farm, "alpha") == 3, 15, "there are three copies of the table")
+        identity = farm.config().farm.id, farm.config().farm.ca
+        for turn, order in enumerate(itertools.permutations(names)):
+            (farm.directory / "note").write_text(f"note {turn}\n")
+            stored = farm.cli("put", "note", f"home/note{turn}")
+            assert stored.returncode == 0, stored.stderr
+            begun = time.monotonic()
+            for name in names:
+                farm.sigterm(name)
+                assert farm.wait_ended(name, 10.0) in CLEAN
+            stopped = time.monotonic()
+            for name in order:
+                farm.start(name)
+            farm.wait_serving(*names)
+            print(f"stopped after {stopped - begun:.1f} s; {order} serve {time.monotonic() - stopped:.1f} s later")
+            assert (farm.config().farm.id, farm.config().farm.ca) == identity
+            for name in names:
+                for number in range(turn + 1):
+                    assert farm.ask(name, f"FETCH home/note{number}").data == f"note {number}\n".encode()
+            assert sorted(farm.states("alpha").items()) == [(name, "up") for name in names]
+        for name in names:
+            assert "Traceback" not in farm.servers[name].logged()
 
 
 class Writer:

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from tests.slow.farm_case import FarmTestCase
+from tests.slow.line_socket import Refused
 from tests.slow.real_farm import RealFarm
+from tests.slow.test_leaving import Writer
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +18,9 @@ GRACE = 3.0
 OPTIONS = f"master_grace = {GRACE:g}s"
 SECONDS_MORE = 6.0
 """Beside `GRACE`: rounds of duties and reports, an election, and a machine that has other things to do."""
+
+REFUSED_SECONDS = 45.0
+"""A write that comes while nobody leads waits 30 s for a leader before it is refused."""
 
 
 class TwoServersTests(FarmTestCase):
@@ -73,17 +78,24 @@ class TwoServersTests(FarmTestCase):
         assert self.fetched(farm, "meanwhile") == "meanwhile\n"
 
     def test_the_first_is_killed(self) -> None:
-        """The second takes over and takes writes; the first comes back behind it, and nothing was lost."""
+        """Under a stream of writes the second takes over; the first comes back behind it, and nothing was lost."""
         farm = self.make_pair()
-        farm.kill9("alpha")
-        killed = time.monotonic()
+        with Writer(farm, "beta") as writer:
+            farm.wait_for(lambda: len(writer.taken) > 20, 10, "writes are taken")
+            farm.kill9("alpha")
+            killed = time.monotonic()
 
-        farm.wait_for(
-            lambda: self.status(farm, "beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
-        )
-        alone = time.monotonic() - killed
-        assert alone >= GRACE
-        print(f"took over after {alone:.1f} s")
+            farm.wait_for(
+                lambda: self.status(farm, "beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
+            )
+            alone = time.monotonic() - killed
+            assert alone >= GRACE
+            print(f"took over after {alone:.1f} s")
+            done = len(writer.taken)
+            farm.wait_for(lambda: len(writer.taken) > done + 20, 15, "the writes go on")
+        print(f"{len(writer.taken)} writes; the longest wait: {writer.longest_gap:.1f} s; refused: {writer.refused}")
+        names = {row["name"] for row in farm.ask("beta", "LIST home/").parsed}
+        assert names >= set(writer.taken), "a write that was acknowledged is gone"
         self.put(farm, "meanwhile")
         assert self.status(farm, "beta")["table-copies"] == "1"
 
@@ -99,10 +111,20 @@ class TwoServersTests(FarmTestCase):
         farm = self.make_pair()
         farm.pause("alpha")
         farm.wait_for(lambda: self.status(farm, "beta").get("state") == "readonly", 15, "beta is read-only")
-        time.sleep(2 * GRACE)
-        status = self.status(farm, "beta")
-        assert status["state"] == "readonly" and "start" in status["cure"], status
-        assert self.fetched(farm, "before") == "before\n"
+        with farm.link("beta", timeout=REFUSED_SECONDS) as link:
+            link.send(b"COMMIT home/refused 0 8388608 0\n")
+            time.sleep(2 * GRACE)
+            status = self.status(farm, "beta")
+            assert status["state"] == "readonly" and "start" in status["cure"], status
+            assert self.fetched(farm, "before") == "before\n"
+            missed = f"127.0.0.1:{farm.servers['alpha'].peer}"
+            with self.assertRaises(Refused) as refused:
+                link.reply()
+            assert refused.exception.code == "readonly", refused.exception
+            for words in (missed, "Cure: start the masters that are missing"):
+                assert words in refused.exception.sentence, refused.exception
+        curl = farm.curl("-X", "DELETE", f"{farm.servers['beta'].url}/home/before")
+        assert b"readonly" in curl.stdout and missed.encode() in curl.stdout, curl
         farm.resume("alpha")
         farm.wait_serving("alpha", "beta")
         self.put(farm, "after")

@@ -7,11 +7,13 @@ import re
 import selectors
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from chunkfarm.config import read_config
 from tests.slow.farm_case import FarmTestCase
 from tests.slow.real_farm import RealFarm
 
@@ -81,6 +83,7 @@ class WatcherTests(WatchersCase):
 
 
 RELAYED = 500
+REWRITES = 30
 MASTERS = ("alpha", "beta", "gamma")
 OTHERS = ("delta", "epsilon")
 """Servers that may not be masters, so they hold no rows."""
@@ -167,6 +170,38 @@ def strip(row: str) -> str:
     return re.sub(r"holders=([^ ]*)", lambda found: "holders=" + ",".join(sorted(found[1].split(","))), row)
 
 
+class TightReader:
+    """Reads a config file in a loop, on a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.reads = 0
+        self.wrong: list[Exception] = []
+        self.generations: list[int] = []
+
+    def __enter__(self) -> TightReader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                config = read_config(self._path)
+                assert len(config.servers) == 3 and config.farm.id
+            except Exception as error:
+                self.wrong.append(error)
+                continue
+            self.reads += 1
+            if self.generations[-1:] != [config.generation]:
+                self.generations.append(config.generation)
+
+
 class EditTests(FarmTestCase):
     """`[farm]` belongs to the farm, `[server]` to the person."""
 
@@ -182,6 +217,23 @@ class EditTests(FarmTestCase):
         logs = farm.servers["alpha"].logged() + farm.servers["beta"].logged()
         assert "replicas" in logs and "2" in logs, farm.tails()
         assert (farm.directory / "config.ini.1").read_text() == edited
+
+    def test_never_half(self) -> None:
+        """Whoever reads the file that three servers share, again and again, never sees half of it, or an older one."""
+        farm = self.make_farm("alpha", "beta", "gamma")
+        before = farm.config().generation
+        with TightReader(farm.config_path) as reader, farm.link("beta") as link:
+            for number in range(1, REWRITES + 1):
+                link.ask(f"SET farm replicas={3 - number % 2}")
+                farm.wait_for(
+                    lambda number=number: farm.config().generation >= before + number,  # type: ignore[misc]
+                    10,
+                    "the change is in the file",
+                )
+        print(f"{reader.reads} reads saw {len(reader.generations)} of {REWRITES} generations")
+        assert reader.wrong == []
+        assert reader.generations == sorted(reader.generations)
+        assert len(reader.generations) > REWRITES // 2
 
     def test_set_farm_is_the_way(self) -> None:
         """SET farm changes the option for good, in the table and in the file."""

@@ -318,6 +318,13 @@ class ClientConnection(Protocol):
                 return True
         return False
 
+    def _with_cure(self, error: FarmError) -> FarmError:
+        """Who may not write while masters are missing is told which, and what can be done."""
+        state = self._session.backend.state
+        if isinstance(error, ReadOnly) and state.phase == "readonly":
+            return ReadOnly(state.because(str(error)))
+        return error
+
     async def _run(self, pending: Pending) -> None:
         assert pending.command is not None
         try:
@@ -328,9 +335,9 @@ class ClientConnection(Protocol):
             # Somebody inside gave up, and whoever asked still waits.
             answer = refusal(Busy("this was given up; try again"))
         except FarmError as error:
-            answer = refusal(error)
+            answer = refusal(self._with_cure(error))
         except Unavailable:
-            answer = refusal(ReadOnly("no majority of the masters answers now"))
+            answer = refusal(self._with_cure(ReadOnly("no majority of the masters answers now")))
         except TableClosed:
             answer = refusal(Waiting("this server is leaving; ask another"))
         except Exception:

@@ -55,7 +55,7 @@ class Routes:
         if reading:
             return await self._objects.get(request, name)
         if self._backend.state.phase == "readonly":
-            raise ReadOnly(_because("this server takes no writes now", self._backend.state))
+            raise ReadOnly(self._backend.state.because("this server takes no writes now"))
         if method == b"PUT":
             return await self._objects.put(request, name)
         return await self._objects.delete(request, name)
@@ -110,11 +110,4 @@ def check_serving(state: ServerState) -> None:
         return
     if state.phase == "leaving":
         raise ReadOnly("this server is leaving; ask another one")
-    raise Waiting(_because(f"this server is {state.phase}", state))
-
-
-def _because(text: str, state: ServerState) -> str:
-    if state.waits:
-        waits = "; ".join(f"{wait.address} ({wait.error})" for wait in state.waits)
-        return f"{text}; it waits for {waits}"
-    return text
+    raise Waiting(state.because(f"this server is {state.phase}"))
