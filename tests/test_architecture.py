@@ -42,6 +42,7 @@ PURE = [
     "membership",
     "state",
     "table.consensus",
+    "table.objections",
     "table.survivor",
     "table.voters",
     "chunks.placement",

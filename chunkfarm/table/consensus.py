@@ -382,7 +382,7 @@ class Consensus(RaftState):
         return {id for id, vote in self._votes.items() if vote is granted}
 
     def _step_timeout_now(self, message: Message) -> None:
-        if self.role == FOLLOWER and self._may_campaign():
+        if self.role == FOLLOWER and self.leader == message.sender and self._may_campaign():
             self._stand(transfer=True)
 
     # Following.

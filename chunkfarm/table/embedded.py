@@ -58,6 +58,7 @@ from chunkfarm.table.interface import (
 )
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.links_interface import IConsensusLinks
+from chunkfarm.table.objections import objection
 from chunkfarm.table.progress import REPLICATE, Progress
 from chunkfarm.table.records import Configuration, Message, MessageKind
 from chunkfarm.table.sessions import Session, Sessions
@@ -488,6 +489,10 @@ class EmbeddedTable:
             )
             return succeed(None)
         core = self._driver.core
+        why = objection(message, core.term)
+        if why:
+            self._log.warn("A message of {sender} makes no sense: {why}.", sender=sender, why=why)
+            return succeed(None)
         self._observe(message, core.term, core.answers)
         self._driver.step(message)
         return succeed(None)

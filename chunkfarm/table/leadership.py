@@ -202,7 +202,7 @@ class Leadership:
         one.answer = message.answer or one.answer
         if one.match < self._log.last_index or one.state == PROBE:
             one.nudge = True
-        if message.context > one.round:
+        if one.round < message.context <= self._rounds.number:
             one.round = message.context
             self._confirm_reads()
 

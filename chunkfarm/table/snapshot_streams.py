@@ -19,6 +19,7 @@ from chunkfarm.table.consensus import LEADER
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.links_interface import IConsensusLinks
+from chunkfarm.table.objections import objection
 from chunkfarm.table.records import Message, MessageKind, SnapshotMeta
 from chunkfarm.table.snapshots import SnapshotError
 from chunkfarm.table.threads import RunBlocking
@@ -157,6 +158,9 @@ class SnapshotStreams:
             raise NotNow("this server cannot take in a snapshot now")
         if page.term < self._driver.core.term:
             raise NotNow("a server of an older term sends a snapshot")
+        why = objection(self._message(sender, page.term, page.meta), self._driver.core.term)
+        if why:
+            raise BadRequest(f"a snapshot makes no sense: {why}")
         self._writing = True
         try:
             complete = await self._on_disk(lambda: self._journal.receive(sender, page))
@@ -171,12 +175,15 @@ class SnapshotStreams:
         if complete and not self._driver.stopped:
             await self._offer(sender, page.term, page.meta)
 
+    def _message(self, sender: str, term: int, meta: SnapshotMeta) -> Message:
+        return Message(kind=MessageKind.SNAPSHOT, sender=sender, to=self._driver.id, term=term, snapshot=meta)
+
     async def _offer(self, sender: str, term: int, meta: SnapshotMeta) -> None:
         """Let the core decide whether the snapshot that was received is any use."""
         core = self._driver.core
         before = core.log.snapshot
         self._installing = True
-        core.step(Message(kind=MessageKind.SNAPSHOT, sender=sender, to=self._driver.id, term=term, snapshot=meta))
+        core.step(self._message(sender, term, meta))
         if core.log.snapshot is not before:
             self._log.info(
                 "The table is replaced by that of {sender} at revision {index}.", sender=sender, index=meta.index
