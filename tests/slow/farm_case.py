@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.slow.load import Load
 from tests.slow.real_farm import RealFarm
 
 
@@ -19,3 +20,19 @@ class FarmTestCase(SynchronousTestCase):
         self.addCleanup(farm.close)
         farm.start_serving(*names)
         return farm
+
+    def make_load(self, farm: RealFarm, **settings: Any) -> Load:
+        """Clients at work on a farm, which stop with the test."""
+        load = Load(farm, **settings)
+        self.addCleanup(load.stopping.set)
+        load.start()
+        return load
+
+    def check_load(self, farm: RealFarm, load: Load) -> None:
+        """Nothing that was acknowledged is lost, on any of the servers that were asked; nobody logged a fault."""
+        load.stop()
+        print(load)
+        wrong = load.check()
+        assert not wrong, "\n".join([*wrong, farm.tails()])
+        for name, server in farm.servers.items():
+            assert "Traceback" not in server.logged(), farm.tails([name])

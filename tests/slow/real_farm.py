@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TypeVar
 from unittest import SkipTest
 
@@ -124,17 +125,28 @@ class RealFarm:
             self.servers[name] = RealServer(name, base, self.directory / name, self.directory / f"{name}.log")
         return self.servers[name]
 
-    def start(self, name: str, *more: str, config: Path | None = None, ports: int | None = None) -> RealServer:
+    def inside(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Where a server is reached: what this thread starts and connects to in there is on that server's machine."""
+        return contextlib.nullcontext()
+
+    def start(
+        self,
+        name: str,
+        *more: str,
+        config: Path | None = None,
+        ports: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> RealServer:
         """Start a server, and do not wait for it. `more` are options of `twistd chunkfarm`."""
         server = self.server(name)
         assert not server.is_running(), f"{name} is running"
         options = ["--config", str(config or self.config_path), "--data", str(server.data), "--name", name]
         options += ["--ports", str(server.base if ports is None else ports), *more]
-        with server.log.open("ab") as log:
+        with server.log.open("ab") as log, self.inside(name):
             server.process = subprocess.Popen(
                 [*TWISTD, "-n", "chunkfarm", *options],
                 cwd=self.directory,
-                env=_environment(),
+                env={**_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -241,7 +253,7 @@ class RealFarm:
     def hello(self, name: str) -> Hello | None:
         """What HELLO says, or None if nobody answers."""
         try:
-            with link_to(self.server(name).client, timeout=5.0) as link:
+            with self._link(name, None, timeout=5.0) as link:
                 return link.hello()
         except OSError:
             return None
@@ -254,7 +266,14 @@ class RealFarm:
 
     def link(self, name: str, timeout: float = 10.0) -> contextlib.AbstractContextManager[LineSocket]:
         """An authenticated link to a server."""
-        return link_to(self.server(name).client, self.key(), timeout)
+        return self._link(name, self.key(), timeout)
+
+    @contextlib.contextmanager
+    def _link(self, name: str, key: tuple[str, str] | None, timeout: float) -> Iterator[LineSocket]:
+        with contextlib.ExitStack() as stack:
+            with self.inside(name):
+                link = stack.enter_context(link_to(self.server(name).client, key, timeout))
+            yield link
 
     def ask(self, name: str, line: str, payload: bytes = b"") -> Reply:
         """One command to one server."""
@@ -267,6 +286,23 @@ class RealFarm:
             return self.ask(name, "SERVERS").parsed
         except Exception:
             return []
+
+    def status(self, name: str) -> dict[str, str]:
+        """What STATUS tells, by its first word."""
+        return dict(line.split("=", 1) for line in self.ask(name, "STATUS").rows)
+
+    def wait_copies(self, name: str, copies: int, seconds: float = START_SECONDS) -> None:
+        """Wait until so many servers hold the table: before that, the loss of the first may stop it."""
+        self.wait_for(lambda: self.status(name)["table-copies"] == str(copies), seconds, f"{copies} have the table")
+
+    def first(self) -> str:
+        """The name of the server that leads, as the others tell it."""
+
+        def told() -> str | None:
+            names = [row["name"] for name in self.servers for row in self.rows(name) if row["role"] == "first"]
+            return max(names, key=names.count, default=None)
+
+        return self.wait_for(told, START_SECONDS, "somebody knows who is the first")
 
     def states(self, name: str) -> dict[str, str]:
         """Server names and states, in the order of the table."""
