@@ -17,7 +17,8 @@ WRITES_AGAIN_SECONDS = 10.0
 ALL_AGAIN_SECONDS = 20.0
 """After a start of all: processes start, gather for some seconds who is back, and give their rows."""
 SOME_PUTS = 10
-"""So many that they are not the ones that were under way."""
+MANY_PUTS = 60
+"""Before each cut, so that there is something to lose."""
 
 
 class KillTests(FarmTestCase):
@@ -26,7 +27,7 @@ class KillTests(FarmTestCase):
         farm = self.make_farm(*NAMES)
         farm.wait_copies("gamma", 3)
         load = self.make_load(farm, timeout=20.0)
-        load.wait_for_puts(SOME_PUTS, 30)
+        load.wait_for_puts(MANY_PUTS, 30)
         chance = random.Random(1)
         for _ in range(ROUNDS):
             victim = farm.first()
@@ -44,7 +45,7 @@ class KillTests(FarmTestCase):
         load = self.make_load(farm, timeout=20.0)
         chance = random.Random(2)
         for _ in range(ROUNDS):
-            load.wait_for_puts(SOME_PUTS, 30)
+            load.wait_for_puts(MANY_PUTS, 30)
             farm.kill9(*NAMES)
             for name in chance.sample(NAMES, len(NAMES)):
                 farm.start(name)
