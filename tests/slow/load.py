@@ -59,7 +59,7 @@ class Client(threading.Thread):
         self.wrong: list[str] = []
 
     def _add_name(self) -> None:
-        name = f"soak/{self._number}-{self._count}"
+        name = f"load-{self._load.seed}/{self._number}-{self._count}"
         self._count += 1
         self.names[name] = Name()
         self._current.append(name)
@@ -168,7 +168,7 @@ class Setter(threading.Thread):
 
 
 class Load:
-    """Some clients at work on a farm. `check` stops them and tells what was wrong."""
+    """Some clients at work on a farm; loads beside each other need different seeds. `check` tells what was wrong."""
 
     def __init__(
         self,
