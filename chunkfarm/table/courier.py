@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from chunkfarm.links.commands import BadRequest, NotFirst
 from chunkfarm.table.consensus import Dropped, NotLeader
@@ -23,6 +24,25 @@ TRY_PATIENCE = 12.0
 """Seconds for one try: a little longer than the links wait for an answer, so that theirs is the better error."""
 
 T = TypeVar("T")
+
+
+class _Overtaken(Exception):
+    """Another server leads by now, so the one that was asked may never answer."""
+
+
+@frozen(eq=False)
+class _Try:
+    """One try that is under way at another server."""
+
+    to: str
+    target: Callable[[], str]
+    going: Deferred[Any]
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether somebody else is known to lead by now."""
+        leader = self.target()
+        return leader not in ("", self.to)
 
 
 @frozen
@@ -42,6 +62,7 @@ class Courier:
         self._id = own_id
         self._clock = clock
         self._pauses: list[Deferred[None]] = []
+        self._tries: list[_Try] = []
         self._closed = False
 
     def carry(
@@ -72,11 +93,13 @@ class Courier:
             try:
                 if to:
                     sent += 1
-                    going = here() if to == self._id else there(to)
+                    going = here() if to == self._id else self._try(to, target, there(to))
                     answer = await going.addTimeout(min(left, TRY_PATIENCE), self._clock)
                     return Carried(answer, sent)
             except (CancelledError, TableError):
                 raise
+            except _Overtaken:
+                continue
             except (NotLeader, Dropped):
                 sent -= 1
             except NotFirst as error:
@@ -94,6 +117,22 @@ class Courier:
             pause = min(2 * pause, RETRY_MAX)
         raise TableClosed("this server's part of the table is closed")
 
+    def _try(self, to: str, target: Callable[[], str], going: Deferred[T]) -> Deferred[T]:
+        """The same, failed with `_Overtaken` as soon as another server is known to lead.
+
+        A leader that is cut off takes a request and never answers, so nobody should wait for that.
+        """
+        attempt = _Try(to, target, going)
+        self._tries.append(attempt)
+
+        def ended(result: T | Failure) -> T | Failure:
+            if attempt in self._tries:
+                self._tries.remove(attempt)
+                return result
+            return Failure(_Overtaken())
+
+        return going.addBoth(ended)
+
     async def _pause(self, seconds: float) -> None:
         waiting: Deferred[None] = Deferred(lambda _: call.cancel())
         call = self._clock.callLater(seconds, self._resume, waiting)
@@ -110,7 +149,10 @@ class Courier:
             waiting.callback(None)
 
     def hurry(self) -> None:
-        """Something has changed about who leads: whoever pauses tries again now."""
+        """Something may have changed about who leads: whoever pauses, or asks the one before, tries again now."""
+        for attempt in [attempt for attempt in self._tries if attempt.is_in_vain]:
+            self._tries.remove(attempt)
+            attempt.going.cancel()
         for waiting in list(self._pauses):
             self._resume(waiting)
 

@@ -229,6 +229,8 @@ class EmbeddedTable:
         if put_out != self._put_out:
             self._put_out = put_out
             self._changed()
+        # A server that is no member learns who leads from nobody but the first that answers its reports.
+        self._courier.hurry()
 
     @property
     def holds_rows(self) -> bool:

@@ -110,9 +110,13 @@ class MemoryLinks:
         result: Deferred[T] = Deferred()
         cluster = self._cluster
 
+        def lose(where: str) -> None:
+            if not cluster.silent:
+                result.errback(ConnectionError(where))
+
         def arrive() -> None:
             if cluster.lost(self._id, to):
-                result.errback(ConnectionError("lost on the way there"))
+                lose("lost on the way there")
                 return
             ask(cluster.nodes[to]).addBoth(lambda outcome: cluster.clock.callLater(LATENCY, give, outcome))
 
@@ -120,7 +124,7 @@ class MemoryLinks:
             if result.called:
                 return
             if cluster.lost(to, self._id) or cluster.lose_answers:
-                result.errback(ConnectionError("lost on the way back"))
+                lose("lost on the way back")
             elif isinstance(outcome, Failure):
                 result.errback(outcome)
             else:
@@ -142,6 +146,8 @@ class Cluster:
         self.cut: set[tuple[str, str]] = set()
         self.hint = ""
         self.lose_answers = False
+        self.silent = False
+        """Whether nobody is told of what is lost, as on a network that is cut."""
         self.pages = 0
 
     def add(self, id: str, before: Callable[[EmbeddedTable], object] = lambda table: None) -> Node:

@@ -403,6 +403,25 @@ class ThreeServersTests(ClusterTestCase):
         assert len(set(revisions)) == 10
         assert self.keys("c") == [b"counter", *(b"k%d" % n for n in range(10))]
 
+    def test_under_way_when_the_leader_is_cut_off(self) -> None:
+        """Nobody waits for a leader that will never answer once there is another: not to write, and not to read."""
+        cluster = self.of("a", "b", "c")
+        self.put("b", b"k")
+        cluster.hint = "a"
+        cluster.add("d")
+        cluster.result(self.table("d").read(b""))
+        cluster.silent = True
+        cluster.cut |= {pair for other in "bcd" for pair in (("a", other), (other, "a"))}
+        going = self.table("b").transact((), (Put(b"l", b""),))
+        # d is no member: who leads it hears from the one that answers its reports.
+        others = self.table("d").transact((), (Put(b"m", b""),)), self.table("d").read(b"")
+        leader = self.new_leader("a")
+        cluster.hint = leader.id
+        cluster.nodes["d"].table.heed(leader.table.term, frozenset("abc"))
+        for one in (going, *others):
+            cluster.result(one, patience=1.0)
+        assert self.keys(leader.id) == [b"k", b"l", b"m"]
+
     def test_a_lost_answer(self) -> None:
         """A transaction whose answer was lost gets the same answer again, not a second effect."""
         cluster = self.of("a", "b", "c")
