@@ -21,6 +21,7 @@ from zope.interface import implementer
 from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
 from chunkfarm.model import SECRET
+from chunkfarm.table.borrowed import BorrowedWatch
 from chunkfarm.table.codec import (
     REQUEST_BYTES_MAX,
     Answer,
@@ -128,6 +129,7 @@ class EmbeddedTable:
         self._courier = Courier(server_id, clock)
         self._stopping: Deferred[None] | None = None
         self._held_rows = False
+        self._borrowed: set[BorrowedWatch] = set()
         self._put_out = False
         """Whether the first has said that this server is no member, and no leader has been heard since."""
         self._driver = Driver(
@@ -306,6 +308,9 @@ class EmbeddedTable:
             self._put_out = False
         if self._held_rows and not self.holds_rows:
             self._driver.hub.end_all(Unavailable("this server does not hold the table any more"))
+        if not self._held_rows and self.holds_rows:
+            for watch in list(self._borrowed):
+                watch.bring_home()
         self._held_rows = self.holds_rows
         self._courier.hurry()
         self._on_change()
@@ -389,7 +394,19 @@ class EmbeddedTable:
             return fail(TableClosed("this server's part of the table is closed"))
         if self.holds_rows:
             return self._driver.hub.watch(prefix, from_revision)
-        return self._links.watch(prefix, from_revision)
+        return Deferred.fromCoroutine(self._borrow(prefix, from_revision))
+
+    async def _borrow(self, prefix: bytes, from_revision: int) -> IWatch:
+        watch = BorrowedWatch(
+            await self._links.watch(prefix, from_revision),
+            from_revision,
+            lambda revision: self.watch(prefix, revision),
+            lambda: self._borrowed.discard(watch),
+        )
+        self._borrowed.add(watch)
+        if self.holds_rows:
+            watch.bring_home()
+        return watch
 
     # -- transactions ------------------------------------------------------------------------------------
 
