@@ -74,7 +74,7 @@ class BorrowedWatch:
             return batch
 
     async def _try_home(self) -> None:
-        """Move. Where the rows here came as a whole, and newer than what was told so far, that waits for the next news."""
+        """Move. Where the rows here came as a whole, newer than what was told so far, that waits for the next news."""
         try:
             home = await self._at_home(self._revision)
         except Compacted:

@@ -30,7 +30,7 @@ SIZES = (0, 1, 100, 5_000, 70_000, 300_000)
 SETTLE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 PAUSE_SECONDS = 0.02
-"""After a refusal, and between two changes of an option: the load is to find faults, not to fill the machine."""
+"""Between two requests of a client: the load is to find faults, not to fill the machine."""
 FORGET_AFTER = 604_800
 """Seconds; the SET client counts up from here, in an option that changes nothing while a test runs."""
 
@@ -68,11 +68,10 @@ class Client(threading.Thread):
         while not self._load.stopping.is_set():
             name = self._random.choice(self._current)
             if self._random.random() < 0.5:
-                done = self.put(name, self._random.randbytes(self._random.choice(self._load.sizes)))
+                self.put(name, self._random.randbytes(self._random.choice(self._load.sizes)))
             else:
-                done = self.get(name)
-            if not done:
-                time.sleep(PAUSE_SECONDS)
+                self.get(name)
+            time.sleep(PAUSE_SECONDS)
 
     def _ask(self, method: str, name: str, body: bytes | None = None, server: str = "") -> tuple[int, bytes, str]:
         load = self._load

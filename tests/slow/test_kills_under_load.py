@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("alpha", "beta", "gamma")
 ROUNDS = 4
-WRITES_AGAIN_SECONDS = 10.0
+WRITES_AGAIN_SECONDS = 15.0
 """After the end of the first: an election of a second or two, and the silence until its partners notice."""
-ALL_AGAIN_SECONDS = 20.0
+ALL_AGAIN_SECONDS = 30.0
 """After a start of all: processes start, gather for some seconds who is back, and give their rows."""
 SOME_PUTS = 10
 MANY_PUTS = 60

@@ -13,11 +13,11 @@ from tests.slow.own_networks import Network, NetworkFarm
 pytestmark = pytest.mark.slow
 
 NAMES = ("alpha", "beta", "gamma")
-WRITES_AGAIN_SECONDS = 40.0
+WRITES_AGAIN_SECONDS = 15.0
 """On the side with two of three masters: silence until they notice, and an election."""
 SAYS_SO_SECONDS = 8.0
 """Until the side without a majority calls itself read-only: three reports, and two calls that are given up."""
-CUT_SECONDS = 12.0
+CUT_SECONDS = 11.0
 """The whole of it: longer than `master_grace`, so that the farm rearranges itself around the one that is gone."""
 HEALED_SECONDS = 20.0
 SOME_PUTS = 10
@@ -37,8 +37,8 @@ class CutOffTests(FarmTestCase):
     def try_cut(self, *, can_send: bool, can_receive: bool) -> None:
         """Cut the first off, look at both sides, heal, and look for what was lost."""
         farm = self.make_network()
-        beside = self.make_load(farm, servers=("beta", "gamma"), timeout=20.0, clients=2)
-        load = self.make_load(farm, servers=("alpha",), timeout=20.0, clients=1, sets=False, names=200, seed=2)
+        beside = self.make_load(farm, servers=("beta", "gamma"), timeout=8.0, clients=2)
+        load = self.make_load(farm, servers=("alpha",), timeout=8.0, clients=1, sets=False, seed=2)
         for one in (beside, load):
             one.wait_for_puts(SOME_PUTS, 30)
         for other in ("beta", "gamma"):
@@ -50,7 +50,8 @@ class CutOffTests(FarmTestCase):
         print(f"cut: a put on the other side after {beside.wait_for_puts(SOME_PUTS, WRITES_AGAIN_SECONDS):.1f} s")
         farm.wait_for(lambda: self.state(farm, "alpha") == "readonly", SAYS_SO_SECONDS, "alpha says it is read-only")
         print(f"the first called itself read-only after {time.monotonic() - cut:.1f} s")
-        assert [self.state(farm, name) for name in ("beta", "gamma")] == ["serving", "serving"]
+        for other in ("beta", "gamma"):
+            farm.wait_for(lambda o=other: self.state(farm, o) == "serving", SAYS_SO_SECONDS, f"{other} serves")  # type: ignore[misc]
         refused_from, before = time.monotonic(), len(load.acknowledged)
         while time.monotonic() < cut + CUT_SECONDS:
             assert self.state(farm, "alpha") == "readonly"

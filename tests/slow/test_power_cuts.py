@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("alpha", "beta", "gamma")
 ROUNDS = 3
-WRITES_AGAIN_SECONDS = 10.0
-ALL_AGAIN_SECONDS = 20.0
+WRITES_AGAIN_SECONDS = 15.0
+ALL_AGAIN_SECONDS = 30.0
 SOME_PUTS = 10
 MANY_PUTS = 60
 """Before each cut, so that there is something to lose."""
