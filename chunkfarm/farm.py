@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import time
-import uuid
-from random import SystemRandom
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -21,6 +19,7 @@ from twisted.python.failure import Failure
 from chunkfarm import membership
 from chunkfarm.config import ListenDescription
 from chunkfarm.errors import FarmError
+from chunkfarm.machine import Machine
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.client.factory import ClientFactory
@@ -28,8 +27,6 @@ from chunkfarm.ports.files import FileFactory
 from chunkfarm.ports.peer import PeerPortFactory
 from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
 from chunkfarm.systemd import Systemd
-from chunkfarm.threads import Threads
-from chunkfarm.wire import transport
 
 EXIT_FAILED = 1
 DISK_THREADS = 8
@@ -49,15 +46,16 @@ SPACE_INTERVAL = 5.0
 class PortService(Service):
     """One listening port, opened by the startup when its turn comes."""
 
-    def __init__(self, name: str, reactor: Any) -> None:
+    def __init__(self, name: str, reactor: Any, machine: Machine) -> None:
         self.setName(name)
         self._reactor = reactor
+        self._machine = machine
         self._port: IListeningPort | None = None
 
     def open(self, description: ListenDescription, factory: IProtocolFactory, tls: Any) -> None:
         """Listen; raises `CannotStart` if the port is taken."""
         try:
-            self._port = transport.listen(self._reactor, description, factory, tls)
+            self._port = self._machine.listen(self._reactor, description, factory, tls)
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
             raise CannotStart(f"the {self.name} port {description} cannot be opened: {reason}") from None
@@ -76,12 +74,13 @@ class Farm(MultiService):
 
     _log = Logger()
 
-    def __init__(self, wish: Wish, reactor: Any, systemd: Systemd) -> None:
+    def __init__(self, wish: Wish, reactor: Any, systemd: Systemd, machine: Machine) -> None:
         super().__init__()
         self._wish = wish
         self._reactor = reactor
         self._systemd = systemd
-        self._pool = Threads(reactor, DISK_THREADS, "chunkfarm-disk")
+        self._machine = machine
+        self._pool = machine.threads(reactor, DISK_THREADS, "chunkfarm-disk")
         self._parts: Parts | None = None
         self._startup: Deferred[Any] | None = None
         self._loops: list[LoopingCall] = []
@@ -89,9 +88,9 @@ class Farm(MultiService):
         self._client_factory: ClientFactory | None = None
         self._file_factory: FileFactory | None = None
         self._peer_factory: PeerPortFactory | None = None
-        self._client = PortService("client", reactor)
-        self._peer = PortService("peer", reactor)
-        self._files = PortService("file", reactor)
+        self._client = PortService("client", reactor, machine)
+        self._peer = PortService("peer", reactor, machine)
+        self._files = PortService("file", reactor, machine)
         for port in (self._client, self._peer, self._files):
             port.setServiceParent(self)
 
@@ -116,9 +115,7 @@ class Farm(MultiService):
         surroundings = Surroundings(
             reactor=self._reactor,
             pool=self._pool,
-            now=lambda: time.time_ns() // 1_000_000,
-            random=SystemRandom(),
-            new_id=uuid.uuid4,
+            machine=self._machine,
             on_fatal=self._fatal,
             on_parts=self._built,
         )
@@ -177,11 +174,11 @@ class Farm(MultiService):
         self._log.failure("while writing the table's journal; this process ends", failure)
         self._exit()
         # A disk that hangs would keep an orderly end waiting for ever.
-        self._reactor.callLater(LEAVE_SECONDS, os._exit, EXIT_FAILED)
+        self._reactor.callLater(LEAVE_SECONDS, self._machine.exit, EXIT_FAILED)
 
     def _exit(self) -> None:
         """Stop with status 1; `reactor.stop` alone would exit with 0."""
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EXIT_FAILED)
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._machine.exit, EXIT_FAILED)
 
         def stop() -> None:
             with contextlib.suppress(ReactorNotRunning):
@@ -296,4 +293,4 @@ def make_farm(wish: Wish) -> Farm:
 
     # The reactor's clock is the wall clock by default: a step of it would fire or freeze every timer.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    return Farm(wish, reactor, Systemd(os.environ))
+    return Farm(wish, reactor, Systemd(os.environ), Machine())

@@ -9,7 +9,6 @@ nobody knows of, and the next start discards it.
 from __future__ import annotations
 
 import contextlib
-import uuid
 from pathlib import Path
 
 from attrs import evolve
@@ -90,7 +89,7 @@ async def found(parts: Parts, held: HeldConfig, replaces: str) -> Server:
 
     `replaces` is the id of a farm that the file names and that is given up, or empty.
     """
-    farm_id = uuid.uuid4().hex
+    farm_id = parts.machine.new_id().hex
     directory = parts.data.path
     run = parts.run_in_thread
     join_key = await run(join_key_for_founding, join_file(parts.config_file.path))

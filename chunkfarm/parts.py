@@ -7,10 +7,9 @@ as their backend.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Callable, Mapping
-from random import Random
+from functools import partial
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -31,9 +30,11 @@ from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import InvalidRequest
 from chunkfarm.issuer import Issuer
 from chunkfarm.ledger import Ledger
+from chunkfarm.links import lines
 from chunkfarm.links.chunks import ChunkClient
 from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
+from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
 from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
 from chunkfarm.renewal import Renewal
@@ -44,22 +45,20 @@ from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.interface import ITable
-from chunkfarm.table.journal import Journal
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.relay import Relay
 from chunkfarm.table.roster import Roster
-from chunkfarm.takeover import Takeover, boot_time, refuses
+from chunkfarm.takeover import Takeover, refuses
 from chunkfarm.threads import Threads
 from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
-from chunkfarm.wire import transport
 
 HINT_SECONDS = 10.0
 """How long a hint counts against a row that says otherwise: it is given again while it matters."""
-INCARNATION_BYTES = 8
-"""Random bytes that tell this process from every other start of the same server."""
+INCARNATION_BITS = 64
+"""Random bits that tell this process from every other start of the same server."""
 
 
 def advertised_host(wanted: str | None) -> str:
@@ -76,12 +75,6 @@ def advertised_host(wanted: str | None) -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return "127.0.0.1"
-
-
-def capacity_weight(directory: os.PathLike[str]) -> int:
-    """The default weight: the size of the disk in GiB, at least 1."""
-    status = os.statvfs(directory)
-    return max(1, status.f_blocks * status.f_frsize // GIB)
 
 
 def is_own_address(host: str) -> bool:
@@ -144,17 +137,19 @@ class Parts:
         data: DataDirectory,
         pool: Threads,
         *,
-        now: Callable[[], int],
-        random: Random,
+        machine: Machine,
         on_fatal: Callable[[Failure], None],
     ) -> None:
         self.reactor = reactor
+        self.machine = machine
         self.config = config
         self.config_file = config_file
         self.data = data
-        self.now = now
+        self.now = machine.now
         self.host = advertised_host(config.server.host)
-        self.weight = config.server.weight if config.server.weight is not None else capacity_weight(data.path)
+        wanted = config.server.weight
+        # The size of the disk in GiB.
+        self.weight = wanted if wanted is not None else max(1, machine.room(os.fspath(data.path))[1] // GIB)
         self.leaving = False
         self.note = ""
         self.space = Space(0, 0, False)
@@ -163,11 +158,11 @@ class Parts:
         self._state = ServerState(
             server_id=data.server_id,
             name=config.server.name,
-            stamp=now(),
-            incarnation=secrets.token_hex(INCARNATION_BYTES),
+            stamp=self.now(),
+            incarnation=f"{machine.random.getrandbits(INCARNATION_BITS):0{INCARNATION_BITS // 4}x}",
             chunksize=config.farm.chunksize,
         )
-        self.contexts = Contexts(Identity.provisional(data.server_id, now()))
+        self.contexts = Contexts(Identity.provisional(data.server_id, self.now()))
         if config.server.certificate is not None:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
@@ -182,8 +177,8 @@ class Parts:
         )
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
-        self.journal = Journal.open(os.fspath(data.path / "table.sqlite"))
-        self._build_table(random, on_fatal)
+        self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
+        self._build_table(on_fatal)
         self._build_chunks()
         self.ledger = Ledger(
             config_file,
@@ -194,8 +189,9 @@ class Parts:
             self._take_note,
         )
 
-    def _build_table(self, random: Random, on_fatal: Callable[[Failure], None]) -> None:
-        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable)
+    def _build_table(self, on_fatal: Callable[[Failure], None]) -> None:
+        dial = partial(lines.connect, dial=self.machine.connect)
+        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial)
         self.relay = Relay(self.watches.open, self.reactor)
         links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
         self._table = EmbeddedTable(
@@ -203,10 +199,11 @@ class Parts:
             self.journal,
             links,
             self.reactor,
-            random,
+            self.machine.random,
             client_id=self._state.incarnation,
             rank=self._rank,
             on_fatal=on_fatal,
+            threads=self.machine.threads,
             observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
         )
         self.roster = Roster(self._table, self.reactor)
@@ -241,9 +238,9 @@ class Parts:
             lambda: self.roster.servers,
             self.options,
             self._may_take_over,
-            lambda host, port: refuses(self.reactor, host, port),
+            lambda host, port: refuses(self.machine.connect, self.reactor, host, port),
             self.reactor,
-            boot_time,
+            self.machine.boot_time,
         )
         self.renewal = Renewal(
             self.data.path,
@@ -265,8 +262,13 @@ class Parts:
         )
 
     def _build_chunks(self) -> None:
-        self._store = ChunkStore(self.data.path / "chunks", self.run_in_thread, reserve=self.config.server.reserve)
-        self.chunk_links = ChunkClient(self.reactor, self.contexts, transport.connect)
+        self._store = ChunkStore(
+            self.data.path / "chunks",
+            self.run_in_thread,
+            reserve=self.config.server.reserve,
+            room=self.machine.room,
+        )
+        self.chunk_links = ChunkClient(self.reactor, self.contexts, self.machine.connect)
         self._transfer = Transfer(
             self._store,
             self.servers,
@@ -282,7 +284,7 @@ class Parts:
 
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
-        return transport.connect(self.reactor, address.host, address.port, factory, tls, timeout)
+        return self.machine.connect(self.reactor, address.host, address.port, factory, tls, timeout)
 
     def _may_take_over(self) -> bool:
         """Whether this process has a place among the masters, and keeps it."""

@@ -7,9 +7,7 @@ whatever time may mend is waited for, and the state says what that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from random import Random
 from typing import Any, Protocol
-from uuid import UUID
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
@@ -23,6 +21,7 @@ from chunkfarm.errors import FarmError
 from chunkfarm.finding import SOON, WAIT_MOST, Answer, Asking, Join, Search, Wait
 from chunkfarm.founding import discard_unrecorded, found, join_file, remove_marker
 from chunkfarm.joining import JoinLater, join
+from chunkfarm.machine import Machine
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, SERVERS, Address
 from chunkfarm.parts import Parts, is_own_address
@@ -62,9 +61,7 @@ class Surroundings:
 
     reactor: Any
     pool: Threads
-    now: Callable[[], int]
-    random: Random
-    new_id: Callable[[], UUID]
+    machine: Machine
     on_fatal: Callable[[Failure], None]
     on_parts: Callable[[Parts], None]
     """Told as soon as there is anything that a shutdown must take down again."""
@@ -105,11 +102,17 @@ class Startup:
         startup.addCallback(_step(self._find_farm))
         startup.addCallback(_step(self._first_or_subsequent))
         startup.addCallback(_step(self._serve))
+        startup.addErrback(self._give_up)
         return startup
+
+    def _give_up(self, failure: Failure) -> Failure:
+        if self._held is not None:
+            self._held.release()
+        return failure
 
     async def _read_config(self) -> Parts:
         config = self._file.read(self._wish.overrides, self._wish.host_name)
-        data = DataDirectory.open(config.server.data, self._surroundings.new_id())
+        data = DataDirectory.open(config.server.data, self._surroundings.machine.new_id())
         try:
             if discard_unrecorded(data.path, config.farm.id):
                 self._log.warn("Discarded a farm that was never recorded: its founder stopped half-way.")
@@ -119,8 +122,7 @@ class Startup:
                 self._file,
                 data,
                 self._surroundings.pool,
-                now=self._surroundings.now,
-                random=self._surroundings.random,
+                machine=self._surroundings.machine,
                 on_fatal=self._surroundings.on_fatal,
             )
         except BaseException:
@@ -258,7 +260,7 @@ class Startup:
                 )
 
     def _since_of(self, answer: Answer) -> int:
-        return self._since.setdefault(answer.address, self._surroundings.now())
+        return self._since.setdefault(answer.address, self._surroundings.machine.now())
 
     def _sleep(self, seconds: float) -> Deferred[None]:
         return deferLater(self._surroundings.reactor, seconds, lambda: None)
@@ -338,7 +340,7 @@ class Startup:
         parts.duties.start()
         parts.takeover.start()
         parts.reporter.start(first)
-        explaining = LoopingCall(self._explain_missing, parts, self._surroundings.now())
+        explaining = LoopingCall(self._explain_missing, parts, self._surroundings.machine.now())
         explaining.clock = self._surroundings.reactor
         explaining.start(EXPLAIN_INTERVAL, now=False).addErrback(
             lambda failure: self._log.failure("while explaining what is waited for", failure)

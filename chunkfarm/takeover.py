@@ -6,7 +6,6 @@ What proves that is `table.survivor`; here are the clock, the ports that are tri
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,6 @@ from chunkfarm.table.interface import Compare, Put, TableError
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Message
 from chunkfarm.table.survivor import Survivor
-from chunkfarm.wire import transport
 
 INTERVAL = 0.25
 """Seconds between two tries of ports: a `master_grace` of a second has several."""
@@ -35,24 +33,19 @@ LINES_MAX = 64
 """Takeovers that the row keeps, the newest: a server that was away for longer has no place in the farm any more."""
 
 
-def boot_time() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class _Silent(Factory):
     noisy = False
     protocol = Connection
 
 
-def refuses(reactor: Any, host: str, port: int) -> Deferred[bool]:
+def refuses(connect: Callable[..., Deferred[Any]], reactor: Any, host: str, port: int) -> Deferred[bool]:
     """Whether the machine at that address says that nobody listens on the port; anything else is no."""
 
     def connected(connection: Any) -> bool:
         connection.transport.abortConnection()
         return False
 
-    trying = transport.connect(reactor, host, port, _Silent(), None, TRY_TIMEOUT)
+    trying = connect(reactor, host, port, _Silent(), None, TRY_TIMEOUT)
     return trying.addCallbacks(connected, lambda failure: failure.check(ConnectionRefusedError) is not None)
 
 

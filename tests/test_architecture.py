@@ -17,6 +17,7 @@ FLOORS: list[set[str]] = [
     {"startup"},
     {"founding", "joining", "finding", "returning"},
     {"parts"},
+    {"machine"},
     {"ports"},
     {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "settings", "takeover"},
     {"chunks"},

@@ -110,7 +110,7 @@ class PeerPort(Boxes):
     def connectionMade(self) -> None:
         super().connectionMade()
         end_when_silent(self.transport)
-        self._owner.connections.add(self)
+        self._owner.connections[self] = None
         if len(self._owner.connections) > CONNECTIONS_MAX:
             self.abort()
             return
@@ -129,7 +129,7 @@ class PeerPort(Boxes):
         super().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._owner.connections.discard(self)
+        self._owner.connections.pop(self, None)
         if self._peer is not None and reason.check(PeerEnded):
             self._owner.ended(self._peer)
         self._owner.strangers.pop(self, None)
@@ -289,7 +289,8 @@ class PeerPortFactory(Factory):
         self._backend = backend
         self._clock = clock
         self.ended = ended
-        self.connections: set[PeerPort] = set()
+        self.connections: dict[PeerPort, None] = {}
+        """The oldest first."""
         self.strangers: dict[PeerPort, None] = {}
         """Those that have shown no certificate of this farm yet, the oldest first."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -64,6 +64,7 @@ from chunkfarm.table.progress import REPLICATE, Progress
 from chunkfarm.table.records import Configuration, Message, MessageKind
 from chunkfarm.table.sessions import Session, Sessions
 from chunkfarm.table.threads import OneThread, RunBlocking
+from chunkfarm.threads import Threads
 
 __all__ = ["ChangeRefused", "EmbeddedTable", "IConsensusLinks", "NotLeader"]
 
@@ -112,6 +113,7 @@ class EmbeddedTable:
         run_reads: RunBlocking | None = None,
         write_limit: float = 10.0,
         client_id: str | None = None,
+        threads: Callable[[Any, int, str], Threads] = Threads,
         observe: Callable[[Message, int, int], None] = lambda message, term, answers: None,
     ) -> None:
         """`observe` sees each message before the core takes it, with the core's term and count of answers."""
@@ -120,6 +122,7 @@ class EmbeddedTable:
         self._links = links
         self._clock = clock
         self._on_change = on_change
+        self._make_threads = threads
         self._threads: list[OneThread] = []
         self._journal = journal
         self._run_reads = self._thread("table-reads") if run_reads is None else run_reads
@@ -148,7 +151,7 @@ class EmbeddedTable:
         )
 
     def _thread(self, name: str) -> OneThread:
-        thread = OneThread(self._clock, name)
+        thread = OneThread(self._clock, name, self._make_threads)
         self._threads.append(thread)
         return thread
 

@@ -15,7 +15,8 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import Self
 
 from attrs import evolve, frozen
 
@@ -31,12 +32,10 @@ from chunkfarm.table.interface import Compacted, Event, Page
 from chunkfarm.table.journal_file import (
     APPLICATION_ID,
     FORMAT,
+    Files,
     JournalError,
     State,
-    connect,
-    create_file,
     create_schema,
-    fsync,
     meta_at,
     transaction,
 )
@@ -79,8 +78,9 @@ class Saved:
 class Journal:
     """The open journal. `Journal.open` makes one; an instance is not usable after `close`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, files: Files) -> None:
         self.path = path
+        self._files = files
         self._lock = threading.Lock()
         """Held while a reading connection is in use, and while the file under it is replaced."""
         self._writing = threading.RLock()
@@ -91,41 +91,41 @@ class Journal:
         self._open()
 
     @classmethod
-    def open(cls, path: str) -> Journal:
+    def open(cls, path: str, files: Files | None = None) -> Self:
         """Open the journal at `path`, making it if there is none. Blocks. Raises `JournalError`."""
+        files = files or Files()
         try:
-            cls._clear_leftovers(path)
-            if not os.path.exists(path):
-                cls._create(path)
-            return cls(path)
+            cls._clear_leftovers(path, files)
+            if not files.exists(path):
+                cls._create(path, files)
+            return cls(path, files)
         except (sqlite3.Error, OSError, CodecError) as error:
             raise JournalError(f"the table in {path} cannot be opened: {error}") from error
 
     @staticmethod
-    def _clear_leftovers(path: str) -> None:
+    def _clear_leftovers(path: str, files: Files) -> None:
         """A second file that was not swapped in is incomplete, or will be sent again: nothing was promised on it."""
         for ending in (".next", ".next-wal", ".next-shm", ".next-journal", ".new", ".new-journal"):
-            with suppress(FileNotFoundError):
-                os.unlink(path + ending)
+            files.remove(path + ending)
 
     @staticmethod
-    def _create(path: str) -> None:
+    def _create(path: str, files: Files) -> None:
         """Make the file under another name first, so that a crash never leaves half a layout."""
         new = path + ".new"
-        create_file(new)
-        connection = connect(new)
+        files.create(new)
+        connection = files.connect(new)
         try:
             # What is not whole when it is renamed is made anew, so nothing is synchronized before that.
             connection.execute("PRAGMA synchronous = OFF")
             create_schema(connection)
         finally:
             connection.close()
-        fsync(new)
-        os.rename(new, path)
-        fsync(os.path.dirname(path) or ".")
+        files.sync(new)
+        files.rename(new, path)
+        files.sync(os.path.dirname(path) or ".")
 
     def _open(self) -> None:
-        self._connection = connect(self.path)
+        self._connection = self._files.connect(self.path)
         try:
             self._check_format()
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -135,7 +135,7 @@ class Journal:
             self._notes: dict[str, str] = dict(self._connection.execute("SELECT name, value FROM notes"))
             counted = self._connection.execute("SELECT count(*), total(length(data)) FROM log").fetchone()
             self._entries, self._bytes = int(counted[0]), int(counted[1])
-            self._reads = connect(self.path)
+            self._reads = self._files.connect(self.path)
         except BaseException:
             self._connection.close()
             raise
@@ -186,11 +186,17 @@ class Journal:
         return self._notes.get(name, "")
 
     def set_note(self, name: str, value: str) -> None:
-        """Keep a word beside the table, durably. It belongs to this server and outlives snapshots."""
+        """Keep a word beside the table, durably. It belongs to this server and outlives snapshots.
+
+        Raises `JournalError` if the disk does not take it.
+        """
         with self._writing:
-            self._synchronous(True)
-            with transaction(self._connection):
-                self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+            try:
+                self._synchronous(True)
+                with transaction(self._connection):
+                    self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+            except sqlite3.Error as error:
+                raise JournalError(f"{self.path} cannot be written: {error}") from error
             self._notes[name] = value
 
     def load(self) -> Loaded:
@@ -216,11 +222,16 @@ class Journal:
         """Make the empty journal that of a farm whose one voter is this server. Durable when it returns.
 
         The farm begins as if from a snapshot at index 1, so that whoever joins gets the configuration with it.
+        Raises `JournalError`.
         """
         if not self.empty:
             raise JournalError(f"{self.path} already belongs to a farm")
         meta = SnapshotMeta(1, 1, Configuration(voters=(server_id,)))
-        self._change(evolve(State().with_meta(meta), term=1, vote=server_id, committed=1, applied=1, caught_up=1))
+        state = evolve(State().with_meta(meta), term=1, vote=server_id, committed=1, applied=1, caught_up=1)
+        try:
+            self._change(state)
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path} cannot be written: {error}") from error
 
     def mark_caught_up(self) -> None:
         """Remember that this server's rows once were as new as the leader's, so that they may be read stale."""
@@ -347,8 +358,8 @@ class Journal:
 
     def _begin_incoming(self, source: tuple[str, int], meta: SnapshotMeta) -> IncomingSnapshot:
         path = self.path + ".next"
-        create_file(path)
-        connection = connect(path)
+        self._files.create(path)
+        connection = self._files.connect(path)
         # Until it is swapped in the file may be lost at any time, so nothing is synchronized before that.
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
@@ -361,7 +372,7 @@ class Journal:
             if self._incoming is not None:
                 self._incoming.close()
                 self._incoming = None
-            self._clear_leftovers(self.path)
+            self._clear_leftovers(self.path, self._files)
 
     def _swap(self, meta: SnapshotMeta, hard_state: HardState) -> None:
         """Put the received file in the place of this one. A crash at any moment leaves the one or the other."""
@@ -375,23 +386,23 @@ class Journal:
         )
         incoming.finish(state.write, self._notes.items())
         self._incoming = None
-        fsync(self.path + ".next")
+        self._files.sync(self.path + ".next")
         with self._lock:
             self._close_all()
             # Closing the last connection empties the WAL into the file and removes it. A WAL that stayed
             # would be taken for the new file's, so the names must be gone for good before the swap.
-            if os.path.exists(self.path + "-wal"):
+            if self._files.exists(self.path + "-wal"):
                 raise JournalError(f"{self.path} is in use by another process")
             directory = os.path.dirname(self.path) or "."
-            fsync(directory)
-            os.rename(self.path + ".next", self.path)
-            fsync(directory)
+            self._files.sync(directory)
+            self._files.rename(self.path + ".next", self.path)
+            self._files.sync(directory)
             self._open()
 
     def open_outgoing(self) -> OutgoingSnapshot:
         """A consistent view of everything, to be sent page by page; close it when done."""
         with self._lock:
-            connection = connect(self.path)
+            connection = self._files.connect(self.path)
             try:
                 connection.execute("PRAGMA query_only = 1")
                 connection.execute("BEGIN")

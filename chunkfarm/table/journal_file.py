@@ -111,24 +111,40 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def connect(path: str) -> sqlite3.Connection:
-    # Each connection is used by one thread at a time, which the callers see to; it may be closed by another.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA cache_size = -8192")
-    return connection
+class Files:
+    """The files that a journal is made of, on the disk of this machine."""
 
+    def connect(self, path: str) -> sqlite3.Connection:
+        """Open a file with SQLite."""
+        # Each connection is used by one thread at a time, which the callers see to; it may be closed by another.
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA cache_size = -8192")
+        return connection
 
-def fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def create(self, path: str) -> None:
+        """Make a new, empty file that only this user can read (SQLite gives its side files the same mode)."""
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600))
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file of that name."""
+        return os.path.exists(path)
 
-def create_file(path: str) -> None:
-    """Make a new, empty file that only this user can read (SQLite gives its side files the same mode)."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600))
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def rename(self, path: str, to: str) -> None:
+        """Give a file another name, in the place of what had it."""
+        os.rename(path, to)
+
+    def sync(self, path: str) -> None:
+        """Make the bytes of a file durable, or the names in a directory."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def create_schema(connection: sqlite3.Connection) -> None:

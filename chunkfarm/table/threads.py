@@ -21,8 +21,8 @@ class RunBlocking(Protocol):
 class OneThread:
     """`RunBlocking` on one thread, which begins with the first call and ends with `stop`."""
 
-    def __init__(self, reactor: Any, name: str) -> None:
-        self._threads = Threads(reactor, 1, name)
+    def __init__(self, reactor: Any, name: str, threads: Callable[[Any, int, str], Threads] = Threads) -> None:
+        self._threads = threads(reactor, 1, name)
 
     def __call__(self, call: Callable[[], T]) -> Deferred[T]:
         return self._threads.run(call)

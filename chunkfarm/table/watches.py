@@ -38,7 +38,8 @@ class WatchHub:
         self.history = history
         self._on_idle = on_idle
         self._closed = False
-        self._watches: set[Watch] = set()
+        self._watches: dict[Watch, None] = {}
+        """In the order in which they began, which is that in which they are told."""
         self._recent: list[tuple[int, tuple[Event, ...]]] = []
         self._count = 0
         self._bytes = 0
@@ -51,7 +52,7 @@ class WatchHub:
 
     async def _watch(self, prefix: bytes, from_revision: int) -> Watch:
         watch = Watch(self, prefix, from_revision)
-        self._watches.add(watch)
+        self._watches[watch] = None
         try:
             if from_revision < self.floor:
                 # Looks only for whether the log still reaches back that far.
@@ -115,7 +116,7 @@ class WatchHub:
         return tuple(event for _, events in self._recent[start:] for event in events if event.key.startswith(prefix))
 
     def forget(self, watch: Watch) -> None:
-        self._watches.discard(watch)
+        self._watches.pop(watch, None)
         if not self._watches:
             self._on_idle()
 

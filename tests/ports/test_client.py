@@ -351,7 +351,7 @@ class OrderTests(SynchronousTestCase):
         link.backend.catalog.waits = Deferred()
         link.say("LIST", "PING")
         link.lose()
-        assert link.factory.connections == set()
+        assert link.factory.connections == {}
         assert link.clock.getDelayedCalls() == []
 
     @settings(max_examples=60)
@@ -445,7 +445,7 @@ class LimitTests(SynchronousTestCase):
         assert other.heard() == "ERR busy this server has too many connections\r\n"
         assert other.closed
         link.lose()
-        assert link.factory.connections == set()
+        assert link.factory.connections == {}
 
     def test_leaving(self) -> None:
         """A server that leaves answers what is pending, ends its links, and says when all are gone."""

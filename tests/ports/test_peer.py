@@ -264,7 +264,7 @@ class PeerPortTests(SynchronousTestCase):
         self.clock.advance(STRANGER_SECONDS)
         pump.flush()
         other.flush()
-        assert self.factory.connections == {port}
+        assert list(self.factory.connections) == [port]
 
     def test_many_strangers(self) -> None:
         """Past the limit the oldest strangers make room, and known servers are not disturbed."""

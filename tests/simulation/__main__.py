@@ -1,4 +1,4 @@
-"""Simulate the consensus from many seeds: `python -m tests.simulation --seeds 1..200`.
+"""Simulate the consensus, or with `--farm` whole servers, from many seeds: `python -m tests.simulation --seeds 1..200`.
 
 Each seed is a history of its own, and always the same one. A failing seed is shown with the end of its
 trace and with the command that replays it.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from chunkfarm.table.consensus import Consensus
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
+from tests.simulation.farm import FAULTY_SECONDS, FarmSimulation
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.pair_mutants import PAIR_MUTANTS
 from tests.simulation.pairs import TICKS, PairSimulation, Rules
@@ -33,6 +34,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, default=_seeds("1..200"), help="FIRST..LAST, or one seed")
     parser.add_argument("--ticks", type=int, help="how long faults are made")
     parser.add_argument("--pairs", action="store_true", help="farms of two servers, and what they see of each other")
+    parser.add_argument("--farm", action="store_true", help="whole servers, from their first start on")
+    parser.add_argument("--seconds", type=float, help="of a whole farm: how long faults are made")
     parser.add_argument(
         "--mutant", choices=sorted({**MUTANTS, **PAIR_MUTANTS}), help="run a core with this fault instead"
     )
@@ -40,10 +43,14 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.mutant and (options.mutant in PAIR_MUTANTS) != options.pairs:
         parser.error("that mutant is of the other kind of farm")
+    if options.farm and (options.mutant or options.pairs or options.ticks):
+        parser.error("a whole farm has no mutants, and its faults are made for so many --seconds")
     return options
 
 
-def _simulation(options: argparse.Namespace, seed: int) -> Simulation:
+def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimulation:
+    if options.farm:
+        return FarmSimulation(seed, seconds=options.seconds or FAULTY_SECONDS)
     if options.pairs:
         rules = PAIR_MUTANTS[options.mutant][0] if options.mutant else Rules()
         return PairSimulation(seed, rules, options.ticks or TICKS)
@@ -63,19 +70,21 @@ def main(arguments: Sequence[str]) -> int:
         except (AssertionError, ValueError) as error:
             failure = str(error) or type(error).__name__
         if options.trace or failure:
-            told = lines(simulation)
+            told = simulation.story if isinstance(simulation, FarmSimulation) else lines(simulation)
             print("\n".join(told if options.trace else told[-TRACE_LINES:]))
         if failure:
             more = f" --ticks {options.ticks}" if options.ticks else ""
             more += " --pairs" if options.pairs else ""
+            more += " --farm" if options.farm else ""
+            more += f" --seconds {options.seconds:g}" if options.seconds else ""
             more += f" --mutant {options.mutant}" if options.mutant else ""
-            print(f"\nseed {seed} failed at time {simulation.now}: {failure}")
+            print(f"\nseed {seed} failed at time {simulation.now:g}: {failure}")
             print(f"replay: python -m tests.simulation --seeds {seed}{more} --trace")
             return 1
         now = time.monotonic()
         if now - shown >= PROGRESS_SECONDS:
             shown = now
-            print(f"{count} of {len(options.seeds)} seeds, {count / (now - began):.0f} a second", flush=True)
+            print(f"{count} of {len(options.seeds)} seeds, {count / (now - began):.1f} a second", flush=True)
     seconds = time.monotonic() - began
     print(f"{len(options.seeds)} seeds passed in {seconds:.1f} s")
     return 0

@@ -6,20 +6,21 @@ import os
 import shutil
 import sqlite3
 import stat
+from random import Random
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.table import journal as journal_module
-from chunkfarm.table import journal_file
 from chunkfarm.table.codec import OpenSession, Request, SnapshotPage, Transaction, encode_request
 from chunkfarm.table.interface import Compacted, Compare, Delete, Event, Put
 from chunkfarm.table.journal import Journal
-from chunkfarm.table.journal_file import JournalError
+from chunkfarm.table.journal_file import Files, JournalError
 from chunkfarm.table.raft_log import encode_configuration
 from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
 from chunkfarm.table.rows import digest_of_state
 from chunkfarm.table.snapshots import SnapshotError
+from tests.simulation.disks import Disk
 
 CLIENT = "c"
 
@@ -101,6 +102,18 @@ class JournalTests(JournalTestCase):
         journal = self.journal()
         journal.farm_id = "f" * 32
         assert self.after_crash(journal).farm_id == "f" * 32
+
+    def test_no_room_for_a_note(self) -> None:
+        """A server that founds or joins on a full disk says so in a sentence."""
+        disk = Disk(Random(1))
+        journal = Journal.open(os.path.join(self.directory(), "table.sqlite"), disk)
+        self.addCleanup(journal.close)
+        disk.full = True
+        for call in (lambda: journal.set_note("farm", "f" * 32), lambda: journal.found("a")):
+            with self.assertRaises(JournalError) as caught:
+                call()
+            assert "cannot be written: database or disk is full" in str(caught.exception)
+        assert journal.empty and journal.farm_id == ""
 
     def test_hard_state(self) -> None:
         """A vote is on the disk when `save` returns."""
@@ -400,8 +413,8 @@ class SnapshotTests(JournalTestCase):
 
             try:
                 with (
-                    patch.object(journal_module, "fsync", interrupted(journal_file.fsync, step)),
-                    patch.object(os, "rename", interrupted(os.rename, step)),
+                    patch.object(Files, "sync", interrupted(Files.sync, step)),
+                    patch.object(Files, "rename", interrupted(Files.rename, step)),
                     patch.object(Journal, "_close_all", interrupted(Journal._close_all, step)),
                     patch.object(Journal, "_open", interrupted(Journal._open, step)),
                 ):

@@ -48,7 +48,8 @@ class ClientFactory(Factory):
         self.clock = clock
         self.tls = tls
         self.written = Written(backend)
-        self.connections: set[ClientConnection] = set()
+        self.connections: dict[ClientConnection, None] = {}
+        """The oldest first."""
         self._addresses: Counter[str] = Counter()
         self._payload_bytes = 0
         self._waiting: list[ClientConnection] = []
@@ -62,14 +63,14 @@ class ClientFactory(Factory):
 
     def opened(self, connection: ClientConnection) -> None:
         """A connection is there."""
-        self.connections.add(connection)
+        self.connections[connection] = None
         self._addresses[_host(connection)] += 1
         if self._finished is not None:
             connection.finish()
 
     def closed(self, connection: ClientConnection) -> None:
         """It is gone."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         host = _host(connection)
         self._addresses[host] -= 1
         if self._addresses[host] <= 0:

@@ -101,7 +101,7 @@ class FileProtocol(Protocol):
         """Somebody connected; what they say comes after the handshake."""
         self._session = Session(self._certificate)
         self._deadline = self._clock.seconds() + IDLE_SECONDS
-        self._files.connections.add(self)
+        self._files.connections[self] = None
 
     def _certificate(self) -> Any:
         get = getattr(self.transport, "getPeerCertificate", None)

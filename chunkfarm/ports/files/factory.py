@@ -33,7 +33,8 @@ class FileFactory(Factory):
     def __init__(self, backend: Backend, clock: IReactorTime, now_ms: Callable[[], int]) -> None:
         self.clock = clock
         self.routes = Routes(backend, clock, now_ms)
-        self.connections: set[FileProtocol] = set()
+        self.connections: dict[FileProtocol, None] = {}
+        """The oldest first."""
         self.finishing = False
         self.common = b""
         """The header lines of every answer, made anew once a second."""
@@ -62,7 +63,7 @@ class FileFactory(Factory):
 
     def forget(self, protocol: FileProtocol) -> None:
         """The connection is lost."""
-        self.connections.discard(protocol)
+        self.connections.pop(protocol, None)
         self._crowded = False
         host = self._hosts.pop(protocol, None)
         if host is not None:

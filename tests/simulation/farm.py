@@ -1,0 +1,257 @@
+"""A whole farm in one process, from one seed: every server as twistd runs it, on simulated machines.
+
+Everything above `chunkfarm.machine` is the product: start, parts, table, ledger, peer port and client port. Below are a
+network, disks, clocks and threads whose every whim comes from the seed. The first part of a history is full of faults,
+while clients read, write and watch; then everything is healed, and the farm has to serve within `SERVE_WITHIN`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from attrs import frozen
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+
+from chunkfarm.config_text import parse_config
+from tests.simulation.checks import Violation
+from tests.simulation.clients import Clients
+from tests.simulation.faults import Faults
+from tests.simulation.journals import JournalChecks
+from tests.simulation.network import Network
+from tests.simulation.servers import SimulatedServer
+from tests.simulation.world import Process, World
+
+FAULTY_SECONDS = 45.0
+"""How long faults are made: several times `master_grace`, so that servers are dropped and come back."""
+SETTLE_SECONDS = 6.0
+"""How long the farm has for its first start before the first fault, in most histories."""
+SERVE_WITHIN = 60.0
+"""Seconds from the last fault until every server serves and a transaction has been committed through each of them:
+a process that hangs ends after ten, a call to somebody who is gone takes as long, and a start asks in rounds."""
+RESTART_SECONDS = 2.0
+"""After which a process that ended by itself is started again, as systemd does."""
+STOP_SECONDS = 40.0
+
+
+@frozen
+class Options:
+    """What kind of farm and weather; drawn from the seed."""
+
+    servers: int
+    spares: int
+    """Servers that join later, if a fault is that they do."""
+    together: bool
+    """Whether all start at once, each with a list of all."""
+    faults: float
+    """Faults a second, on average."""
+    slow: float
+    clients: int
+
+    @classmethod
+    def draw(cls, random: Random) -> Options:
+        servers = random.choice((1, 2, 2, 3, 3, 3, 4, 5))
+        return cls(
+            servers=servers,
+            spares=random.choice((0, 1, 2)) if servers < 5 else 0,
+            together=random.random() < 0.5,
+            faults=random.choice((0.1, 0.2, 0.4)),
+            slow=random.choice((0.0, 0.0, 0.02, 0.2)),
+            clients=random.choice((2, 3, 5)),
+        )
+
+
+class FarmSimulation:
+    """One history. `run` raises `Violation` when something does not hold; `story` says what happened."""
+
+    def __init__(self, seed: int, options: Options | None = None, seconds: float | None = None) -> None:
+        self.seed = seed
+        self.world = World(seed)
+        self.random = self.world.random("farm")
+        self.options = options or Options.draw(self.random)
+        self.network = Network(self.world)
+        self.checks = JournalChecks()
+        self.servers: list[SimulatedServer] = []
+        self.seconds = FAULTY_SECONDS if seconds is None else seconds
+        self.healed = False
+        self.clients = Clients(self)
+        self._root = Path(tempfile.mkdtemp(prefix="chunkfarm-simulation-"))
+        self._generations: dict[str, tuple[int, int]] = {}
+        self._failure: Violation | None = None
+        self._patches = ExitStack()
+        self.faults = Faults(self)
+        self.world.after_event = self._after_event
+        self.checks.on_message = lambda message: self.world.trace(
+            f"{message.sender} {message.to} {message.kind.value} {message.term} {message.log_index}"
+        )
+
+    @property
+    def now(self) -> float:
+        return self.world.now
+
+    @property
+    def story(self) -> list[str]:
+        """What happened, for people."""
+        return [f"seed {self.seed}: {self.options}", *self.world.story]
+
+    # The course of a run.
+
+    def run(self) -> None:
+        """Faults, then healing, then proof of life."""
+        with self:
+            self.begin()
+            self.clients.begin()
+            self.faults.begin()
+            self.run_for(self.seconds)
+            self.heal()
+            self.must(self.everybody_serves, SERVE_WITHIN, "serve again")
+            self.clients.finish()
+            self.finished()
+
+    def __enter__(self) -> FarmSimulation:
+        self._patches.enter_context(patch.object(os, "fsync", lambda descriptor: None))
+        # Everybody else would hear of failures that are meant to be, and of those of processes that are dead.
+        self._patches.enter_context(patch.object(globalLogPublisher, "_observers", [self._logged]))
+        # What a process has left behind is cleared away when its history is over, not in the middle of another event.
+        gc.disable()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        for server in self.servers:
+            server.on_end = lambda server, how: None
+            server.kill()
+        self.network.connections.clear()
+        self.network.ports.clear()
+        self.world.clear()
+        gc.collect()
+        gc.enable()
+        self._patches.close()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def begin(self) -> None:
+        """Start the first servers."""
+        options = self.options
+        servers = [self.add_server() for _ in range(options.servers)]
+        if options.slow:
+            for one in servers:
+                for other in servers:
+                    self.network.slow[one.host, other.host] = options.slow
+        for server in servers:
+            others = tuple(other for other in servers if other is not server)
+            server.configure(others if options.together else tuple(servers[:1]) if server is not servers[0] else ())
+        for number, server in enumerate(servers):
+            delay = self.random.random() * 0.5 if options.together else number * 0.4
+            self.world.at(delay, None, server.start)
+
+    def add_server(self) -> SimulatedServer:
+        """A machine with nothing on it."""
+        server = SimulatedServer(len(self.servers) + 1, self.world, self.network, self._root, self.checks)
+        server.on_end = self._ended
+        self.servers.append(server)
+        return server
+
+    def join(self, server: SimulatedServer) -> None:
+        """Start a new server with what a person copies from the config.ini of another."""
+        known = next(other for other in self.servers if other is not server and other.recorded)
+        server.configure(tuple(other for other in self.servers if other is not server), known.recorded)
+        server.start()
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether every server has its farm in its config.ini.
+
+        Until then a list says nothing about who may have a farm already, and whoever is gone may have founded it.
+        """
+        return all(server.recorded for server in self.servers)
+
+    def _ended(self, server: SimulatedServer, how: str) -> None:
+        if how.startswith("exit"):
+            # As systemd does.
+            self.world.at(RESTART_SECONDS, None, server.start)
+
+    def run_for(self, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
+        """Let so much time pass, or less if `done` is so before."""
+        ended = self.world.run_until(self.now + seconds, done)
+        if self._failure is not None:
+            raise self._failure
+        return ended
+
+    def must(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """It has to be so within that time."""
+        if not self.run_for(seconds, done):
+            states = ", ".join(f"{server.name} {server.state}" for server in self.servers)
+            raise Violation(f"liveness: not all {what} within {seconds:g} s ({states})")
+
+    def heal(self) -> None:
+        """No more faults: everything is repaired, and every server started."""
+        self.healed = True
+        self.world.note("-", "everything is repaired")
+        self.faults.heal()
+        for server in self.servers:
+            if server.lives:
+                server.power_on()
+                server.start()
+
+    def everybody_serves(self) -> bool:
+        """Whether all servers belong, agree about who leads, and a transaction went through each of them."""
+        started = [server for server in self.servers if server.lives]
+        return all(server.is_serving for server in started) and self.clients.proved(started)
+
+    def finished(self) -> None:
+        """What must hold at the end."""
+        farms = {server.parts.state.farm_id for server in self.servers if server.parts is not None}
+        if len(farms) != 1:
+            raise Violation(f"one farm: there are {len(farms)} now")
+        self.clients.check()
+
+    # Looking on.
+
+    def _after_event(self, process: Process | None) -> None:
+        if process is None or not process.alive:
+            return
+        server = self.servers[int(process.name[1:]) - 1]
+        try:
+            self.checks.look(server)
+            self._look_at_config(server)
+        except Violation as violation:
+            self._failure = self._failure or violation
+        if self._failure is not None:
+            raise self._failure
+
+    def _look_at_config(self, server: SimulatedServer) -> None:
+        """config.ini can be read at any time, and its generation never falls."""
+        path = os.fspath(server.config)
+        status = os.stat(path)
+        seen, generation = self._generations.get(path, (0, 0))
+        if status.st_ino == seen:
+            return
+        config = parse_config(server.config.read_text(), path, {}, server.name)
+        if config.generation < generation:
+            raise Violation(f"config.ini: that of {server.name} went from {generation} to {config.generation}")
+        self._generations[path] = (status.st_ino, config.generation)
+
+    def _logged(self, event: Any) -> None:
+        process = self.world.running
+        level = event.get("log_level")
+        if process is None or not process.alive or level is LogLevel.debug:
+            return
+        text = (formatEvent(event) or "").replace(os.fspath(self._root) + "/", "")
+        for server in self.servers:
+            if server.id:
+                text = text.replace(server.id, server.name)
+        failure = event.get("log_failure")
+        if failure is not None:
+            text += f": {failure.type.__name__}: {failure.getErrorMessage()}"
+        self.world.note(process.name, f"| {text}")
+        if failure is not None and not self.faults.expects(text):
+            self._failure = self._failure or Violation(
+                f"a fault of the product at {process.name}: {text}\n{failure.getTraceback()}"
+            )

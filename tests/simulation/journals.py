@@ -1,0 +1,176 @@
+"""Looks on while simulated servers write their journals, and knows what each of them has made durable.
+
+The checks of the consensus are those of the simulation of its core; here is what a whole farm needs beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, field
+
+from chunkfarm.parts import Parts
+from chunkfarm.table.consensus import Consensus
+from chunkfarm.table.interface import Operation
+from chunkfarm.table.journal import Journal, Loaded, Saved
+from chunkfarm.table.records import Message, Ready
+from tests.simulation.checks import Checks, Violation
+from tests.simulation.core import Disk as Mirror
+from tests.simulation.core import Rows
+from tests.simulation.disks import Disk
+
+
+class WatchedJournal(Journal):
+    """A journal whose every write is seen, and counts as durable once it returns."""
+
+    seen: Seen
+
+    def found(self, server_id: str) -> None:
+        super().found(server_id)
+        self.seen.founded(self)
+
+    def save(self, ready: Ready, *, apply: bool = True) -> Saved:
+        before = self.applied
+        try:
+            saved = super().save(ready, apply=apply)
+        except BaseException:
+            self.seen.uncertain = self.seen.uncertain or ready.snapshot is not None
+            raise
+        self.seen.saved(ready, before, saved, self.applied)
+        return saved
+
+    def compact(self, index: int) -> None:
+        super().compact(index)
+        self.seen.disk.compact(self.snapshot)
+
+
+@define(eq=False)
+class Seen:
+    """What is known of one server's journal. Stands where the checks of the core expect a server."""
+
+    checks: JournalChecks
+    name: str
+    id: str = ""
+    life: int = 0
+    disk: Mirror = field(factory=Mirror)
+    uncertain: bool = False
+    """Whether the last write was broken off where it may have been done."""
+    farm: str = ""
+
+    def founded(self, journal: WatchedJournal) -> None:
+        self.farm = journal.farm_id
+        self._take(journal.load())
+        self.checks.founded(self)
+
+    def saved(self, ready: Ready, before: int, saved: Saved, applied: int) -> None:
+        checks = self.checks.of(self.farm)
+        if ready.snapshot is not None:
+            before = max(before, ready.snapshot.index)
+        self.disk.write(ready, Rows(applied))
+        entries = {entry.index: entry for entry in ready.committed}
+        for done in saved.applied:
+            checks.applied(self.name, before, entries[done.index])
+            before = done.index
+            if done.operations:
+                checks.changes.setdefault(done.index, done.operations)
+
+    def opened(self, loaded: Loaded) -> None:
+        """A new process finds what the earlier ones have made durable."""
+        kept = self.disk
+        if not self.uncertain:
+            found = (loaded.hard_state.term, loaded.hard_state.vote)
+            promised = (kept.hard_state.term, kept.hard_state.vote)
+            if found != promised:
+                raise Violation(f"promises: {self.name} finds term and vote {found} on its disk, and wrote {promised}")
+            log = [(entry.index, entry.term) for entry in kept.entries]
+            there = [(entry.index, entry.term) for entry in loaded.entries]
+            if there[len(there) - len(log) :] != log:
+                raise Violation(f"promises: {self.name} finds the log {there} on its disk, and wrote {log}")
+        self._take(loaded)
+
+    def _take(self, loaded: Loaded) -> None:
+        self.uncertain = False
+        self.disk = Mirror(loaded.hard_state, loaded.snapshot, list(loaded.entries), Rows(loaded.applied))
+
+
+class FarmChecks(Checks):
+    """The checks of one farm, whose table begins as if from a snapshot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._committed = [(0, 0), (1, 1)]
+        self.commit = 1
+        self.changes: dict[int, tuple[Operation, ...]] = {}
+        """What each revision has changed."""
+
+    @property
+    def terms(self) -> int:
+        """In how many terms somebody has led."""
+        return len(self._leaders)
+
+
+class JournalChecks:
+    """All journals of a simulation."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, Seen] = {}
+        """By server id."""
+        self._by_name: dict[str, Seen] = {}
+        self._farms: dict[str, FarmChecks] = {}
+        self.on_message: Callable[[Message], None] = lambda message: None
+
+    def of(self, farm: str) -> FarmChecks:
+        return self._farms.setdefault(farm, FarmChecks())
+
+    @property
+    def farms(self) -> dict[str, FarmChecks]:
+        return self._farms
+
+    def founded(self, seen: Seen) -> None:
+        self._farms[seen.farm] = FarmChecks()
+
+    def forget(self, name: str) -> None:
+        """That server's disk is empty now."""
+        self._by_name.pop(name, None)
+
+    def open(self, name: str, life: int, path: str, disk: Disk) -> WatchedJournal:
+        """Open a journal, and compare it with what was written into it."""
+        if not disk.exists(path):
+            self.forget(name)
+        journal = WatchedJournal.open(path, disk)
+        seen = self._by_name.setdefault(name, Seen(self, name))
+        seen.life = life
+        seen.farm = journal.farm_id or seen.farm
+        seen.opened(journal.load())
+        journal.seen = seen
+        return journal
+
+    def watch(self, server: Any, parts: Parts) -> None:
+        """Look at every message that this process sends."""
+        seen = self._by_name[server.name]
+        seen.id = parts.data.server_id
+        self.servers[seen.id] = seen
+        driver = parts.embedded._driver
+        send = driver._send
+
+        def watched(messages: tuple[Message, ...]) -> None:
+            checks = self.of(parts.journal.farm_id)
+            for message in messages:
+                self.on_message(message)
+                checks.sent(message, seen.disk)
+            send(messages)
+
+        driver._send = watched  # type: ignore[method-assign]
+
+    def look(self, server: Any) -> None:
+        """After every event, at the server that it touched."""
+        parts: Parts | None = server.parts
+        if parts is None or not parts.journal.farm_id:
+            return
+        core: Consensus = parts.embedded._driver.core
+        seen = self._by_name[server.name]
+        seen.farm = parts.journal.farm_id
+        if not core.configuration.members:
+            return
+        self.of(seen.farm).look(seen, core, self.servers)  # type: ignore[arg-type]

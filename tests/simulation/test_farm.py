@@ -1,0 +1,55 @@
+"""Whole farms: a few seeds, and that a seed is always the same history."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.simulation.farm import FarmSimulation, Options
+
+ROOT = Path(__file__).parents[2]
+DIGEST = """
+from tests.simulation.test_farm import digest_of
+print(digest_of(4))
+"""
+SHORT = 12.0
+"""Seconds of faults, so that a few histories fit into the quick tests."""
+
+
+def digest_of(seed: int) -> str:
+    """What a history is known by."""
+    simulation = FarmSimulation(seed, seconds=8.0)
+    simulation.run()
+    return simulation.world.digest
+
+
+class WholeFarmTests(SynchronousTestCase):
+    """Servers as twistd runs them, on simulated machines."""
+
+    def test_random_histories(self) -> None:
+        """Whatever goes wrong, nothing acknowledged is lost, and the farm serves again."""
+        for seed in (1, 2, 3):
+            simulation = FarmSimulation(seed, seconds=SHORT)
+            simulation.run()
+            assert simulation.clients.history
+
+    def test_a_quiet_farm(self) -> None:
+        """Three servers that start together are one farm within seconds, and clients write, read and watch."""
+        options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=3)
+        simulation = FarmSimulation(7, options, seconds=20.0)
+        simulation.run()
+        assert simulation.now < 22
+        assert len([done for done in simulation.clients.history if done.kind == "write" and done.revision]) > 10
+        assert simulation.clients.watched > 10
+
+    def test_a_seed_is_one_history(self) -> None:
+        """A seed fails again: another process, in which sets have another order, tells the same to the last message."""
+        hash_seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", DIGEST]
+        told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+        assert told.stdout.decode().strip() == digest_of(4)
