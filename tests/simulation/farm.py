@@ -23,11 +23,11 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from chunkfarm.config_text import parse_config
 from tests.simulation.checks import Violation
-from tests.simulation.clients import Clients
 from tests.simulation.faults import Faults
 from tests.simulation.journals import JournalChecks
 from tests.simulation.network import Network
 from tests.simulation.servers import SimulatedServer
+from tests.simulation.users import Users
 from tests.simulation.world import Process, World
 
 FAULTY_SECONDS = 45.0
@@ -82,7 +82,7 @@ class FarmSimulation:
         self.servers: list[SimulatedServer] = []
         self.seconds = FAULTY_SECONDS if seconds is None else seconds
         self.healed = False
-        self.clients = Clients(self)
+        self.users = Users(self)
         self._root = Path(tempfile.mkdtemp(prefix="chunkfarm-simulation-"))
         self._generations: dict[str, tuple[int, int]] = {}
         self._failure: Violation | None = None
@@ -108,12 +108,12 @@ class FarmSimulation:
         """Faults, then healing, then proof of life."""
         with self:
             self.begin()
-            self.clients.begin()
+            self.users.begin()
             self.faults.begin()
             self.run_for(self.seconds)
             self.heal()
             self.must(self.everybody_serves, SERVE_WITHIN, "serve again")
-            self.clients.finish()
+            self.users.finish()
             self.finished()
 
     def __enter__(self) -> FarmSimulation:
@@ -203,14 +203,14 @@ class FarmSimulation:
     def everybody_serves(self) -> bool:
         """Whether all servers belong, agree about who leads, and a transaction went through each of them."""
         started = [server for server in self.servers if server.lives]
-        return all(server.is_serving for server in started) and self.clients.proved(started)
+        return all(server.is_serving for server in started) and self.users.proved(started)
 
     def finished(self) -> None:
         """What must hold at the end."""
         farms = {server.parts.state.farm_id for server in self.servers if server.parts is not None}
         if len(farms) != 1:
             raise Violation(f"one farm: there are {len(farms)} now")
-        self.clients.check()
+        self.users.check()
 
     # Looking on.
 

@@ -35,7 +35,7 @@ class WholeFarmTests(SynchronousTestCase):
         for seed in (1, 2, 3):
             simulation = FarmSimulation(seed, seconds=SHORT)
             simulation.run()
-            assert simulation.clients.history
+            assert simulation.users.history
 
     def test_a_quiet_farm(self) -> None:
         """Three servers that start together are one farm within seconds, and clients write, read and watch."""
@@ -43,8 +43,8 @@ class WholeFarmTests(SynchronousTestCase):
         simulation = FarmSimulation(7, options, seconds=20.0)
         simulation.run()
         assert simulation.now < 22
-        assert len([done for done in simulation.clients.history if done.kind == "write" and done.revision]) > 10
-        assert simulation.clients.watched > 10
+        assert len([done for done in simulation.users.history if done.kind == "write" and done.revision]) > 10
+        assert simulation.users.watched > 10
 
     def test_a_seed_is_one_history(self) -> None:
         """A seed fails again: another process, in which sets have another order, tells the same to the last message."""

@@ -43,7 +43,7 @@ class Done:
     """Whether it is known to have had no effect."""
 
 
-class Clients:
+class Users:
     """Users at random servers."""
 
     def __init__(self, farm: FarmSimulation) -> None:
