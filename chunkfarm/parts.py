@@ -21,17 +21,21 @@ from twisted.python.failure import Failure
 
 from chunkfarm import __version__, membership
 from chunkfarm.access import Access
+from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.store import ChunkStore, Space
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed
+from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
-from chunkfarm.errors import InvalidRequest
+from chunkfarm.errors import FarmError, InvalidRequest
+from chunkfarm.history import History, OwnLine
 from chunkfarm.issuer import Issuer
 from chunkfarm.ledger import Ledger
 from chunkfarm.links import lines
 from chunkfarm.links.chunks import ChunkClient
+from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
 from chunkfarm.machine import Machine
@@ -42,6 +46,7 @@ from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
 from chunkfarm.settings import changed_farm, changed_server, changed_table, read_table
 from chunkfarm.state import ServerState
+from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.interface import ITable
@@ -167,6 +172,7 @@ class Parts:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
         self.run_in_thread: RunInThread = pool.run
+        self.line = OwnLine()
         self.book = AddressBook(self.servers, reactor)
         self.peers = Peers(
             reactor,
@@ -174,9 +180,10 @@ class Parts:
             self.contexts.peer_of,
             self.book.lookup,
             lambda server_id: self.takeover.ended(server_id),
+            self.line,
         )
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
-        self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup)
+        self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup, lines=self.line)
         self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
         self._build_table(on_fatal)
         self._build_chunks()
@@ -231,17 +238,9 @@ class Parts:
             clock=self.reactor,
             now=self.now,
             heed=self._table.heed,
+            cures=self.cures,
         )
-        self.takeover = Takeover(
-            self.data.server_id,
-            self._table,
-            lambda: self.roster.servers,
-            self.options,
-            self._may_take_over,
-            lambda host, port: refuses(self.machine.connect, self.reactor, host, port),
-            self.reactor,
-            self.machine.boot_time,
-        )
+        self._build_history(on_fatal)
         self.renewal = Renewal(
             self.data.path,
             self.contexts,
@@ -260,6 +259,95 @@ class Parts:
             lambda: membership.masters(self.servers()),
             self.reactor,
         )
+
+    def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
+        questions = Questions(self.peers, self._probe_arguments)
+        self.history = History(
+            server_id=self.data.server_id,
+            table=self._table,
+            notes=self.journal,
+            run_in_thread=self.run_in_thread,
+            ask=questions.ask,
+            servers=self.servers,
+            generation=lambda: self.config.generation,
+            on_change=self._history_changed,
+            on_fatal=on_fatal,
+            clock=self.reactor,
+            random=self.machine.random,
+        )
+        # Before anything is said to anybody.
+        self.history.load()
+        self.line.history = self.history
+        self.takeover = Takeover(
+            self.data.server_id,
+            self._table,
+            lambda: self.roster.servers,
+            self.options,
+            self._may_take_over,
+            lambda host, port: refuses(self.machine.connect, self.reactor, host, port),
+            self.reactor,
+            self.machine.boot_time,
+            self.history,
+        )
+        self.by_hand = TakeoverByHand(
+            self.history,
+            self._table,
+            questions,
+            self._own_telling,
+            self.servers,
+            self._listed_places,
+            lambda: Address(self.host, self.config.server.peer.port),
+            lambda: self.options().name,
+            self.reactor,
+        )
+
+    def _probe_arguments(self) -> dict[str, Any]:
+        return {
+            "server": self.data.server_id,
+            "stamp": self._state.stamp,
+            "farm": self.recorded_farm,
+            "version": PROTOCOL_VERSION,
+            "host": self.host,
+            "peer": self.config.server.peer.port,
+        }
+
+    def _own_telling(self) -> Told:
+        """What this server would tell of itself."""
+        said = self.history.describe(None)
+        journal = said["journal"]
+        return Told(
+            server=self.data.server_id,
+            name=self._state.name,
+            state=self._state.phase,
+            first=self.first(),
+            commits=said["commits"],
+            journal=(journal["term"], journal["index"]) if journal is not None else None,
+            chain=self.history.chain,
+            settled=self.history.settled,
+            stopped=said["stopped"],
+        )
+
+    def _listed_places(self) -> Deferred[list[Seen]]:
+        async def read() -> list[Seen]:
+            try:
+                config = await self.run_in_thread(self.config_file.read, {}, self._state.name)
+            except FarmError:
+                # A person is editing it.
+                config = self.config
+            rows = [row for row in config.servers if row.id != self.data.server_id]
+            return [Seen(name=row.name, address=Address(row.host, row.peer)) for row in rows]
+
+        return Deferred.fromCoroutine(read())
+
+    def cures(self) -> tuple[str, ...]:
+        """What a person may do while nobody leads the farm."""
+        return cures(self.data.server_id, self.servers(), self._table.configuration.voters, self.history.learns)
+
+    def _history_changed(self) -> None:
+        stopped = self.history.stopped
+        self._table.refuse_writes(stopped.reason if stopped is not None else "")
+        self._state.halted = stopped.reason if stopped is not None else ""
+        self._state.halted_cures = stopped.cures if stopped is not None else ()
 
     def _build_chunks(self) -> None:
         self._store = ChunkStore(
@@ -402,6 +490,12 @@ class Parts:
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         return self.access.authenticate(key_id, secret)
 
+    def look_at_takeover(self) -> Deferred[Outlook]:
+        return self.by_hand.look()
+
+    def take_over(self, farm_name: str) -> Deferred[Outlook]:
+        return self.by_hand.run(farm_name)
+
     def peer_of(self, certificate: Any) -> str | None:
         return self.contexts.peer_of(certificate)
 
@@ -452,8 +546,13 @@ class Parts:
             ("used", str(self.space.used)),
             ("full", "yes" if self.space.full else "no"),
         ]
+        if self._state.halted:
+            pairs.append(("halted", self._state.halted))
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
+        if self._table.withheld:
+            pairs.append(("withheld", self._table.withheld))
+        pairs.append(("takeovers", str(len(self.history.chain))))
         pairs += [("drift", str(difference)) for difference in self.ledger.drift]
         pairs += [("note", f"{server.name}: {server.note}") for server in self.servers() if server.note]
         return pairs

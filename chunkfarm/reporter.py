@@ -66,7 +66,10 @@ class Reporter:
         clock: IReactorTime,
         now: Callable[[], int],
         heed: Callable[[int, frozenset[str]], None] = lambda term, members: None,
+        cures: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
+        """`cures` says what a person may do while nobody leads."""
+        self._cures = cures
         self._state = state
         self._heed = heed
         self._make_report = make_report
@@ -87,6 +90,7 @@ class Reporter:
         self._busy: Deferred[None] | None = None
         self._loop: LoopingCall | None = None
         self._joined: list[Deferred[None]] = []
+        self._settling: list[Deferred[bool]] = []
         self.belongs = False
         """Whether the first has acknowledged this process's row."""
         self.voters: frozenset[str] = frozenset()
@@ -114,7 +118,8 @@ class Reporter:
         """End reporting; fires when the report under way has ended."""
         if self._loop is not None and self._loop.running:
             self._loop.stop()
-        waiting, self._joined = self._joined, []
+        waiting: list[Deferred[Any]] = [*self._joined, *self._settling]
+        self._joined, self._settling = [], []
         for waiter in waiting:
             waiter.cancel()
         if self._busy is None:
@@ -131,12 +136,25 @@ class Reporter:
         self._joined.append(waiter)
         return waiter
 
+    def when_settled(self) -> Deferred[bool]:
+        """Fires with whether this server belongs: with no as soon as it takes part in nothing any more."""
+        if self.belongs or self._state.halted:
+            return succeed(self.belongs)
+        waiter: Deferred[bool] = Deferred()
+        self._settling.append(waiter)
+        return waiter
+
+    def _settle(self) -> None:
+        waiting, self._settling = self._settling, []
+        for waiter in waiting:
+            waiter.callback(self.belongs)
+
     def report_now(self) -> Deferred[None]:
         """One report at once, such as the last one of a server that is leaving."""
         return Deferred.fromCoroutine(self._report())
 
     def _tick(self) -> None:
-        if self._busy is None:
+        if self._busy is None and not self._state.halted:
             busy = Deferred.fromCoroutine(self._report())
             if not busy.called:
                 self._busy = busy
@@ -183,6 +201,7 @@ class Reporter:
             waiting, self._joined = self._joined, []
             for waiter in waiting:
                 waiter.callback(None)
+            self._settle()
 
     def _target(self) -> str:
         """Whom to report to: the leader if known, else one of the others in turn, masters first."""
@@ -226,7 +245,12 @@ class Reporter:
 
     def _judge(self) -> None:
         """Serving while reports are answered, else read-only with the reason."""
+        if self._state.halted:
+            self._settle()
         if self._state.phase not in ("serving", "readonly"):
+            return
+        if self._state.halted:
+            self._state.change("readonly", cures=self._state.halted_cures)
             return
         if self._clock.seconds() - self._acknowledged < LOST_AFTER:
             if self._state.phase == "readonly":
@@ -237,7 +261,7 @@ class Reporter:
         self._state.change(
             "readonly",
             waits=self.waits(self._lost_since),
-            cures=("start the masters that are missing again: a majority of them must be up",),
+            cures=self._cures(),
         )
 
     def waits(self, since: int) -> tuple[Wait, ...]:

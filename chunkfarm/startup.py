@@ -143,6 +143,7 @@ class Startup:
             learn=parts.book.learn,
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
+            tell=parts.history.describe,
         )
         return parts
 
@@ -339,6 +340,7 @@ class Startup:
             await roster
         parts.duties.start()
         parts.takeover.start()
+        parts.history.start()
         parts.reporter.start(first)
         explaining = LoopingCall(self._explain_missing, parts, self._surroundings.machine.now())
         explaining.clock = self._surroundings.reactor
@@ -348,8 +350,9 @@ class Startup:
         calls = self._make_calls(parts)
         calls.start()
         try:
-            await parts.reporter.when_belonging()
-            await roster
+            belongs = await parts.reporter.when_settled()
+            if belongs:
+                await roster
         except BaseException:
             # Nobody waits for it any more, and whoever stops the roster lets it fail.
             roster.addErrback(lambda _: None)
@@ -357,8 +360,14 @@ class Startup:
         finally:
             explaining.stop()
             calls.stop()
-        parts.ledger.start()
-        parts.renewal.start()
+        if not belongs:
+            # Its rows say all that it will ever know, unless an admin lets it go on alone.
+            roster.addErrback(lambda _: None)
+            parts.state.change("readonly", cures=parts.state.halted_cures)
+            parts.reporter.when_belonging().addCallbacks(lambda _: self._keep_up(parts), lambda _: None)
+            self._log.critical("This server only shows what it has: {reason}.", reason=parts.state.halted)
+            return parts
+        self._keep_up(parts)
         parts.state.change("serving")
         self._log.info(
             "Serving as {name} of farm {farm}: client port {client}, peer port {peer}, file port {files}.",
@@ -369,6 +378,11 @@ class Startup:
             files=parts.config.server.files.port,
         )
         return parts
+
+    def _keep_up(self, parts: Parts) -> None:
+        """What only a server does that belongs."""
+        parts.ledger.start()
+        parts.renewal.start()
 
     def _make_calls(self, parts: Parts) -> Calls:
         async def addresses() -> list[Address]:
@@ -391,7 +405,7 @@ class Startup:
         waits = parts.reporter.waits(since)
         answers = tuple(Answer(address=wait.address, outcome="", error=wait.error) for wait in waits)
         if answers:
-            self._explain(parts, Wait(answers, ("start a majority of the masters again",)))
+            self._explain(parts, Wait(answers, parts.cures()))
 
 
 @frozen

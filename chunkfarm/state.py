@@ -37,6 +37,9 @@ class ServerState:
     chunksize: int = 8 * MIB
     waits: tuple[Wait, ...] = ()
     cures: tuple[str, ...] = ()
+    halted: str = ""
+    """Why this server takes part in nothing any more, and only shows what it has; empty if it does take part."""
+    halted_cures: tuple[str, ...] = ()
     _watchers: list[Callable[[], None]] = field(factory=list, init=False)
 
     def change(

@@ -5,10 +5,8 @@ What proves that is `table.survivor`; here are the clock, the ports that are tri
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionRefusedError
@@ -18,9 +16,9 @@ from twisted.internet.protocol import Protocol as Connection
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from chunkfarm.model import LINES_KEY, FarmOptions, Server
+from chunkfarm.model import FarmOptions, Server
 from chunkfarm.table.embedded import EmbeddedTable
-from chunkfarm.table.interface import Compare, Put, TableError
+from chunkfarm.table.interface import TableError
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Message
 from chunkfarm.table.survivor import Survivor
@@ -29,8 +27,6 @@ INTERVAL = 0.25
 """Seconds between two tries of ports: a `master_grace` of a second has several."""
 TRY_TIMEOUT = 2.0
 """Seconds to wait for a port: a machine that is there refuses at once."""
-LINES_MAX = 64
-"""Takeovers that the row keeps, the newest: a server that was away for longer has no place in the farm any more."""
 
 
 class _Silent(Factory):
@@ -49,6 +45,12 @@ def refuses(connect: Callable[..., Deferred[Any]], reactor: Any, host: str, port
     return trying.addCallbacks(connected, lambda failure: failure.check(ConnectionRefusedError) is not None)
 
 
+class TakesDown(Protocol):
+    """Where a takeover is written down (`history.History`)."""
+
+    def begin(self, position: tuple[int, int]) -> Deferred[None]: ...
+
+
 class Takeover:
     """Watches over the first of two servers. Does nothing where there are more, or one."""
 
@@ -64,8 +66,10 @@ class Takeover:
         refuses: Callable[[str, int], Deferred[bool]],
         clock: IReactorTime,
         boot_time: Callable[[], float],
+        history: TakesDown,
     ) -> None:
         self._id = server_id
+        self._history = history
         self._table = table
         self._servers = servers
         self._options = options
@@ -76,7 +80,6 @@ class Takeover:
         self._survivor = Survivor()
         self._busy: Deferred[None] | None = None
         self._loop: LoopingCall | None = None
-        self._unwritten: str = ""
 
     def saw(self, message: Message, term: int, answers: int) -> None:
         """A message of the consensus has come, and has not been taken yet."""
@@ -123,7 +126,6 @@ class Takeover:
 
     async def _watch_over(self) -> None:
         if self._table.is_leader:
-            await self._write_line()
             return
         leader, options = self._survivor.leader, self._options()
         row = next((server for server in self._servers() if server.id == leader), None)
@@ -133,19 +135,8 @@ class Takeover:
             return
         refused = await self._refuses(row.host, row.peer) and await self._refuses(row.host, row.files)
         if self._survivor.tried(leader, refused, self._boot_time(), options.master_grace) and self._entitled():
+            position = self._table.journal_position
             self._table.take_over(leader)
-            self._unwritten = uuid.uuid4().hex
             self._log.warn("{name} is gone, and this server goes on alone.", name=row.name)
-
-    async def _write_line(self) -> None:
-        """Write down where this line of the history begins."""
-        line, index, term = self._unwritten, self._table.revision, self._table.term
-        if not line or not self._table.has_quorum or not self._table.committed_this_term:
-            return
-        page = await self._table.read(LINES_KEY)
-        row = next((row for row in page.rows if row.key == LINES_KEY), None)
-        lines = json.loads(row.value) if row is not None else []
-        lines = [*lines, {"line": line, "index": index, "term": term}][-LINES_MAX:]
-        compare = Compare(LINES_KEY, "==", row.revision if row is not None else 0)
-        await self._table.transact((compare,), (Put(LINES_KEY, json.dumps(lines).encode()),))
-        self._unwritten = ""
+            # The proof holds right now, so this disk is not waited for.
+            await self._history.begin(position)

@@ -85,6 +85,7 @@ class ReporterTests(SynchronousTestCase):
             clock=self.clock,
             now=lambda: 77,
             heed=lambda term, members: self.heeded.append((term, members)),
+            cures=lambda: ("start a majority of the masters",),
         )
         self.reporter = reporter
         self.addCleanup(reporter.stop)
@@ -193,3 +194,30 @@ class ReporterTests(SynchronousTestCase):
         self.table.has_quorum = False
         self.run_for(LOST_AFTER + 1)
         assert self.state.phase == "readonly"
+
+    def test_a_server_that_takes_part_no_more(self) -> None:
+        """It reports to nobody, is read-only and says the cure; who waited for it to belong waits no longer."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        settled = reporter.when_settled()
+        self.state.halted, self.state.halted_cures = "the farm goes on without it", ("empty it",)
+        reporter.start(server_id(1))
+        assert self.successResultOf(settled) is False
+        assert self.successResultOf(reporter.when_settled()) is False
+        assert self.peers.calls == []
+        self.state.change("serving")
+        self.run_for(1)
+        assert (self.state.phase, self.state.cures, self.state.waits) == ("readonly", ("empty it",), ())
+
+    def test_taking_part_again(self) -> None:
+        """Where an admin lets it go on, it belongs like any other."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        self.state.halted = "the farm was divided"
+        reporter.start(server_id(1))
+        belonging, settled = reporter.when_belonging(), reporter.when_settled()
+        assert self.successResultOf(settled) is False
+        self.state.halted = ""
+        self.run_for(1)
+        self.successResultOf(belonging)
+        assert self.successResultOf(reporter.when_settled()) is True

@@ -13,9 +13,9 @@ from twisted.internet.task import deferLater
 from chunkfarm import __version__
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
-from chunkfarm.cli import screen
+from chunkfarm.cli import screen, taking_over
 from chunkfarm.cli.download import Download, NewFile
-from chunkfarm.cli.exits import give_up
+from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
@@ -363,6 +363,56 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) 
     words = " ".join(quote(word) for word in (target, *assignments))
     for field, value in ask(surroundings, f"SET {words}").fields.items():
         click.echo(f"{field:20} {screen.clean(value)}")
+
+
+@chunkfarm.command()
+@click.option("--farm", "farm_name", metavar="NAME", help="The farm's name, instead of a question on the terminal.")
+@as_json
+@click.pass_obj
+def takeover(surroundings: Surroundings, farm_name: str | None, as_json: bool) -> None:
+    """Let the farm go on without a majority of its masters, which is lost for good.
+
+    Shows which server was found with which journal. The one with the longest goes on, alone; the others learn from
+    it when they come back. What only the lost servers knew is lost.
+    """
+    if farm_name is None and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on: give the farm's name with --farm NAME")
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> taking_over.Taken:
+        outlook = await taking_over.look(farm)
+        if not as_json:
+            _show_outlook(outlook)
+        if outlook.objection:
+            return outlook
+        name = farm_name
+        if name is None:
+            question = f"{outlook.name} goes on alone. The farm's name, to confirm"
+            name = await run_in_thread(lambda: str(click.prompt(question, err=True)))
+        return await taking_over.take_over(farm, outlook, name)
+
+    taken = surroundings.run(work)
+    if as_json:
+        screen.show_json(taken.as_value())
+    if taken.objection:
+        click.echo(f"chunkfarm: {screen.clean(taken.objection)}", err=True)
+        raise click.exceptions.Exit(FAILED)
+    if not as_json:
+        click.echo(f"{screen.clean(taken.name)} leads the farm, in line {screen.clean(taken.line)}.")
+
+
+def _show_outlook(outlook: taking_over.Taken) -> None:
+    rows = [
+        [
+            row["name"],
+            row["address"],
+            row.get("state", "-"),
+            row.get("term", "-"),
+            row.get("index", "-"),
+            row.get("error") or ("the longest journal" if row.get("longest") == "yes" else ""),
+        ]
+        for row in outlook.rows
+    ]
+    screen.show_table(["SERVER", "ADDRESS", "STATE", "TERM", "INDEX", ""], rows, right=["TERM", "INDEX"])
 
 
 @chunkfarm.command()

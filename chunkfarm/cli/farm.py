@@ -130,7 +130,7 @@ class Farm:
             error = self._reasons.get(server.name)
             if error is not None:
                 where = Address(server.host, server.client)
-                texts.append(f"{server.name} ({where}): {_sentence(error)}")
+                texts.append(f"{server.name} ({where}): {sentence_of(error)}")
         for error in self._reasons.values():
             if isinstance(error, ReadOnly | Waiting | Busy):
                 return type(error)(f"the farm cannot do that now: {'; '.join(texts)}")
@@ -177,7 +177,8 @@ class _Silence:
             self._probe.cancel()
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
+    """What went wrong with a server, for people."""
     if isinstance(error, FarmError):
         return error.sentence
     if isinstance(error, network.ConnectionRefusedError):

@@ -76,7 +76,8 @@ def dial_with(reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms
         try:
             assert client.hello is not None
             state = client.hello.fields.get("state", "")
-            if state not in ("serving", "readonly"):
+            if state not in ("serving", "readonly", "waiting"):
+                # One that waits may have the table, and say itself what it can do.
                 raise Waiting(f"it is {state}")
             await client.auth(key.id, key.secret)
         except BaseException:

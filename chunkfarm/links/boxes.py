@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from twisted.logger import Logger
 from twisted.protocols import amp
@@ -12,11 +12,50 @@ from twisted.python.failure import Failure
 BOX_KEYS_MAX = 32
 """Keys of one box: no command has a third of that, and a box that never ends would be kept as a whole in memory."""
 
+LINE = b"line"
+"""Key of every box between servers: the line of the farm's history that its sender belongs to (`table.lines`)."""
+
+
+class Lines(Protocol):
+    """What a link asks about the lines of the farm's history."""
+
+    @property
+    def said(self) -> str | None:
+        """The line to say in every box; empty for the first one, None for a server that has no history yet."""
+
+    def met(self, server_id: str, line: str) -> bool:
+        """A server of this farm has said its line; returns whether it is this server's too."""
+
+
+class NoLines:
+    """Says nothing of lines, and finds none strange."""
+
+    said = None
+
+    def met(self, server_id: str, line: str) -> bool:
+        return True
+
+
+def line_in(box: amp.AmpBox) -> str | None:
+    """Take the line out of a box; None if it says none, as a server of an earlier version does not."""
+    line = box.pop(LINE, None)
+    return None if line is None else line.decode("ascii", "replace")
+
 
 class Boxes(amp.AMP):
     """AMP that says nothing when links come and go, and does not let a peer's malformed box raise here."""
 
     _log = Logger()
+
+    def __init__(self, lines: Lines | None = None) -> None:
+        super().__init__()
+        self._lines = lines or NoLines()
+
+    def sendBox(self, box: amp.AmpBox) -> None:
+        """Send a request or an answer, with the line that this server belongs to."""
+        if (line := self._lines.said) is not None:
+            box[LINE] = line.encode()
+        super().sendBox(box)
 
     def makeConnection(self, transport: Any) -> None:
         # AMP's own version logs each link at its beginning and end; a farm's links come and go all day.

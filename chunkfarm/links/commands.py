@@ -1,8 +1,9 @@
 """The AMP commands of the peer port, and the errors that each may answer with.
 
 Version 1. Values end at 65,535 bytes, so whatever may grow is paged. Only `Probe` and `Join` are answered
-to a peer without a certificate of this farm. A responder that raises an error which is not declared here
-has a fault: AMP logs it and closes the link.
+to a peer without a certificate of this farm. A responder that raises an error which is not declared here has
+a fault: AMP logs it and closes the link. Every box may say besides, as `line`, which line of the farm's history
+its sender belongs to (`links.boxes`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class Probe(amp.Command):
     join key and is starting, and `host` and `peer`, where it listens. `answer` is JSON: `version, server, state, farm,
     name, stamp, revision, first, keyed, proof` (`first` as in NotFirst). A server that is starting says with `keyed`
     whether it has a join key, and to a dialer that proved the same key it shows its `proof` as listener, in hex.
+
+    A server of the farm is told besides what the other one's journal holds: `journal, commits, lines, settled, stopped,
+    term_at` (see docs/protocol.md), the last for the `index` that it asked about.
     """
 
     arguments = [
@@ -59,6 +63,7 @@ class Probe(amp.Command):
         (b"proof", amp.String(optional=True)),
         (b"host", amp.Unicode(optional=True)),
         (b"peer", amp.Integer(optional=True)),
+        (b"index", amp.Integer(optional=True)),
     ]
     response = [(b"answer", amp.Unicode())]
     errors = {BadRequest: b"BAD_REQUEST"}

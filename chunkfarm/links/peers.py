@@ -12,13 +12,13 @@ from typing import Any, Protocol, cast
 from attrs import define, field
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import ConnectionClosed, ConnectionRefusedError, TimeoutError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
-from chunkfarm.links.boxes import Boxes
+from chunkfarm.links.boxes import Boxes, Lines, line_in
 from chunkfarm.model import Address
 from chunkfarm.wire.tls import HandshakeTimedOut, PeerEnded
 from chunkfarm.wire.transport import end_when_silent
@@ -49,8 +49,11 @@ def reason_of(error: BaseException) -> str:
 class PeerLink(Boxes):
     """One outgoing connection to a peer port. It answers no commands."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(
+        self, lines: Lines | None = None, peer_of: Callable[[Any], str | None] = lambda certificate: None
+    ) -> None:
+        super().__init__(lines)
+        self._peer_of = peer_of
         self.lost: Deferred[None] = Deferred()
         self.alive = False
         self.reads = 0
@@ -66,6 +69,13 @@ class PeerLink(Boxes):
     def dataReceived(self, data: bytes) -> None:
         self.reads += 1
         super().dataReceived(data)
+
+    def ampBoxReceived(self, box: amp.AmpBox) -> None:
+        """Take an answer, and note the line of whoever gave it."""
+        line = line_in(box)
+        if line is not None and line != self._lines.said and (peer := self._peer_of(self.certificate())) is not None:
+            self._lines.met(peer, line)
+        super().ampBoxReceived(box)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.alive = False
@@ -86,7 +96,13 @@ class _PeerLinkFactory(Factory):
     """Makes a `PeerLink`, without a word in the log."""
 
     noisy = False
-    protocol = PeerLink
+
+    def __init__(self, lines: Lines | None, peer_of: Callable[[Any], str | None]) -> None:
+        self._lines = lines
+        self._peer_of = peer_of
+
+    def buildProtocol(self, addr: IAddress | None) -> PeerLink:
+        return PeerLink(self._lines, self._peer_of)
 
 
 class OpenLink(Protocol):
@@ -120,9 +136,11 @@ class Peers:
         peer_of: Callable[[Any], str | None],
         address_of: Callable[[str], Address | None],
         ended: Callable[[str], None] = lambda server_id: None,
+        lines: Lines | None = None,
     ) -> None:
-        """`ended` is told of each server that ended a link by itself."""
+        """`ended` is told of each server that ended a link by itself; `lines` knows which line is said."""
         self._ended = ended
+        self._lines = lines
         self._clock = clock
         self._open_link = open_link
         self._peer_of = peer_of
@@ -132,7 +150,7 @@ class Peers:
 
     def open(self, address: Address, timeout: float = CONNECT_TIMEOUT) -> Deferred[PeerLink]:
         """A link of its own to whoever listens at `address`; nothing is known yet of who that is."""
-        return self._open_link(address, _PeerLinkFactory(), timeout)
+        return self._open_link(address, _PeerLinkFactory(self._lines, self._peer_of), timeout)
 
     def identity(self, link: PeerLink) -> str | None:
         """The server of this farm that the certificate on the link proves, if it proves any."""

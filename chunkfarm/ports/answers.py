@@ -71,7 +71,10 @@ class PeerAnswers:
         learn: Callable[[str, Address], None],
         farm: Callable[[], str],
         callers: Callers,
+        tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
     ) -> None:
+        """`tell` says what this server's journal holds, and its term at an index."""
+        self._tell = tell
         self._state = state
         self._contexts = contexts
         self._peers = peers
@@ -101,6 +104,7 @@ class PeerAnswers:
             # A server of this farm that came back on another address cannot be found by its row.
             self._learn(prober.server, prober.advertised)
         return {
+            **(self._tell(prober.index) if prober.certified is not None else {}),
             "version": commands.PROTOCOL_VERSION,
             "server": self._state.server_id,
             "state": self._state.phase,

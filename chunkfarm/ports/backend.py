@@ -13,6 +13,7 @@ from chunkfarm.state import ServerState
 from chunkfarm.table.interface import ITable
 
 if TYPE_CHECKING:
+    from chunkfarm.by_hand import Outlook
     from chunkfarm.catalog import Catalog
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
@@ -29,7 +30,7 @@ class Backend(Protocol):
 
     @property
     def holds_table(self) -> bool:
-        """Whether the rows are here, so that other servers may watch them."""
+        """Whether the rows are here, so that other servers may watch them, and admins be known while nobody leads."""
 
     @property
     def catalog(self) -> Catalog: ...
@@ -51,6 +52,12 @@ class Backend(Protocol):
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         """Fails with `AuthenticationFailed`, or `Waiting` when nobody who holds keys can be asked."""
+
+    def look_at_takeover(self) -> Deferred[Outlook]:
+        """Who was found with which journal, and whether this server may take over; changes nothing."""
+
+    def take_over(self, farm_name: str) -> Deferred[Outlook]:
+        """Go on with this server alone; fails with `PreconditionFailed` if it must not, or the name is wrong."""
 
     def peer_of(self, certificate: Any) -> str | None:
         """The server id that a TLS peer certificate proves, or None."""

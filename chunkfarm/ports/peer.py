@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from attrs import define
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.protocols import amp
@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
-from chunkfarm.links.boxes import Boxes
+from chunkfarm.links.boxes import Boxes, Lines, line_in
 from chunkfarm.model import KIB, Address
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.tls import PeerEnded
@@ -34,6 +34,9 @@ STRANGER_SECONDS = 60.0
 """How long such a link may last: a join takes a second, and a founder may take a few."""
 STRANGER_ANSWERS_MAX = 256 * KIB
 """Bytes of answers that such a link may leave untaken: a thousand probes, where one or two make sense."""
+OF_ANY_LINE = (commands.Probe.commandName, commands.Join.commandName)
+"""Answered whatever line of the farm's history the other side belongs to: a question it learns from, and a server that
+has no history yet."""
 
 
 @define(frozen=True)
@@ -66,6 +69,8 @@ class Prober:
     """Where it says that it listens."""
     certified: str | None = None
     """The server id that its certificate proves, if it is of this farm."""
+    index: int | None = None
+    """An index of the journal of which it wants to know the term."""
 
 
 class PeerBackend(Protocol):
@@ -100,7 +105,7 @@ class PeerPort(Boxes):
     """One accepted connection."""
 
     def __init__(self, factory: PeerPortFactory, backend: PeerBackend, clock: IReactorTime) -> None:
-        super().__init__()
+        super().__init__(factory.lines)
         self._owner = factory
         self._backend = backend
         self._clock = clock
@@ -161,6 +166,11 @@ class PeerPort(Boxes):
             return None
 
         def answer(box: amp.AmpBox) -> Deferred[Any]:
+            if not self._is_of_our_line(box) and name not in OF_ANY_LINE:
+                if amp.ASK not in box:
+                    # Such a message may be lost at any time, and to answer it with an error would end the link.
+                    return succeed(amp.AmpBox())
+                return fail(_refusal(commands.NotNow, "this server belongs to another line of the farm's history"))
             try:
                 answering: Deferred[Any] = responder(box)
             except Exception as error:
@@ -169,6 +179,15 @@ class PeerPort(Boxes):
             return answering.addErrback(self._failed, name)
 
         return answer
+
+    def _is_of_our_line(self, box: amp.AmpBox) -> bool:
+        """Whether the sender of this box belongs to this server's line, or says nothing of lines."""
+        line = line_in(box)
+        if line is None:
+            return True
+        peer = self._peer or self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
+        # A stranger is told what it needs by the command itself.
+        return peer is None or self._lines.met(peer, line)
 
     def _failed(self, failure: Failure, name: bytes) -> Failure:
         if failure.check(amp.RemoteAmpError):
@@ -187,6 +206,7 @@ class PeerPort(Boxes):
         proof: bytes | None,
         host: str | None,
         peer: int | None,
+        index: int | None,
     ) -> dict[str, str]:
         transport = cast(Any, self.transport)
         prober = Prober(
@@ -199,6 +219,7 @@ class PeerPort(Boxes):
             transport.getPeer().host,
             _address(host, peer),
             self._backend.peer_of(transport.getPeerCertificate()),
+            index,
         )
         return {"answer": json.dumps(self._backend.probe(prober))}
 
@@ -283,9 +304,14 @@ class PeerPortFactory(Factory):
     noisy = False
 
     def __init__(
-        self, backend: PeerBackend, clock: IReactorTime, ended: Callable[[str], None] = lambda server_id: None
+        self,
+        backend: PeerBackend,
+        clock: IReactorTime,
+        ended: Callable[[str], None] = lambda server_id: None,
+        lines: Lines | None = None,
     ) -> None:
         """`ended` is told of each server of this farm that ended a connection by itself."""
+        self.lines = lines
         self._backend = backend
         self._clock = clock
         self.ended = ended

@@ -58,6 +58,7 @@ from chunkfarm.table.interface import (
     Unavailable,
 )
 from chunkfarm.table.journal import Journal
+from chunkfarm.table.lines import Past
 from chunkfarm.table.links_interface import IConsensusLinks
 from chunkfarm.table.objections import objection
 from chunkfarm.table.progress import REPLICATE, Progress
@@ -133,6 +134,7 @@ class EmbeddedTable:
         self._stopping: Deferred[None] | None = None
         self._held_rows = False
         self._borrowed: set[BorrowedWatch] = set()
+        self._refusal = ""
         self._put_out = False
         """Whether the first has said that this server is no member, and no leader has been heard since."""
         self._driver = Driver(
@@ -257,6 +259,14 @@ class EmbeddedTable:
         return self._driver.core.last_index
 
     @property
+    def past(self) -> Past:
+        """What this server's journal promises, for the judgement between two lines of the farm's history."""
+        core = self._driver.core
+        # Whoever votes alone has decided with its last entry, although it may not have come to say so.
+        alone = core.configuration.voters == {self.id}
+        return Past(term=core.term, committed=core.last_index if alone else core.commit, term_at=core.log.term_at)
+
+    @property
     def has_quorum(self) -> bool:
         """Leader: a majority answers. Others: a leader is heard."""
         return self._driver.core.has_quorum
@@ -361,6 +371,10 @@ class EmbeddedTable:
         """
         self._driver.withhold(reason, until)
 
+    def refuse_writes(self, reason: str) -> None:
+        """Let no transaction of this server be tried any more, for that reason; an empty one allows them again."""
+        self._refusal = reason
+
     def _changing(self, change: Deferred[Answer]) -> Deferred[None]:
         def lost(failure: Failure) -> None:
             failure.trap(Lost)
@@ -379,6 +393,8 @@ class EmbeddedTable:
             check_transaction(compares, operations)
         except FarmError:
             return fail()
+        if self._refusal:
+            return fail(Unavailable(self._refusal))
         return Deferred.fromCoroutine(self._transact(compares, operations))
 
     def read(self, prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:

@@ -41,8 +41,8 @@ class Wire:
         self.lose(ConnectionDone())
 
 
-class PeersTests(SynchronousTestCase):
-    """Calls to one other server."""
+class PeersCase(SynchronousTestCase):
+    """Links to one other server, in memory."""
 
     def make_peers(self) -> Peers:
         self.clock = Clock()
@@ -67,6 +67,10 @@ class PeersTests(SynchronousTestCase):
     def answer(self, wire: Wire, ask: bytes, **box: bytes) -> None:
         said = {key.encode(): value for key, value in box.items()}
         wire.link.dataReceived(amp.AmpBox({b"_answer": ask, **said}).serialize())
+
+
+class PeersTests(PeersCase):
+    """Calls to one other server."""
 
     def test_an_answer(self) -> None:
         """A call is answered over the link, which is kept for the next one."""
@@ -156,3 +160,43 @@ class PeersTests(SynchronousTestCase):
 
         peers._open_link = impossible
         self.failureResultOf(self.ask(peers), LinkFailed)
+
+
+class FakeLines:
+    """A line to say, and what others said."""
+
+    def __init__(self, said: str | None) -> None:
+        self.said = said
+        self.heard: list[tuple[str, str]] = []
+        self.good = False
+
+    def met(self, server_id: str, line: str) -> bool:
+        self.heard.append((server_id, line))
+        return self.good
+
+
+class LineTests(PeersCase):
+    """The line of the farm's history, in every box."""
+
+    def make_lined(self, said: str | None) -> Peers:
+        peers = self.make_peers()
+        self.lines = peers._lines = FakeLines(said)
+        return peers
+
+    def test_it_is_said(self) -> None:
+        """With every call, also where it is the first line, which has no name; a server without a history says none."""
+        for said, written in (("1e", b"\x00\x04line\x00\x021e"), ("", b"\x00\x04line\x00\x00"), (None, None)):
+            peers = self.make_lined(said)
+            self.ask(peers).addErrback(lambda failure: None)
+            peers.send(server_id(2), commands.ConsensusOneWay, payload=b"x")
+            count = self.wires[-1].written.count(b"\x00\x04line" if written is None else written)
+            assert count == (0 if written is None else 2), said
+
+    def test_another_line_in_an_answer(self) -> None:
+        """It is noted, and the answer is taken all the same; the same line, or none, is nothing to note."""
+        peers = self.make_lined("1e")
+        for number, box in ((b"1", {"line": b"2f"}), (b"2", {"line": b"1e"}), (b"3", {})):
+            asked = self.ask(peers)
+            self.answer(self.wires[0], number, row=b"r", **box)
+            assert self.successResultOf(asked) == {"row": "r"}
+        assert self.lines.heard == [(server_id(2), "2f")]

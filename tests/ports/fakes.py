@@ -14,6 +14,7 @@ from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
+from chunkfarm.by_hand import Outlook, Seen
 from chunkfarm.catalog import Condition, Found, Listing
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.transfer import ChunkReceipt
@@ -30,6 +31,7 @@ from chunkfarm.errors import (
 from chunkfarm.explanation import Explanation, Part
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
+    Address,
     FarmOptions,
     File,
     Manifest,
@@ -42,6 +44,7 @@ from chunkfarm.model import (
 )
 from chunkfarm.settings import changed_table, read_table
 from chunkfarm.state import ServerState
+from chunkfarm.survey import Told
 
 SERVER_ID = "5e" * 16
 OTHER_ID = "0f" * 16
@@ -370,6 +373,8 @@ class MemoryBackend:
             ),
         ]
         self.farm = FarmOptions(chunksize=4096, name="lab", id="fa" * 16, replicas=2)
+        self.objection = ""
+        self.taken_over: list[str] = []
 
     def servers(self) -> tuple[Server, ...]:
         return in_order(self.rows)
@@ -385,6 +390,22 @@ class MemoryBackend:
         if secret != "secret" or key_id not in self.keys:
             return fail(AuthenticationFailed("the key is not known here, or the secret is wrong"))
         return succeed(Principal(key_id, self.keys[key_id]))
+
+    def look_at_takeover(self) -> Deferred[Outlook]:
+        here = Told(server=SERVER_ID, name="alpha", state=self.state.phase, journal=(3, 17))
+        seen = (
+            Seen(name="alpha", address=Address("10.0.0.1", 4101), told=here, here=True, longest=True),
+            Seen(name="beta", address=Address("10.0.0.2", 4101), error="no answer within 5 s"),
+        )
+        return succeed(Outlook(seen=seen, objection=self.objection))
+
+    def take_over(self, farm_name: str) -> Deferred[Outlook]:
+        if farm_name != self.farm.name:
+            return fail(PreconditionFailed(f"this farm has another name than {farm_name!r}; nothing was changed"))
+        if self.objection:
+            return fail(PreconditionFailed(self.objection))
+        self.taken_over.append(farm_name)
+        return self.look_at_takeover().addCallback(lambda outlook: evolve(outlook, line="1e" * 16))
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.peers.get(certificate)

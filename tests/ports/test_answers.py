@@ -126,6 +126,7 @@ class PeerAnswersTests(SynchronousTestCase):
             learn=self.learned.__setitem__,
             farm=lambda: FARM,
             callers=self.callers,
+            tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
         )
 
     def servers(self) -> tuple[Server, ...]:
@@ -373,6 +374,14 @@ class PeerAnswersTests(SynchronousTestCase):
         assert self.called() == [server_id(7)]
         self.clock.advance(CALLER_SECONDS + 1)
         assert self.called() == []
+
+    def test_what_the_journal_holds(self) -> None:
+        """It is told to servers of the farm, and to nobody else."""
+        answers = self.make_answers()
+        told = answers.probe(Prober(server_id(2), 1, FARM, certified=server_id(2), index=9))
+        assert told["journal"] == {"term": 3, "index": 17} and told["term_at"] == 9
+        assert told["server"] == server_id(1)
+        assert "journal" not in answers.probe(Prober(server_id(2), 1, FARM, index=9))
 
     def called(self) -> list[str]:
         return [caller.candidate.server_id for caller in self.callers.current()]

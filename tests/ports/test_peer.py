@@ -33,6 +33,7 @@ class FakePeerBackend:
         self.peer: str | None = None
         self.joiners: list[Joiner] = []
         self.probers: list[Prober] = []
+        self.payloads: list[bytes] = []
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.peer
@@ -67,10 +68,24 @@ class FakePeerBackend:
         return succeed(request)
 
     def consensus(self, sender: str, payload: bytes) -> Deferred[None]:
+        self.payloads.append(payload)
         return succeed(None)
 
     def authenticate(self, key: str, proof: bytes) -> Deferred[str]:
         return succeed("read")
+
+
+class FakeLines:
+    """The line `1e`, and what others said."""
+
+    said: str | None = "1e"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str]] = []
+
+    def met(self, server_id: str, line: str) -> bool:
+        self.heard.append((server_id, line))
+        return line == self.said
 
 
 class FakeHandle:
@@ -101,7 +116,8 @@ class PeerPortTests(SynchronousTestCase):
         if not hasattr(self, "backend"):
             self.clock = Clock()
             self.backend = FakePeerBackend()
-            self.factory = PeerPortFactory(self.backend, self.clock)
+            self.lines = FakeLines()
+            self.factory = PeerPortFactory(self.backend, self.clock, lines=self.lines)
         self.backend.peer = peer
         port, link = self.factory.buildProtocol(None), PeerLink()
         port_side, link_side = PeerTransport(port, isServer=True), PeerTransport(link, isServer=False)
@@ -279,3 +295,53 @@ class PeerPortTests(SynchronousTestCase):
         self.factory.close_all()
         pump.flush()
         assert port not in self.factory.connections
+
+    def make_lined(self, line: str | None, peer: str | None = None) -> tuple[PeerLink, PeerPort, IOPump]:
+        """A link on whose other side a server says that line."""
+        link, port, pump = self.make_link(peer)
+        there = FakeLines()
+        there.said = line
+        link._lines = there
+        return link, port, pump
+
+    def test_another_line(self) -> None:
+        """What a server of another line asks is not done, and it is told that it may ask again; the link goes on."""
+        link, port, pump = self.make_lined("2f", server_id(7))
+        for command, arguments in self.QUESTIONS:
+            failure = self.failureResultOf(self.ask(link, pump, command, **arguments), commands.NotNow)
+            assert "another line" in str(failure.value)
+        link.callRemote(commands.ConsensusOneWay, payload=b"x")
+        pump.flush()
+        assert self.backend.payloads == []
+        assert set(self.lines.heard) == {(server_id(7), "2f")}
+        assert port in self.factory.connections and self.flushLoggedErrors() == []
+
+    def test_the_same_line_or_none(self) -> None:
+        """A server of this line is answered, and so is one of a version that says nothing of lines."""
+        for line in ("1e", None):
+            link, _, pump = self.make_lined(line, server_id(7))
+            for command, arguments in self.QUESTIONS:
+                self.successResultOf(self.ask(link, pump, command, **arguments))
+        assert len(self.backend.payloads) == 2
+
+    def test_a_probe_of_another_line(self) -> None:
+        """It is how a server learns of the other line, so it is answered; the index that it asks about is passed on."""
+        link, _, pump = self.make_lined("2f", server_id(7))
+        told = {"server": server_id(7), "stamp": 1, "farm": "", "index": 17}
+        self.successResultOf(self.ask(link, pump, commands.Probe, **told))
+        assert self.backend.probers[-1].index == 17
+        assert self.lines.heard == [(server_id(7), "2f")]
+
+    def test_a_stranger_with_a_line(self) -> None:
+        """Whoever shows no certificate has no line that counts."""
+        link, _, pump = self.make_lined("2f")
+        self.successResultOf(self.ask(link, pump, commands.Probe, server=server_id(2), stamp=1, farm=""))
+        self.failureResultOf(self.ask(link, pump, commands.GetServer, server="x"), commands.BadRequest)
+        assert self.lines.heard == []
+
+    def test_the_line_in_answers(self) -> None:
+        """Answers and refusals say this server's."""
+        link, _, pump = self.make_lined("2f", server_id(7))
+        link._peer_of = lambda certificate: server_id(1)
+        self.failureResultOf(self.ask(link, pump, commands.GetServer, server="x"), commands.NotNow)
+        assert isinstance(link._lines, FakeLines) and link._lines.heard == [(server_id(1), "1e")]

@@ -47,9 +47,12 @@ HELLO is followed by a block that says for what:
     CURE <sentence>
     END
 
+A server that takes part in nothing any more, because the farm went on without it, says why in the field `because`.
+
 Everything but HELLO, HELP, PING, QUIT and STARTTLS is answered `ERR waiting` unless the state is serving or
-readonly. From another machine an unencrypted link may say HELLO, HELP, QUIT and STARTTLS only (`ERR denied`). From
-the machine itself (127.0.0.1, ::1) STARTTLS is not needed; AUTH is, for all that is below.
+readonly; a server that is waiting and has the table itself answers AUTH, STATUS and TAKEOVER too. From another
+machine an unencrypted link may say HELLO, HELP, QUIT and STARTTLS only (`ERR denied`). From the machine itself
+(127.0.0.1, ::1) STARTTLS is not needed; AUTH is, for all that is below.
 
 Send nothing between STARTTLS and its OK: bytes that come along with it end the link without a word. What AUTH
 proved before STARTTLS counts no more after it. A wrong AUTH is answered a second later, always with the same
@@ -76,6 +79,17 @@ A row of SERVERS, live servers first, oldest first:
 (on one line), and of WHO, in the order in which servers succeed each other:
 
     rank=1 role=first|master|server id= name= state= because="the most senior live master"
+
+and, where most masters are lost for good:
+
+    TAKEOVER                        -> TAKEOVER <count> may=yes|no [because="..."], rows, END              (admin)
+    TAKEOVER <farm name>            -> TAKEOVER <count> line=<id>, rows, END                               (admin)
+
+The first only looks; the second lets this server go on alone. `conflict` says what stands in the way: another name, a
+first that commits, a longer journal elsewhere, or none here. Rows, of all servers in the table and in `config.ini`:
+
+    SEEN name= address=<host>:<peer port> id= state= term=<n or -> index=<n or -> longest=yes|no here=yes|no
+    MISSED name= address=<host>:<peer port> error="refused"
 
 TABLE takes what SERVERS answered, from TABLE to END, with the fields that SET can set changed in any of its rows
 (`master=yes|no`, which is not shown, may be added), and sets them all or none. It is `conflict` if a row has changed

@@ -12,7 +12,7 @@ from chunkfarm.errors import (
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import looking, moving, watching
+from chunkfarm.ports.client import looking, moving, taking_over, watching
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -128,6 +128,7 @@ _ALL = (
         least=2,
         most=2,
         changes_session=True,
+        when_resuming=True,
     ),
     Command(
         name="SERVERS",
@@ -248,7 +249,23 @@ _ALL = (
         least=1,
         most=3,
     ),
-    Command(name="STATUS", usage="", summary="Jobs, copies of the table, what can be lost now.", run=looking.status),
+    Command(
+        name="STATUS",
+        usage="",
+        summary="Jobs, copies of the table, what can be lost now.",
+        run=looking.status,
+        when_resuming=True,
+    ),
+    Command(
+        name="TAKEOVER",
+        usage="[farm name]",
+        summary="Goes on with this server alone, the majority being lost for good; without a name it only looks.",
+        run=taking_over.takeover,
+        access=ADMIN,
+        most=1,
+        once_begun=True,
+        when_resuming=True,
+    ),
     *(
         Command(
             name=name,
@@ -262,7 +279,6 @@ _ALL = (
             ("INVITE", "", "Makes a code with which one server may join"),
             ("DRAIN", "<id>", "Empties a server"),
             ("FORGET", "<id>", "Takes a server out for good"),
-            ("TAKEOVER", "<farm name>", "Goes on without a lost majority"),
         )
     ),
 )
@@ -283,7 +299,7 @@ def check_access(session: Session, command: Command) -> None:
         raise Denied(
             "an unencrypted link from another machine may say HELLO, HELP, QUIT and STARTTLS only: say STARTTLS"
         )
-    if not command.when_waiting and not session.ready:
+    if not (command.when_waiting or session.ready or (command.when_resuming and session.resuming)):
         raise Waiting(f"this server is {session.backend.state.phase}; HELLO says what it waits for")
     if command.access in (ANYONE, PRIVATE):
         return

@@ -337,7 +337,8 @@ class ClientConnection(Protocol):
         except FarmError as error:
             answer = refusal(self._with_cure(error))
         except Unavailable:
-            answer = refusal(self._with_cure(ReadOnly("no majority of the masters answers now")))
+            why = self._session.backend.state.halted or "no majority of the masters answers now"
+            answer = refusal(self._with_cure(ReadOnly(why)))
         except TableClosed:
             answer = refusal(Waiting("this server is leaving; ask another"))
         except Exception:

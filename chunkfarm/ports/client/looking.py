@@ -43,6 +43,7 @@ async def hello(session: Session, request: Request) -> Answer:
             ("server", state.server_id),
             ("revision", state.revision),
             ("chunksize", state.chunksize),
+            *([("because", Sentence(state.halted))] if state.halted else []),
         ]
     )
     lines = [f"OK {PROTOCOL} {fields}"]

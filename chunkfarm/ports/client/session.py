@@ -107,6 +107,11 @@ class Session:
     watching: Watching | None = None
 
     @property
+    def resuming(self) -> bool:
+        """Whether the server has the table, and waits for the others of its farm."""
+        return self.backend.state.phase == "waiting" and self.backend.holds_table
+
+    @property
     def ready(self) -> bool:
         """Whether more than `state` of the backend may be touched."""
         return self.backend.state.phase in ("serving", "readonly")
@@ -145,6 +150,8 @@ class Command:
     """Whether what follows it cannot be understood before it is done."""
     when_waiting: bool = False
     """Whether it is answered before the server serves."""
+    when_resuming: bool = False
+    """Whether it is so on a server that has the table and waits for the others."""
     by_certificate: bool = False
     """Whether a farm certificate is enough."""
     once_begun: bool = False

@@ -136,6 +136,9 @@ async def watch(session: Session, request: Request) -> Answer:
         raise Busy("this server does not hold the table; watch one that does")
     if session.watching is not None:
         raise InvalidRequest("a watch is running on this link; say UNWATCH first")
+    if session.backend.state.halted:
+        # Nothing will ever change here, and a server that follows its farm should look elsewhere.
+        raise Waiting(session.backend.state.halted)
     given = request.word(1, "")
     revision = number(given, "revision") if given else session.backend.state.revision
     while True:
