@@ -128,12 +128,12 @@ class TakeoverTests(FarmTestCase):
         farm = self.make_three()
         farm.start_serving("delta")
         farm.wait_for(lambda: self.status(farm, "delta").get("holds-table") == "yes", 20, "delta has learned")
-        farm.pause("delta")
+        farm.kill9("delta")
         self.put(farm, "unheard")
         farm.kill9("alpha", "beta")
-        farm.resume("delta")
+        farm.start("delta")
         self.wait_readonly(farm, "gamma")
-        self.wait_readonly(farm, "delta")
+        farm.wait_waiting("delta", 20)
         try:
             farm.ask("delta", "TAKEOVER lab")
         except Refused as error:
