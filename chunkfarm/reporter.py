@@ -28,6 +28,8 @@ INTERVAL = 1.0
 """Seconds between reports: often enough to miss a server within seconds, seldom enough for a thousand of them."""
 LOST_AFTER = 3.0
 """Seconds without an answered report until this server calls itself read-only: two may be lost by chance."""
+LATE = 1.0
+"""Seconds by which a turn may come late; a process that was paused for longer misses nobody from before it woke."""
 REPORT_TIMEOUT = 2.0
 """Seconds to wait for the answer of one report."""
 PUT_TIMEOUT = 10.0
@@ -83,7 +85,7 @@ class Reporter:
         self._now = now
         self._first = ""
         self._tried = 0
-        self._acknowledged = clock.seconds()
+        self._acknowledged = self._ticked = clock.seconds()
         self._lost_since = 0
         self._tries = 0
         self._errors: dict[str, str] = {}
@@ -109,7 +111,7 @@ class Reporter:
     def start(self, first: str = "") -> None:
         """Begin to report, to `first` at the start."""
         self._first = first
-        self._acknowledged = self._clock.seconds()
+        self._acknowledged = self._ticked = self._clock.seconds()
         self._loop = LoopingCall(self._tick)
         self._loop.clock = self._clock
         self._loop.start(INTERVAL)
@@ -159,6 +161,11 @@ class Reporter:
             if not busy.called:
                 self._busy = busy
             busy.addErrback(self._failed).addCallback(self._rest)
+        now = self._clock.seconds()
+        if now - self._ticked > INTERVAL + LATE:
+            # This process was paused. Others may have answered all the time, so their silence begins now.
+            self._acknowledged = now
+        self._ticked = now
         try:
             self._judge()
         except Exception:

@@ -162,6 +162,22 @@ class ReporterTests(SynchronousTestCase):
         assert self.state.phase == "serving"
         assert self.state.waits == ()
 
+    def test_after_a_pause(self) -> None:
+        """A process that wakes from a pause misses nobody until it could have been answered; then it does."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        self.state.change("serving")
+        self.run_for(3)
+        phases: list[str] = []
+        self.state.subscribe(lambda: phases.append(self.state.phase))
+        self.peers.answers[server_id(1)] = LinkFailed("refused")
+        self.clock.advance(60)
+        self.run_for(LOST_AFTER - 1)
+        assert phases == []
+        self.run_for(2)
+        assert set(phases) == {"readonly"}
+
     def test_an_unexpected_error_ends_no_report(self) -> None:
         """A fault while judging is logged, and the reports go on."""
         reporter = self.make_reporter()

@@ -38,6 +38,9 @@ RETIRED_MAX = 8
 """Earlier processes of one server that are remembered: two that share a data directory by mistake are enough."""
 MEASURE_INTERVAL = 60.0
 """Seconds between two changes of a row for free space alone."""
+SAID_MAX = 4
+"""Changes of a row in as many seconds for a note, or a disk that is full or is not: what goes to and fro each second
+must not cost a commit each time."""
 
 
 @frozen(kw_only=True)
@@ -66,6 +69,16 @@ class _Heard:
     """When the very process that its row names was last heard."""
     retired: list[str] = field(factory=list)
     """Incarnations that later ones have taken the place of."""
+    said_from: float = field(default=float("-inf"))
+    said: int = 0
+    """How often its row was changed since then for what it says of itself."""
+
+    def may_say(self, now: float) -> bool:
+        """Whether its row may be changed once more for its note, or for a disk that is full or is not."""
+        if now - self.said_from >= MEASURE_INTERVAL:
+            self.said_from, self.said = now, 0
+        self.said += 1
+        return self.said <= SAID_MAX
 
 
 class LedTable(Protocol):
@@ -373,6 +386,8 @@ class Duties:
                 changed["full"] = report.full
             if report.note != server.note:
                 changed["note"] = report.note
+            if changed and not heard.may_say(now):
+                changed.clear()
             percent = max(1, (report.free + report.used) // 100)
             moved = abs(report.free - server.free) >= percent or abs(report.used - server.used) >= percent
             if moved and now - heard.measured_at >= MEASURE_INTERVAL:

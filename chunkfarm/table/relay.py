@@ -29,8 +29,13 @@ REACH_BACK_MAX = 4_096
 REACH_BACK_SECONDS = 10.0
 """Seconds for that. A server that lags behind this one has nothing to give so far back, and others wait meanwhile."""
 
+STEADY_SECONDS = 1.0
+"""What a stream lasts at least, unless something is wrong with it."""
+SHORT_STREAMS_MAX = 3
+"""Streams in a row that ended sooner: then those who watch are told instead, and ask again in their own time."""
+
 OpenWatch = Callable[[bytes, int], Deferred[IWatch]]
-"""(prefix, from revision) -> a watch on a server that holds rows, over a connection of its own."""
+"""(prefix, from revision) -> a watch where the rows are: over a connection of its own, or here."""
 
 
 class Relay:
@@ -49,6 +54,11 @@ class Relay:
         part = next((part for part in (SERVERS, FARM, FILES) if prefix.startswith(part)), b"")
         stream = self._streams.setdefault(part, _Stream(part, self._open_watch, self._clock))
         return Deferred.fromCoroutine(stream.watch(prefix, from_revision))
+
+    def move(self) -> None:
+        """Open every stream anew where it goes on; who watches here notices nothing."""
+        for stream in self._streams.values():
+            stream.move()
 
     def close(self) -> None:
         """End every watch and every stream, and begin no new one."""
@@ -76,6 +86,8 @@ class _Stream:
         self._following: Deferred[None] | None = None
         self._beat: IDelayedCall | None = None
         self._linger: IDelayedCall | None = None
+        self._opened_at = 0.0
+        self._short = 0
         self._failures = 0
         self._failure = Unavailable("nobody gives a watch")
         """The last failure to open the stream."""
@@ -103,6 +115,10 @@ class _Stream:
                         waiter.callback(None)
         return await hub.watch(prefix, from_revision)
 
+    def move(self) -> None:
+        """Go on elsewhere: the rows may be here now."""
+        self._close_upstream()
+
     def end(self, error: TableError) -> None:
         """End the stream, and all watches with that error."""
         for call in (self._beat, self._linger):
@@ -126,6 +142,7 @@ class _Stream:
             self._failures += 1
             self._failure = error
             raise
+        self._opened_at, self._short = self._clock.seconds(), 0
         hub = WatchHub(from_revision, self._forgotten, self._idle)
         self._hub, self._beyond = hub, -1
         following = Deferred.fromCoroutine(self._follow(hub))
@@ -178,6 +195,10 @@ class _Stream:
             except CancelledError:
                 raise
             except TableError as error:
+                lasted = self._clock.seconds() - self._opened_at >= STEADY_SECONDS
+                self._short = 0 if lasted else self._short + 1
+                if self._short > SHORT_STREAMS_MAX:
+                    raise
                 self._log.info(
                     "the stream of {part} ended at revision {revision}, and is looked for elsewhere: {error}",
                     part=self._part.decode() or "the table",
@@ -187,6 +208,7 @@ class _Stream:
             self._close_upstream()
             # Those who watch here notice nothing, if somebody else goes on where this one has ended.
             self._upstream = await self._open_watch(self._part, hub.revision)
+            self._opened_at = self._clock.seconds()
 
     def _failed(self, failure: Failure) -> None:
         self._following = None

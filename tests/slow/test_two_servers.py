@@ -106,6 +106,17 @@ class TwoServersTests(FarmTestCase):
         for name in ("before", "meanwhile"):
             assert self.fetched(farm, name) == f"{name}\n"
 
+    def test_the_first_crashes_again_and_again(self) -> None:
+        """Its disk is damaged and each start of it fails: it never opens its ports, so the second takes over."""
+        farm = self.make_pair()
+        farm.kill9("alpha")
+        (farm.servers["alpha"].data / "table.sqlite").write_bytes(b"damaged" * 1000)
+        deadline = time.monotonic() + GRACE + SECONDS_MORE
+        while self.status(farm, "beta").get("first") != "beta":
+            assert time.monotonic() < deadline, farm.tails()
+            assert "cannot be opened" in farm.fails_to_start("alpha")
+        self.put(farm, "meanwhile")
+
     def test_the_first_is_frozen(self) -> None:
         """It may live, so the second takes no writes, says whom it misses, and loses nothing when it wakes."""
         farm = self.make_pair()

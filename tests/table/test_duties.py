@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.membership import in_order
 from chunkfarm.model import SERVERS, FarmOptions, Server
-from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, Duties, Report
+from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
 from chunkfarm.table.interface import TableError
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
@@ -323,6 +323,24 @@ class DutiesTests(SynchronousTestCase):
         duties = self.make_duties(make_server(1), make_server(2))
         self.pass_time(duties, 1, 2, full=True)
         assert {server.name: server.full for server in self.servers()} == {"s1": False, "s2": True}
+
+    def test_a_report_storm(self) -> None:
+        """What goes to and fro in the reports each second costs a few commits a minute, and is written in the end."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        count = len(self.table.transactions)
+        for step in range(240):
+            self.pass_time(duties, ROUND, 2, full=step % 2 == 0, note=f"trouble {step}", free=step * 1_000_000)
+        assert len(self.table.transactions) - count <= (240 * ROUND / MEASURE_INTERVAL + 1) * (SAID_MAX + 1)
+        self.pass_time(duties, MEASURE_INTERVAL, 2, full=True, note="at last")
+        assert [(server.full, server.note) for server in self.servers()][1] == (True, "at last")
+
+    def test_a_note_is_written_at_once(self) -> None:
+        """What a server has to say now and then is in its row with the next round, and is gone with one."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.pass_time(duties, 1, 2, note="config.ini cannot be written")
+        assert {server.name: server.note for server in self.servers()}["s2"] == "config.ini cannot be written"
+        self.pass_time(duties, MEASURE_INTERVAL, 2)
+        assert {server.name: server.note for server in self.servers()}["s2"] == ""
 
     def test_at_rest_nothing_is_committed(self) -> None:
         """Reports alone cost no transaction."""

@@ -578,6 +578,18 @@ class ThreeServersTests(ClusterTestCase):
         node.disk.release()
         cluster.result(going)
 
+    def test_everyone_thaws(self) -> None:
+        """After a pause of all of them, when every timer is overdue at once, the same one leads in the same term."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"first")
+        term = self.cluster.nodes["a"].table.term
+        for pause in (1.0, 60.0, 86_400.0):
+            cluster.clock.advance(pause)
+            cluster.run(5)
+            leader = cluster.leader()
+            assert leader is not None and (leader.id, leader.table.term) == ("a", term)
+        self.put("b", b"second")
+
     def test_removed(self) -> None:
         """A server that is removed does not hear of it from the others; told so, it asks them from then on."""
         cluster = self.of("a", "b", "c")

@@ -12,7 +12,14 @@ from zope.interface import implementer
 
 from chunkfarm.table import relay as relay_module
 from chunkfarm.table.interface import Compacted, Event, IWatch, TableClosed, Unavailable
-from chunkfarm.table.relay import BEAT_SECONDS, LINGER_SECONDS, REACH_BACK_SECONDS, Relay
+from chunkfarm.table.relay import (
+    BEAT_SECONDS,
+    LINGER_SECONDS,
+    REACH_BACK_SECONDS,
+    SHORT_STREAMS_MAX,
+    STEADY_SECONDS,
+    Relay,
+)
 from chunkfarm.table.watches import WatchHub
 
 
@@ -224,6 +231,35 @@ class RelayTests(SynchronousTestCase):
         assert [event.revision for event in readers[1].events] == [2, 3]
         assert self.holder.opened == [(b"servers/", 2)] and first.open_now == 0
 
+    def test_a_stream_that_never_lasts(self) -> None:
+        """A holder that ends each stream at once is not asked again and again: who watches hears so instead."""
+        relay = self.make_relay()
+        reader = self.read(relay)
+        for _ in range(SHORT_STREAMS_MAX):
+            self.holder.hub.end_all(Unavailable("no"))
+        self.clock.advance(STEADY_SECONDS)
+        for _ in range(SHORT_STREAMS_MAX + 1):
+            assert reader.error is None
+            self.holder.hub.end_all(Unavailable("no"))
+        assert reader.error is None
+        self.holder.hub.end_all(Unavailable("no"))
+        assert isinstance(reader.error, Unavailable)
+        assert len(self.holder.opened) == 2 * (SHORT_STREAMS_MAX + 1) and self.holder.open_now == 0
+
+    def test_the_rows_are_here_now(self) -> None:
+        """A server that begins to hold rows gives up its connections, and who watches there notices nothing."""
+        relay = self.make_relay()
+        readers = [self.read(relay), self.read(relay, b"files/")]
+        self.holder.put(b"servers/a", b"files/a")
+        there, self.holder = self.holder, Holder()
+        self.holder.put(b"servers/a", b"files/a")
+        relay.move()
+        self.holder.put(b"files/b")
+        self.holder.put(b"servers/b")
+        there.put(b"files/c")
+        assert readers[0].keys == [b"servers/a", b"servers/b"] and readers[1].keys == [b"files/a", b"files/b"]
+        assert there.open_now == 0 and self.holder.open_now == 2
+
     def test_nobody_goes_on(self) -> None:
         """When no holder can be reached every watch ends with the reason, and a later one begins a new stream."""
         relay = self.make_relay()
@@ -342,6 +378,7 @@ class RelayTests(SynchronousTestCase):
                 elif what < 0.95:
                     self.clock.advance(rng.uniform(0, LINGER_SECONDS))
                 else:
+                    self.clock.advance(STEADY_SECONDS)
                     self.holder.hub.end_all(Unavailable("it was killed"))
             for reader, prefix, revision in open_readers:
                 told = [event for event in events if event.revision > revision and event.key.startswith(prefix)]

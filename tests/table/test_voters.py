@@ -184,6 +184,17 @@ class NextConfigurationTests(SynchronousTestCase):
         view = self.make_view(servers, numbers(1, 2), leader=2, caught_up=numbers(2))
         assert heir(view) is None
 
+    def test_all_masters_on_one_machine(self) -> None:
+        """Three servers of one machine vote; two machines join later: the one machine may die after that."""
+        servers = [make_server(number, zone="one") for number in (1, 2, 3)]
+        assert next_configuration(self.make_view(servers, numbers(1, 2, 3))) is None
+        servers += [make_server(4, zone="two"), make_server(5, zone="three")]
+        configuration = Configuration(numbers(1, 2, 3))
+        for _ in range(10):
+            step = next_configuration(self.make_view(servers, configuration.voters, configuration.learners))
+            configuration = step or configuration
+        assert configuration.voters == numbers(1, 4, 5)
+
     @given(st.data())
     def test_it_comes_to_rest_at_the_masters(self, data: st.DataObject) -> None:
         """From any configuration with everyone alive, single steps lead to the masters and stop there."""
