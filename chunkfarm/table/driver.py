@@ -110,6 +110,7 @@ class Driver:
         self._saving: Deferred[None] | None = None
         self._pumping = False
         self._again = False
+        self._soon: IDelayedCall | None = None
         self._proposals: dict[int, _Proposal] = {}
         self._reads_wanted: list[Deferred[int]] = []
         self._reads_asked: dict[int, tuple[float, list[Deferred[int]]]] = {}
@@ -179,6 +180,9 @@ class Driver:
         self.stopped = True
         if self._loop.running:
             self._loop.stop()
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         self.hub.close()
         self._lose_proposals(TableClosed("this server's part of the table is closed"))
         waiting = [
@@ -286,7 +290,7 @@ class Driver:
         before, self._proposals[index] = self._proposals.get(index), _Proposal(term, outcome)
         if before is not None:
             before.outcome.errback(Lost())
-        self.pump()
+        self._pump_soon()
         return outcome
 
     def read_index(self) -> Deferred[int]:
@@ -298,7 +302,7 @@ class Driver:
             return fail(TableClosed("this server's part of the table is closed"))
         read: Deferred[int] = Deferred()
         self._reads_wanted.append(read)
-        self.pump()
+        self._pump_soon()
         return read
 
     def transfer(self, to: str) -> None:
@@ -320,13 +324,27 @@ class Driver:
         except Exception:
             # The core may have done half of it, so nothing that it says can be trusted any more.
             self.fatal(Failure())
-        self.pump()
+        self._pump_soon()
 
     def receive_page(self, sender: str, payload: bytes) -> Deferred[None]:
         """Take a page of a snapshot; see `SnapshotStreams.receive`."""
         return self._streams.receive(sender, payload)
 
     # -- the turn ----------------------------------------------------------------------------------------
+
+    def _pump_soon(self) -> None:
+        """Pump before the reactor waits again, once for all that comes in until then.
+
+        Many proposals then go out in one message to each follower, and many messages share one save.
+        """
+        if self._soon is None and not self._pumping:
+            self._soon = self._clock.callLater(0, self._pump_now)
+        self._again = True
+
+    def _pump_now(self) -> None:
+        self._soon = None
+        if self._again:
+            self.pump()
 
     def pump(self) -> None:
         """Do all that the core wants done, until it wants nothing more (or the disk is busy)."""

@@ -218,7 +218,10 @@ class OneServerTests(ClusterTestCase):
         self.put("a", b"first")
         node = cluster.nodes["a"]
         node.disk.held = True
-        going = [node.table.transact((), (Put(b"%d" % n, b""),)) for n in range(50)]
+        going = [node.table.transact((), (Put(b"0", b""),))]
+        cluster.clock.advance(0)
+        going += [node.table.transact((), (Put(b"%d" % n, b""),)) for n in range(1, 50)]
+        cluster.clock.advance(0)
         saves: list[int] = []
         save = node.table._journal.save
 
