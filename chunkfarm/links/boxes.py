@@ -1,7 +1,12 @@
-"""AMP as both ends of a link between servers speak it."""
+"""AMP as both ends of a link between servers speak it.
+
+Boxes are taken apart here, and not by Twisted: a message of the consensus comes as the same box every time, in
+which nothing but the payload differs, and several of them go to and fro for every transaction.
+"""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -11,7 +16,8 @@ from twisted.python.failure import Failure
 
 BOX_KEYS_MAX = 32
 """Keys of one box: no command has a third of that, and a box that never ends would be kept as a whole in memory."""
-
+KEY_BYTES_MAX = 255
+"""The longest key of a box, says AMP."""
 LINE = b"line"
 """Key of every box between servers: the line of the farm's history that its sender belongs to (`table.lines`)."""
 
@@ -42,10 +48,39 @@ def line_in(box: amp.AmpBox) -> str | None:
     return None if line is None else line.decode("ascii", "replace")
 
 
+_LENGTH = struct.Struct("!H")
+_END = b"\x00\x00"
+_MESSAGE = b"\x00\x08_command\x00\x09Consensus"
+_LINE = b"\x00\x04line"
+_PAYLOAD = b"\x00\x07payload"
+"""What the box of a message of the consensus is made of, which wants no answer; keys come in AMP's order."""
+
+
+def message_box(payload: bytes, line: str | None) -> bytes:
+    """What `links.commands.ConsensusOneWay` is on the wire."""
+    said = () if line is None else (_LINE, _LENGTH.pack(len(line)), line.encode())
+    return b"".join((_MESSAGE, *said, _PAYLOAD, _LENGTH.pack(len(payload)), payload, _END))
+
+
+def _value(data: bytes, key: bytes, at: int) -> tuple[int, int] | None:
+    """Where the value begins and ends whose key stands at `at`; None if it is another key, or not all there."""
+    begin = at + len(key) + _LENGTH.size
+    if begin > len(data) or not data.startswith(key, at):
+        return None
+    end = begin + _LENGTH.unpack_from(data, begin - _LENGTH.size)[0]
+    return (begin, end) if end + len(_END) <= len(data) else None
+
+
 class Boxes(amp.AMP):
     """AMP that says nothing when links come and go, and does not let a peer's malformed box raise here."""
 
     _log = Logger()
+    _unread = b""
+    """Where the next box begins, or the next key or value of this one."""
+    _box: amp.AmpBox | None = None
+    """The box that is coming in."""
+    _key = b""
+    """Its key whose value comes next."""
 
     def __init__(self, lines: Lines | None = None) -> None:
         super().__init__()
@@ -68,17 +103,67 @@ class Boxes(amp.AMP):
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; those that are no AMP are the peer's fault and end only this link."""
         try:
-            super().dataReceived(data)
+            self._take(self._unread + data if self._unread else data)
         except Exception as error:
             self._log.info("A peer sent what is not AMP ({error}); its link is closed.", error=type(error).__name__)
             self.abort()
 
-    def proto_value(self, string: bytes) -> str:
-        """A value of the box that is coming in; raises what ends the link if the box has too many."""
-        box = self._currentBox
-        if box is not None and len(box) >= BOX_KEYS_MAX:
-            raise ValueError(f"a box has at most {BOX_KEYS_MAX} keys")
-        return cast(str, super().proto_value(string))
+    def _take(self, data: bytes) -> None:
+        """Pass on each whole box in `data`, and keep what is left."""
+        at = 0
+        self._unread = b""
+        while self.transport is not None:
+            if self._box is None and data.startswith(_MESSAGE, at):
+                after = self._take_message(data, at + len(_MESSAGE))
+                if after:
+                    at = after
+                    continue
+            begin = at + _LENGTH.size
+            if begin > len(data):
+                break
+            end = begin + _LENGTH.unpack_from(data, at)[0]
+            if not self._key and end - begin > KEY_BYTES_MAX:
+                raise ValueError(f"a key has at most {KEY_BYTES_MAX} bytes")
+            if end > len(data):
+                break
+            at = end
+            self._string(data[begin:end])
+        self._unread = data[at:]
+
+    def _take_message(self, data: bytes, at: int) -> int:
+        """Take a message of the consensus, after its command; where it ends, or 0 if it is not one, or not whole."""
+        line = _value(data, _LINE, at)
+        payload = _value(data, _PAYLOAD, line[1] if line else at)
+        if payload is None or not data.startswith(_END, payload[1]):
+            return 0
+        self.message_received(data[slice(*payload)], data[slice(*line)] if line else None)
+        return payload[1] + len(_END)
+
+    def _string(self, string: bytes) -> None:
+        """Take a key or a value; an empty key ends the box."""
+        box = amp.AmpBox() if self._box is None else self._box
+        if self._key:
+            if len(box) >= BOX_KEYS_MAX:
+                raise ValueError(f"a box has at most {BOX_KEYS_MAX} keys")
+            box[self._key] = string
+            self._box, self._key = box, b""
+        elif string:
+            self._box, self._key = box, string
+        else:
+            self._box = None
+            self.ampBoxReceived(box)
+
+    def message_received(self, payload: bytes, line: bytes | None) -> None:
+        """A message of the consensus has come, as `message_box` makes it."""
+        box = amp.AmpBox({amp.COMMAND: b"Consensus", b"payload": payload})
+        if line is not None:
+            box[LINE] = line
+        self.ampBoxReceived(box)
+
+    def send_message(self, payload: bytes) -> None:
+        """Send a message of the consensus; it may be lost with the link."""
+        if self.transport is not None:
+            cast(Any, self.transport).write(message_box(payload, self._lines.said))
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
         """What answers a command of that name, or None."""

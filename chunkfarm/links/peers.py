@@ -191,11 +191,11 @@ class Peers:
 
         return deferred.addTimeout(seconds, self._clock, onTimeoutCancel=explain)
 
-    def send(self, server_id: str, command: type[amp.Command], **arguments: Any) -> None:
-        """Send a command that has no answer, if there is a link; if not, open one for the next time."""
+    def send(self, server_id: str, payload: bytes) -> None:
+        """Send a message of the consensus, if there is a link; if not, open one for the next time."""
         place = self._places.get(server_id)
         if place is not None and place.link is not None and place.link.alive:
-            place.link.callRemote(command, **arguments)
+            place.link.send_message(payload)
         elif place is None or (place.attempt is None and self._clock.seconds() >= place.not_before):
             self.link_to(server_id).addErrback(lambda failure: None)
 

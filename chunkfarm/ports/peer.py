@@ -189,6 +189,25 @@ class PeerPort(Boxes):
         # A stranger is told what it needs by the command itself.
         return peer is None or self._lines.met(peer, line)
 
+    def message_received(self, payload: bytes, line: bytes | None) -> None:
+        """A message of the consensus: the same as the command `Consensus` without an answer."""
+        if self._peer is None:
+            super().message_received(payload, line)
+            return
+        if line is not None and not self._lines.met(self._peer, line.decode("ascii", "replace")):
+            return
+        try:
+            taken = self._backend.consensus(self._peer, payload)
+        except Exception:
+            taken = fail()
+        taken.addErrback(self._not_taken)
+
+    def _not_taken(self, failure: Failure) -> None:
+        if failure.check(commands.BadRequest, commands.NotNow):
+            # The peer's fault: nothing of this kind is sent without waiting for an answer.
+            failure = Failure(_refusal(commands.BadRequest, failure.getErrorMessage()))
+        self.unhandledError(failure)
+
     def _failed(self, failure: Failure, name: bytes) -> Failure:
         if failure.check(amp.RemoteAmpError):
             return failure

@@ -31,7 +31,7 @@ class TableOverPeers:
         self._leader_hint = leader_hint
 
     def send(self, to: str, payload: bytes) -> None:
-        self._peers.send(to, commands.ConsensusOneWay, payload=payload)
+        self._peers.send(to, payload)
 
     def call(self, to: str, payload: bytes) -> Deferred[None]:
         return self._streams.call(to, commands.Consensus, PAGE_TIMEOUT, payload=payload).addCallback(lambda _: None)

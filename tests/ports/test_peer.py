@@ -230,6 +230,27 @@ class PeerPortTests(SynchronousTestCase):
         assert port not in self.factory.connections
         assert self.flushLoggedErrors() == []
 
+    def test_messages(self) -> None:
+        """Messages of the consensus from a server of the farm are taken, in order, without an answer."""
+        link, port, pump = self.make_link(server_id(7))
+        taken: list[tuple[str, bytes]] = []
+
+        def take(sender: str, payload: bytes) -> Deferred[None]:
+            taken.append((sender, payload))
+            return fail(commands.BadRequest("no")) if payload == b"bad" else succeed(None)
+
+        self.backend.consensus = take  # type: ignore[method-assign]
+        self.successResultOf(self.ask(link, pump, commands.Consensus, payload=b"1"))
+        link.send_message(b"2")
+        link.send_message(b"3")
+        pump.flush()
+        assert taken == [(server_id(7), payload) for payload in (b"1", b"2", b"3")]
+        assert port in self.factory.connections
+        link.send_message(b"bad")
+        pump.flush()
+        assert port not in self.factory.connections
+        assert self.flushLoggedErrors() == []
+
     def test_a_fault_of_ours(self) -> None:
         """What goes wrong here is logged here; the peer hears that it may ask again, and its link goes on."""
         link, port, pump = self.make_link(server_id(7))
