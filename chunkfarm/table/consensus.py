@@ -562,10 +562,14 @@ class Consensus(RaftState):
 
     # What the surroundings must do.
 
-    def urgent(self) -> tuple[Message, ...]:
-        """Take the messages that promise nothing new; send them now, without waiting for a disk."""
+    def urgent(self, *, commits: bool = True) -> tuple[Message, ...]:
+        """Take the messages that promise nothing new; send them now, without waiting for a disk.
+
+        Without `commits` a leader says nothing to a follower to whom it has nothing to say but how far is
+        committed: that goes with the next entries, with the next heartbeat, or with the next call that has it.
+        """
         if self._leading is not None:
-            self._leading.flush()
+            self._leading.flush(commits)
         elif self.leader:
             number = self._questions.ask()
             if number:
@@ -575,6 +579,11 @@ class Consensus(RaftState):
         messages = tuple(self._urgent)
         self._urgent.clear()
         return messages
+
+    @property
+    def commit_untold(self) -> bool:
+        """Whether this server leads, and a follower could be told that more is committed."""
+        return self._leading is not None and self._leading.commit_untold
 
     def persisted(self, ready: Ready) -> None:
         """Everything that `ready` asked for has been done."""

@@ -227,23 +227,28 @@ class Leadership:
 
     # Messages out.
 
-    def flush(self) -> None:
-        """Queue what there is to say: a read round, entries, a commit index that has moved."""
+    def flush(self, commits: bool) -> None:
+        """Queue what there is to say: a read round, entries, and with `commits` a commit index that has moved."""
         self._begin_round(heartbeats=True)
-        self.send_appends()
+        self.send_appends(commits)
 
-    def send_appends(self) -> None:
+    def send_appends(self, commits: bool = True) -> None:
         for id, one in self.progress.items():
-            while self._send_append(id, one):
+            while self._send_append(id, one, commits):
                 pass
 
-    def _send_append(self, id: str, one: Progress) -> bool:
+    @property
+    def commit_untold(self) -> bool:
+        commit = self._state.commit
+        return any(one.sent_commit < commit and one.state == REPLICATE for one in self.progress.values())
+
+    def _send_append(self, id: str, one: Progress, commits: bool) -> bool:
         """Send one append if there is anything to say; True if there may be more."""
         if one.state == SNAPSHOT or one.waiting:
             return False
         log, previous, commit = self._log, one.next - 1, self._state.commit
         more = previous < log.last_index and one.room
-        if not more and not one.nudge and commit <= one.sent_commit:
+        if not more and not one.nudge and not (commits and commit > one.sent_commit):
             return False
         previous_term = log.term_at(previous)
         if previous_term is None:

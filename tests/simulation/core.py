@@ -140,6 +140,8 @@ class Options:
     """Chance of a fault in each tick."""
     early_reads: bool
     """Whether confirmed reads are taken at once or with the next Ready."""
+    late_commits: bool
+    """Whether a leader leaves it to other messages to say how far is committed."""
 
     @classmethod
     def draw(cls, random: Random) -> Options:
@@ -152,7 +154,15 @@ class Options:
             ranked=random.random() < 0.5,
             faults=random.choice((0.02, 0.05, 0.1, 0.2)),
             early_reads=random.random() < 0.5,
+            late_commits=_copy(random).random() < 0.5,
         )
+
+
+def _copy(random: Random) -> Random:
+    """Another one that gives the same numbers, so that what is drawn of it leaves known histories as they are."""
+    copy = Random()
+    copy.setstate(random.getstate())
+    return copy
 
 
 class Simulation:
@@ -164,6 +174,7 @@ class Simulation:
         self.seed = seed
         self.now = 0
         self.random = Random(seed)
+        self._telling = Random(seed)
         self.options = self._draw_options()
         self.checks = Checks()
         self.trace: list[tuple[Any, ...]] = []
@@ -258,7 +269,8 @@ class Simulation:
         """Do what the core wants done, and look whether all is well."""
         core = server.core
         assert core is not None
-        for message in core.urgent():
+        # Seldom enough that followers mostly learn of commits in other ways.
+        for message in core.urgent(commits=not self.options.late_commits or self._telling.random() < 0.1):
             self._post(server, message)
         if self.options.early_reads:
             for read in core.take_reads():

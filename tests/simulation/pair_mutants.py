@@ -96,7 +96,7 @@ PAIR_MUTANTS: dict[str, tuple[Rules, int]] = {
     "takes-over-thawed": (Rules(make_survivor=_TrustsAnyRefusal), 25),
     "takes-over-stolen": (Rules(make_survivor=_TrustsStolenAddresses), 95),
     "takes-over-beside-others": (Rules(make_core=_OverlooksOthers), 635),
-    "confirms-anybody": (Rules(make_core=_LeadsAnybody), 124),
+    "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43),
     "drops-too-early": (Rules(drop_after=GRACE // 60), 28),
     "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 6),
 }
