@@ -188,7 +188,7 @@ class LineTests(PeersCase):
         for said, written in (("1e", b"\x00\x04line\x00\x021e"), ("", b"\x00\x04line\x00\x00"), (None, None)):
             peers = self.make_lined(said)
             self.ask(peers).addErrback(lambda failure: None)
-            peers.send(server_id(2), commands.ConsensusOneWay, payload=b"x")
+            peers.send(server_id(2), payload=b"x")
             count = self.wires[-1].written.count(b"\x00\x04line" if written is None else written)
             assert count == (0 if written is None else 2), said
 
