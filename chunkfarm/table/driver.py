@@ -31,6 +31,7 @@ from chunkfarm.table.records import Configuration, Message, ReadState, Ready
 from chunkfarm.table.rows import events_of
 from chunkfarm.table.snapshot_streams import SnapshotStreams
 from chunkfarm.table.threads import RunBlocking
+from chunkfarm.table.time_limit import TimeLimit
 from chunkfarm.table.watches import WatchHub
 from chunkfarm.table.withheld import Doubts
 
@@ -200,7 +201,8 @@ class Driver:
         ]
         self._reads_wanted, self._reads_asked, self._reads_confirmed = [], {}, []
         for read in waiting:
-            read.errback(TableClosed("this server's part of the table is closed"))
+            if not read.called:
+                read.errback(TableClosed("this server's part of the table is closed"))
 
     def fatal(self, failure: Failure) -> None:
         """The storage failed: nothing that depends on it may be said any more."""
@@ -438,7 +440,7 @@ class Driver:
     async def _write(self, call: Callable[[], T]) -> T:
         """Run a write on the disk thread. A full disk is waited for; a slow or a broken one is the end."""
         while True:
-            limit: IDelayedCall = self._clock.callLater(self._write_limit, self._too_slow)
+            limit = TimeLimit(self._clock, self._write_limit, self._too_slow)
             try:
                 result = await self._on_disk(call)
             except CancelledError:
@@ -451,8 +453,7 @@ class Driver:
                 self.full = False
                 return result
             finally:
-                if limit.active():
-                    limit.cancel()
+                limit.end()
             await deferLater(self._clock, FULL_RETRY)
             if self.stopped:
                 raise TableClosed("this server's part of the table is closed")
@@ -493,17 +494,21 @@ class Driver:
             else:
                 proposal.outcome.errback(Lost())
         while self._reads_confirmed and self._reads_confirmed[0][0] <= self.core.applied:
-            for read in heappop(self._reads_confirmed)[2]:
-                read.callback(self.core.applied)
+            self._answer_reads(heappop(self._reads_confirmed)[2])
 
     def _confirm(self, reads: tuple[ReadState, ...]) -> None:
         for read in reads:
             _, waiting = self._reads_asked.pop(read.token, (0.0, []))
             if read.index > self.core.applied:
                 heappush(self._reads_confirmed, (read.index, read.token, waiting))
-                continue
-            for one in waiting:
-                one.callback(self.core.applied)
+            else:
+                self._answer_reads(waiting)
+
+    def _answer_reads(self, reads: list[Deferred[int]]) -> None:
+        for read in reads:
+            # It may have been asked for twice.
+            if not read.called:
+                read.callback(self.core.applied)
 
     def _lose_proposals(self, error: Exception, after: int = 0) -> None:
         for index in [index for index in self._proposals if index > after]:
@@ -533,8 +538,13 @@ class Driver:
         self._ticks += 1
         self.core.tick()
         long_ago = self._clock.seconds() - READ_ROUND_TIMEOUT
-        for token in [token for token, (asked, _) in self._reads_asked.items() if asked <= long_ago]:
-            self._reads_wanted += [read for read in self._reads_asked.pop(token)[1] if not read.called]
+        for token, (asked, reads) in list(self._reads_asked.items()):
+            if all(read.called for read in reads):
+                del self._reads_asked[token]
+            elif asked <= long_ago:
+                # An answer to the old question is as good, and on a slow way always the first to come.
+                self._reads_asked[token] = (math.inf, reads)
+                self._reads_wanted += [read for read in reads if not read.called]
         if self._ticks % BEAT_TICKS == 0:
             self.hub.beat()
         if not self.caught_up and not self._marking and self.id in self.core.configuration.members:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 from attrs import frozen
@@ -116,7 +116,7 @@ class FarmSimulation:
             self.users.finish()
             self.finished()
 
-    def __enter__(self) -> FarmSimulation:
+    def __enter__(self) -> Self:
         self._patches.enter_context(patch.object(os, "fsync", lambda descriptor: None))
         # Everybody else would hear of failures that are meant to be, and of those of processes that are dead.
         self._patches.enter_context(patch.object(globalLogPublisher, "_observers", [self._logged]))
@@ -124,7 +124,7 @@ class FarmSimulation:
         gc.disable()
         return self
 
-    def __exit__(self, *ignored: object) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for server in self.servers:
             server.on_end = lambda server, how: None
             server.kill()
@@ -220,7 +220,9 @@ class FarmSimulation:
         server = self.servers[int(process.name[1:]) - 1]
         try:
             self.checks.look(server)
-            self._look_at_config(server)
+            if process.has_used_disk:
+                process.has_used_disk = False
+                self._look_at_config(server)
         except Violation as violation:
             self._failure = self._failure or violation
         if self._failure is not None:

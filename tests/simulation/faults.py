@@ -174,9 +174,12 @@ class Faults:
             self._farm.join(self._farm.add_server())
 
     def _replace(self) -> None:
-        """A machine loses its disk, and comes back as a new server."""
-        server = self._one()
-        if server is None or len(self._farm.servers) < 3 or self._wiped:
+        """A machine loses its disk, and comes back as a new server. Of two voters neither may, or all is lost."""
+        server, first = self._one(), self._first()
+        if server is None or first is None or first.parts is None or self._wiped:
+            return
+        table = first.parts.embedded
+        if not table.has_quorum or (server.id in table.configuration.voters and len(table.configuration.voters) < 3):
             return
         self._wiped = True
         server.kill()

@@ -121,7 +121,9 @@ class JournalChecks:
         self.on_message: Callable[[Message], None] = lambda message: None
 
     def of(self, farm: str) -> FarmChecks:
-        return self._farms.setdefault(farm, FarmChecks())
+        if farm not in self._farms:
+            self._farms[farm] = FarmChecks()
+        return self._farms[farm]
 
     @property
     def farms(self) -> dict[str, FarmChecks]:

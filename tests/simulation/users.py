@@ -206,6 +206,10 @@ class Users:
 
     # Proof of life.
 
+    def forget_proofs(self) -> None:
+        """What was committed so far proves nothing any more."""
+        self._proofs = {}
+
     def proved(self, servers: Sequence[SimulatedServer]) -> bool:
         """Whether a transaction was committed through each of these since everything was repaired."""
         for server in servers:

@@ -127,7 +127,8 @@ class Process:
         self.waiting: list[Event] = []
         """What happens as soon as it is not frozen any more."""
         self.reactor = SimulatedReactor(self)
-        self.threads: list[SimulatedThreads] = []
+        self.has_used_disk = False
+        """Set by every call that ran on a thread, for who looks at files."""
         self.connections: dict[Any, None] = {}
         self.identity: Callable[[], Any] = lambda: None
         """The identity that it shows in TLS."""
@@ -253,7 +254,6 @@ class SimulatedThreads:
         self._lanes = [0.0] * most
         self._jobs: dict[_Job, None] = {}
         self._stopped = False
-        process.threads.append(self)
 
     def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
         result: Deferred[Any] = Deferred()
@@ -277,6 +277,7 @@ class SimulatedThreads:
             raise
         except BaseException:
             value = Failure()
+        self._process.has_used_disk = True
         self._process.at(0.0001, job.result.callback, value)
 
     def stop(self) -> None:

@@ -84,7 +84,8 @@ class MemoryLinks:
 
     def send(self, to: str, payload: bytes) -> None:
         if not self._cluster.lost(self._id, to):
-            self._cluster.clock.callLater(LATENCY, self._cluster.deliver, self._id, to, payload)
+            way = self._cluster.far if self._id in self._cluster.far_away or to in self._cluster.far_away else LATENCY
+            self._cluster.clock.callLater(way, self._cluster.deliver, self._id, to, payload)
 
     def call(self, to: str, payload: bytes) -> Deferred[None]:
         self._cluster.pages += 1
@@ -145,6 +146,9 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.cut: set[tuple[str, str]] = set()
         self.hint = ""
+        self.far_away: set[str] = set()
+        self.far = 0.0
+        """Seconds that a message to or from those takes."""
         self.lose_answers = False
         self.silent = False
         """Whether nobody is told of what is lost, as on a network that is cut."""

@@ -249,6 +249,15 @@ class OneServerTests(ClusterTestCase):
         node.disk.release()
         self.successResultOf(going)
 
+    def test_far_away(self) -> None:
+        """A member whose way to the leader and back takes longer than a second reads all the same."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"first")
+        cluster.far_away, cluster.far = {"c"}, 0.7
+        cluster.run(3)
+        page = cluster.result(cluster.nodes["c"].table.read(b""), patience=10)
+        assert [row.key for row in page.rows] == [b"first"]
+
     def test_slow_disk(self) -> None:
         """A write that hangs ends the process: nothing more is said, and everybody is told."""
         cluster = self.of("a")
@@ -262,6 +271,25 @@ class OneServerTests(ClusterTestCase):
         assert [failure.type for failure in node.fatal] == [StorageTooSlow]
         self.failureResultOf(going, TableClosed)
         assert not node.table.is_leader
+
+    def test_paused_while_it_writes(self) -> None:
+        """A process that was frozen in the middle of a write gives its disk the whole time again."""
+        cluster = self.of("a")
+        self.put("a", b"first")
+        node = cluster.nodes["a"]
+        node.disk.held = True
+        going = node.table.transact((), (Put(b"k", b""),))
+        cluster.run(1)
+        cluster.clock.advance(60)
+        cluster.run(9)
+        assert node.fatal == []
+        node.disk.release()
+        self.failureResultOf(going, Unavailable)
+        assert self.keys("a", stale=True) == [b"first", b"k"]
+        node.disk.held = True
+        node.table.transact((), (Put(b"k", b"again"),)).addErrback(lambda _: None)
+        cluster.run(10.2)
+        assert [failure.type for failure in node.fatal] == [StorageTooSlow]
 
     def test_broken_disk(self) -> None:
         """So does a write that fails."""

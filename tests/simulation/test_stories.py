@@ -1,0 +1,180 @@
+"""Named stories of whole farms: what people do with their machines, and what machines do to people."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.simulation.stage import Stage
+
+
+class GrowthTests(SynchronousTestCase):
+    """From nothing to five."""
+
+    def test_several_start_with_nobody_leading(self) -> None:
+        """Three machines with copies of one list, started at the same moment, become one farm."""
+        with Stage() as farm:
+            servers = [farm.add_server() for _ in range(3)]
+            for server in servers:
+                server.configure(tuple(other for other in servers if other is not server))
+                server.start()
+            farm.end()
+            farm.until(lambda: len(farm.voters()) == 3, "all three vote")
+
+    def test_one_two_three_five(self) -> None:
+        """A farm grows while it is used, and what was written when it was small is there when it is large."""
+        with Stage() as farm:
+            for count in (1, 2, 3, 5):
+                farm.grow(count)
+                farm.remember(farm[count], f"of {count}")
+                farm.until(lambda count=count: len(farm.voters()) == min(count, 3), "masters vote")  # type: ignore[misc]
+            farm.end()
+
+
+class LossTests(SynchronousTestCase):
+    """Servers that go, and come back or not."""
+
+    def test_the_first_is_down_for_a_moment(self) -> None:
+        """A first that is killed and started at once costs seconds, and no vote."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.remember(farm[2], "before")
+            farm[1].kill()
+            farm.wait(0.5)
+            farm[1].start()
+            farm.serve(seconds=15.0)
+            assert len(farm.voters()) == 3
+            farm.end()
+
+    def test_the_first_is_down_for_long(self) -> None:
+        """A senior of the others leads; the one that comes back stands at the end of the line."""
+        with Stage() as farm:
+            farm.grow(4)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            farm[1].kill()
+            farm.serve(farm[2], farm[3], farm[4], seconds=15.0)
+            farm.remember(farm[4], "meanwhile")
+            farm.until(lambda: farm.voters() == {"s2", "s3", "s4"}, "a learner takes the place of the lost one")
+            assert farm.first is farm[2]
+            farm[1].start()
+            farm.end()
+            assert farm.first is farm[2]
+
+    def test_two_of_three_are_down(self) -> None:
+        """One of three writes nothing; with the two back all goes on, and nothing is lost."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            farm[1].kill()
+            farm[2].kill()
+            assert not farm.try_to_write(farm[3], "alone")
+            farm[1].start()
+            farm[2].start()
+            farm.end()
+
+    def test_all_come_back_in_any_order(self) -> None:
+        """Three servers without power are started again, one after the other: the first one first, second or last."""
+        for order in ((1, 2, 3), (3, 1, 2), (3, 2, 1)):
+            with Stage() as farm:
+                farm.grow(3)
+                farm.until(lambda farm=farm: len(farm.voters()) == 3, "three vote")  # type: ignore[misc]
+                farm.remember(farm[3], "before")
+                for server in farm.servers:
+                    server.cut_power()
+                farm.wait(30.0)
+                for number in order:
+                    farm[number].power_on()
+                    farm[number].start()
+                    farm.wait(4.0)
+                farm.end()
+
+    def test_the_second_of_two_goes_on(self) -> None:
+        """The first of two is killed and stays away: the second goes on, and the first follows when it is back."""
+        with Stage() as farm:
+            farm.grow(2)
+            farm.until(lambda: len(farm.voters()) == 2, "both vote")
+            farm.wait(5.0)
+            farm.remember(farm[1], "before")
+            farm.wait(5.0)
+            farm[1].kill()
+            farm.serve(farm[2], seconds=30.0)
+            farm.remember(farm[2], "alone")
+            farm[1].start()
+            farm.end()
+            assert farm.first is farm[2]
+
+
+class NetworkTests(SynchronousTestCase):
+    """Servers that live and do not hear each other."""
+
+    def test_the_first_is_cut_off_from_the_masters_alone(self) -> None:
+        """A first that hears only the servers without rows gives up; the others have a first within seconds."""
+        with Stage() as farm:
+            farm.grow(5)
+            farm.until(lambda: farm.voters() == {"s1", "s2", "s3"}, "three vote")
+            farm.remember(farm[4], "before")
+            others = {farm[1].host, farm[2].host, farm[3].host}
+            for one in others:
+                for other in others:
+                    if one != other and farm[1].host in (one, other):
+                        farm.network.close_way(one, other)
+            farm.serve(farm[2], farm[3], seconds=20.0)
+            farm.remember(farm[2], "meanwhile")
+            assert farm.first is not farm[1]
+            assert not farm.try_to_write(farm[1], "by the first that was") or farm.first is not farm[1]
+            for way in sorted(farm.network.cut):
+                farm.network.open_way(*way)
+            farm.end()
+
+    def test_leadership_goes_to_the_senior(self) -> None:
+        """A master that was cut off for a moment leads again some time after it is back, for it is the most senior."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            assert farm.first is farm[1]
+            for other in (farm[2], farm[3]):
+                farm.network.close_way(farm[1].host, other.host)
+                farm.network.close_way(other.host, farm[1].host)
+            farm.until(lambda: len(farm.leaders) == 1 and farm.leaders != [farm[1]], "another leads", 20.0)
+            for way in sorted(farm.network.cut):
+                farm.network.open_way(*way)
+            farm.until(lambda: farm.leaders == [farm[1]], "the senior leads again", 40.0)
+            farm.end()
+
+
+class DiskTests(SynchronousTestCase):
+    """Servers that come back with something else on their disks."""
+
+    def test_an_empty_disk(self) -> None:
+        """A machine that lost its disk joins as a new server, and the farm has three copies again."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            farm[3].kill()
+            farm[3].wipe()
+            farm.wait(3.0)
+            farm.join(farm[3])
+            farm.serve()
+            farm.until(lambda: farm.voters() == {"s1", "s2", "s3"}, "three vote again")
+            farm.end()
+
+    def test_promoted_while_it_catches_up(self) -> None:
+        """A learner that gets the table as a snapshot over a slow link votes only when it has it."""
+        with Stage() as farm:
+            farm.grow(2)
+            for number in range(40):
+                farm.remember(farm[1], f"row {number}")
+            third = farm.add_server()
+            for server in farm.servers[:2]:
+                for way in ((server.host, third.host), (third.host, server.host)):
+                    farm.network.slow[way] = 1.0
+            farm.join(third)
+            farm.until(lambda: third.parts is not None and third.parts.embedded.is_member, "it learns")
+            farm[1].kill()
+            farm.wait(1.0)
+            farm[1].start()
+            farm.serve()
+            farm.until(lambda: len(farm.voters()) == 3, "three vote", 120.0)
+            farm.end()
