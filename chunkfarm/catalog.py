@@ -23,13 +23,14 @@ from chunkfarm.errors import (
     ReadOnly,
 )
 from chunkfarm.explanation import Explanation, Part
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.model import (
     CHUNK_SIZE_MAX,
     CHUNK_SIZE_MIN,
     DIGEST_LENGTH,
     FILES,
     INLINE_DIGESTS_MAX,
+    MIB,
     FarmOptions,
     File,
     Manifest,
@@ -62,6 +63,8 @@ LIST_LIMIT_MAX = 10_000
 """Files in one listing, which is in memory as a whole."""
 EXPLAINED_MAX = HAVE_DIGESTS_MAX
 """Chunks in one explanation: one question to each server."""
+CHECKED_BYTES = 64 * MIB
+"""Bytes of a file that servers read for one answer of `check`: done before whoever asked loses patience."""
 EVERY_COPY = 1_000_000
 """More copies of a chunk than there are servers."""
 NAMED_MISSING_MAX = 5
@@ -194,6 +197,14 @@ class Catalog:
         All servers are asked, and who does not answer counts as holding nothing. Fails as `find` and `manifest` do.
         """
         return Deferred.fromCoroutine(self._explain(name, start, min(limit, EXPLAINED_MAX)))
+
+    def check(self, name: str, start: int = 0, limit: int = EXPLAINED_MAX, read: bool = True) -> Deferred[Explanation]:
+        """The same after every holder has read its copies (without `read` it is only asked), damage included.
+
+        At most `CHECKED_BYTES` at a time. What is wrong is mended in any case. A manifest that cannot be read is
+        no error here: its parts that are known are what is told.
+        """
+        return Deferred.fromCoroutine(self._check(name, start, min(limit, EXPLAINED_MAX), read))
 
     def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[Download]:
         """The bytes of a file; its first piece is ready when this fires, so errors come before any byte.
@@ -423,6 +434,27 @@ class Catalog:
             Part(digests[number], held[digests[number]], number, manifest.chunk_length(number)) for number in numbers
         ]
         return Explanation(found.file, self._options().replicas, tuple(parts), end < len(digests), found.stale)
+
+    async def _check(self, name: str, start: int, limit: int, read: bool) -> Explanation:
+        found = await self._find(name)
+        file = found.file
+        if read:
+            limit = min(limit, VERIFY_DIGESTS_MAX, max(1, CHECKED_BYTES // file.chunk_size))
+        try:
+            *above, digests = await self._levels(file)
+        except DamagedFile:
+            above, digests = [Digests(b"".join(file.digests))], Digests(b"")
+        numbers = range(start, min(start + limit, len(digests)))
+        named = [digest for level in above for digest in level] if start == 0 else []
+        said = await self._transfer.check([*named, *(digests[number] for number in numbers)], read)
+        parts = [Part(digest, said[digest].holders, damaged=said[digest].damaged) for digest in named]
+        manifest = Manifest(file.size, file.chunk_size, digests)
+        for number in numbers:
+            digest = digests[number]
+            held = said[digest]
+            parts.append(Part(digest, held.holders, number, manifest.chunk_length(number), held.damaged))
+        more = numbers.stop < len(digests)
+        return Explanation(file, self._transfer.wanted(), tuple(parts), more, found.stale)
 
     async def _read_chunk(self, file: File, digest: bytes) -> bytes:
         try:

@@ -20,6 +20,8 @@ class Part:
     """Which chunk of the file, from 0; None for a part of the manifest, without which no byte can be read."""
     length: int = 0
     """Bytes of the file in it."""
+    damaged: tuple[str, ...] = ()
+    """Ids of the servers that found their copy damaged when they were made to read it."""
 
 
 @frozen

@@ -226,6 +226,8 @@ class Farm(MultiService):
         await self._files.stopService()
         await self._drain(parts)
         for stop in (
+            parts.caretaker.stop,
+            parts.scrub.stop,
             parts.renewal.stop,
             parts.reporter.stop,
             parts.takeover.stop,

@@ -150,6 +150,11 @@ class Server:
     incarnation: str = ""
     note: str = ""
     """What the server wants people to know, such as that it cannot write its config.ini."""
+    given_up: bool = False
+    """Whether it has been down for `repair_after`, by the clock of the first: its chunks are copied elsewhere.
+
+    It stands in the row, so that servers with the same rows agree on who owns a chunk, whatever their clocks say.
+    """
 
     @property
     def key(self) -> bytes:
@@ -171,6 +176,15 @@ class Server:
     def stores(self) -> bool:
         """Whether chunks are placed on this server at all (new ones only while it is up and not full)."""
         return self.weight > 0
+
+    @property
+    def owns(self) -> bool:
+        """Whether chunks belong on this server, so that those that it lacks are copied to it.
+
+        Not while it is emptied (`draining`), and not once the farm has given it up. One that is down for a while, or
+        full, keeps what is its own.
+        """
+        return self.stores and self.state != "draining" and not self.given_up
 
     def to_value(self) -> bytes:
         return _to_json(asdict(self))

@@ -23,7 +23,9 @@ from chunkfarm import __version__, membership
 from chunkfarm.access import Access
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
+from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.chunks.scrub import Scrub
 from chunkfarm.chunks.store import ChunkStore, Space
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed
@@ -356,6 +358,7 @@ class Parts:
             self.data.path / "chunks",
             self.run_in_thread,
             reserve=self.config.server.reserve,
+            on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
             room=self.machine.room,
         )
         self.chunk_links = ChunkClient(self.reactor, self.contexts, self.machine.connect)
@@ -367,10 +370,36 @@ class Parts:
             lambda: self.options().replicas,
             self.reactor,
             self.run_in_thread,
+            lambda digests: self.caretaker.look_first(digests),
+        )
+        self.scrub = Scrub(
+            self._store,
+            self.data.path / "scrub.json",
+            self.reactor,
+            self.now,
+            self.run_in_thread,
+            lambda: self.space.used,
+            lambda: self._transfer.is_busy,
+        )
+        self.caretaker = Caretaker(
+            self._store,
+            self.chunk_links,
+            self._transfer,
+            self.servers,
+            self.data.server_id,
+            lambda: self.options().replicas,
+            self.reactor,
+            self.run_in_thread,
+            rate=self.config.server.repair_rate,
+            hindered=self._why_no_repair,
+            verified=lambda: self.scrub.percent,
         )
         self._catalog = Catalog(self._table, self._transfer, self.options, self.now, self.reactor)
 
     # What the parts ask of each other.
+
+    def _why_no_repair(self) -> str:
+        return "" if self._state.phase == "serving" else f"this server is {self._state.phase}"
 
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
@@ -407,6 +436,7 @@ class Parts:
         for server in self.roster.servers:
             if server.id == self.data.server_id:
                 self._state.name = server.name
+        self.caretaker.table_changed()
 
     def _take_note(self, note: str) -> None:
         self.note = note_of(note)
@@ -560,6 +590,7 @@ class Parts:
         ]
         if self._state.halted:
             pairs.append(("halted", self._state.halted))
+        pairs += self.caretaker.progress.pairs()
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
         if self._table.withheld:

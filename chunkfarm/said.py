@@ -45,7 +45,7 @@ def row_of(text: str) -> Server:
         raise ValueError("it is no row")
     for name, value in asdict(row).items():
         _check(name, value)
-    return evolve(row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note))
+    return evolve(row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note), given_up=False)
 
 
 def report_of(told: Mapping[str, Any]) -> Report:
@@ -66,7 +66,7 @@ def note_of(text: str) -> str:
 
 
 def _check(name: str, value: Any) -> None:
-    if name in ("master", "full", "leaving"):
+    if name in ("master", "full", "leaving", "given_up"):
         good = type(value) is bool
     elif name in ("client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since"):
         # To Python a bool is a number too, but in config.ini it would not read as one.

@@ -369,6 +369,8 @@ class Startup:
             return parts
         self._keep_up(parts)
         parts.state.change("serving")
+        parts.caretaker.start()
+        parts.scrub.start()
         self._log.info(
             "Serving as {name} of farm {farm}: client port {client}, peer port {peer}, file port {files}.",
             name=parts.state.name,

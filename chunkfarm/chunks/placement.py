@@ -42,10 +42,10 @@ def owners(digest: bytes, servers: Iterable[Server], replicas: int) -> tuple[Ser
     """Who should hold the chunk, the most entitled first.
 
     The first `replicas` in order, in different zones while there are enough; a server without a zone is a
-    zone of its own. A draining server owns nothing any more, so that its chunks are copied elsewhere; one
-    that is down or full stays an owner.
+    zone of its own. This is the one place that says who owns a chunk. It looks at nothing but rows (see
+    `Server.owns`): who has the same rows and the same `replicas` comes to the same answer.
     """
-    return _spread(order(digest, (server for server in servers if server.state != "draining")), replicas)
+    return _spread(order(digest, (server for server in servers if server.owns)), replicas)
 
 
 def writers(digest: bytes, servers: Iterable[Server], replicas: int) -> tuple[Server, ...]:
@@ -73,7 +73,8 @@ def reading_order(digest: bytes, servers: Sequence[Server], replicas: int, zone:
     because most likely they do not answer; but the table may be behind.
     """
     line = order(digest, servers)
-    first = sorted(_spread(line, replicas), key=lambda server: not zone or server.zone != zone)
+    owning = _spread([server for server in line if server.owns], replicas)
+    first = sorted(owning, key=lambda server: not zone or server.zone != zone)
     rest = [server for server in line if server not in first]
     everyone = [*first, *rest, *(server for server in servers if not server.stores)]
     return tuple(sorted(everyone, key=lambda server: server.state == "down"))

@@ -163,6 +163,10 @@ class ChunkStore:
 
         return self._run(self._put_aside, digest, None).addCallback(tell)
 
+    def quarantined(self) -> Deferred[Sequence[bytes]]:
+        """The digests of which a damaged copy was put aside, and of which there is no whole one here now."""
+        return self._run(self._quarantined)
+
     def scan(self, prefix: int) -> Deferred[Sequence[bytes]]:
         """The digests held that begin with the byte `prefix`, in order: the whole store in 256 steps."""
         return self._run(self._scan, prefix)
@@ -353,6 +357,15 @@ class ChunkStore:
             os.rename(path, aside)
             self._adjust(digest, -status.st_size)
         return True
+
+    def _quarantined(self) -> Sequence[bytes]:
+        aside = set()
+        for name in os.listdir(f"{self._directory}/quarantine"):
+            with suppress(ValueError):
+                digest = bytes.fromhex(name.partition(".")[0])
+                if len(digest) == DIGEST_LENGTH and self._whole(digest) is None:
+                    aside.add(digest)
+        return sorted(aside)
 
     def _scan(self, prefix: int) -> Sequence[bytes]:
         digests = self._packs.digests(prefix)

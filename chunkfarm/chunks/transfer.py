@@ -12,10 +12,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from chunkfarm.chunks import placement
+from chunkfarm.chunks.checking import Checked, Checker
 from chunkfarm.chunks.holders import Survey
 from chunkfarm.chunks.patience import Patience
 from chunkfarm.chunks.pieces import Buffer, BytesSource, PieceSource, RunInThread
 from chunkfarm.chunks.reading import ChunkFetch, ChunkUnavailable
+from chunkfarm.chunks.repair import Meter
 from chunkfarm.chunks.store import ChunkReader, ChunkStore, DamagedChunk
 from chunkfarm.chunks.writing import ChunkWrite, Plan
 from chunkfarm.errors import InvalidRequest, LimitExceeded, Mismatch, NotFound
@@ -27,6 +29,10 @@ __all__ = ["ChunkReceipt", "ChunkUnavailable", "IChunkLinks", "Transfer"]
 FOLLOWING_BYTES_MAX = 64 * MIB
 """Bytes of acknowledged chunks whose last copies are still on their way, over all writes. They are all in memory:
 at the limit the oldest is waited for, for one hedge timeout, and then left to whoever repairs."""
+FOREGROUND_SECONDS = 2.0
+"""Over which it is measured how much is read and written for users."""
+BUSY_RATE = 8 * MIB
+"""Bytes of that a second from which on repairs make room for it."""
 HASHED_HERE_MAX = 64 * KIB
 """Bytes hashed in the caller's thread, in 50 us at the most: the way to another thread and back takes longer."""
 RECENT_BYTES_MAX = 32 * MIB
@@ -46,6 +52,7 @@ class Transfer:
     """Writes and reads chunks wherever they belong.
 
     `servers` gives the server table, `self_id` is this server's id in it, `replicas` the farm's option.
+    `look_here` has this server's caretaker look at chunks: those of which a write has left too few copies, say.
     """
 
     _log = Logger()
@@ -59,6 +66,7 @@ class Transfer:
         replicas: Callable[[], int],
         clock: IReactorTime,
         run_in_thread: RunInThread,
+        look_here: Callable[[Sequence[bytes]], None] = lambda digests: None,
     ) -> None:
         self._store = store
         self._servers = servers
@@ -68,6 +76,9 @@ class Transfer:
         self._clock = clock
         self._run = run_in_thread
         self._patience = Patience(clock)
+        self._foreground = Meter(FOREGROUND_SECONDS)
+        self._look_here = look_here
+        self._checker = Checker(store, links, servers, self_id, replicas, clock, look_here)
         self._following: dict[ChunkWrite, int] = {}
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -84,6 +95,11 @@ class Transfer:
     def following(self) -> int:
         """Bytes of acknowledged chunks whose last copies are still on their way."""
         return sum(self._following.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so much is read and written for users that other work should wait."""
+        return self._foreground.rate(self._clock.seconds()) > BUSY_RATE
 
     def write(self, data: Buffer, digest: bytes | None = None) -> Deferred[ChunkReceipt]:
         """Store a chunk on the servers it belongs on; fires when the required copies are durable.
@@ -124,6 +140,21 @@ class Transfer:
         """
         return Deferred.fromCoroutine(self._have(digests, self.required() if enough is None else enough, lengths or {}))
 
+    def check(self, digests: Sequence[bytes], read: bool) -> Deferred[dict[bytes, Checked]]:
+        """What all servers say of these chunks, with `read` after they have read and compared their copies.
+
+        Those that are damaged, or on fewer servers than they should be, are mended in any case; nobody waits for it.
+        """
+        return Deferred.fromCoroutine(self._checker.check(digests, read))
+
+    def silent(self) -> frozenset[str]:
+        """Ids of the servers that did not answer `check` of late."""
+        return self._checker.silent()
+
+    def wanted(self) -> int:
+        """Copies that a chunk should have: `replicas`, or one on each server that may own it if there are fewer."""
+        return min(self._replicas(), sum(server.owns for server in self._servers()))
+
     def stop(self) -> Deferred[None]:
         """Fires when no copy follows an acknowledged write any more; cancelling gives the last ones up."""
         return Deferred.fromCoroutine(self._stop())
@@ -137,11 +168,29 @@ class Transfer:
         write = ChunkWrite(found, self._planning(found), partial(self._put, found, data), self._clock, self._patience)
         write.start()
         holders = await write.acknowledged
-        if not write.settled:
+        self._foreground.note(self._clock.seconds(), len(data))
+        if write.settled:
+            self._settled(write, found)
+        else:
             self._following[write] = len(data)
-            write.when_settled().addCallback(lambda _: self._following.pop(write))
+            write.when_settled().addCallback(lambda _: self._settled(write, found))
             await self._make_room()
         return ChunkReceipt(found, holders)
+
+    def _settled(self, write: ChunkWrite, digest: bytes) -> None:
+        self._following.pop(write, None)
+        if write.is_short:
+            self._tell_of_short(digest, write.holders)
+
+    def _tell_of_short(self, digest: bytes, holders: Sequence[str]) -> None:
+        """Have a holder look at a chunk that has too few copies: this server if it is one, else all that are."""
+        if self._self_id in holders:
+            self._look_here([digest])
+            return
+        for server in self._servers():
+            if server.id in holders:
+                # One that cannot be told finds it by itself, only later.
+                self._links.look(server, [digest]).addErrback(lambda failure: None)
 
     async def _make_room(self) -> None:
         """Wait until what follows fits the memory meant for it."""
@@ -204,6 +253,7 @@ class Transfer:
             if chunk_length is not None and reader.chunk_length != chunk_length:
                 reader.close()
                 raise _wrong_length(digest, reader.chunk_length, chunk_length)
+            self._foreground.note(self._clock.seconds(), reader.length)
             return _LocalSource(self, digest, reader, offset)
         data = await self._whole(digest, part=offset > 0 or length is not None)
         if chunk_length is not None and len(data) != chunk_length:
@@ -211,6 +261,7 @@ class Transfer:
         end = len(data) if length is None else offset + length
         if not 0 <= offset <= end <= len(data):
             raise InvalidRequest(f"the chunk has {len(data)} bytes: there is no range {offset} to {end}")
+        self._foreground.note(self._clock.seconds(), end - offset)
         return BytesSource(memoryview(data)[offset:end])
 
     async def _whole(self, digest: bytes, part: bool) -> bytes:

@@ -70,6 +70,7 @@ class ChunkWrite:
         self._began = clock.seconds()
         self._running: dict[str, Attempt] = {}
         self._failures: dict[str, _Refusal] = {}
+        self._wanted = 0
         self._choosing = False
         self._again = False
         self._retry: IDelayedCall | None = None
@@ -92,6 +93,11 @@ class ChunkWrite:
             self._waiting.append(waiting)
         return waiting
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it has fewer copies than it should have, as far as the last plan knew."""
+        return len(self.holders) < self._wanted
+
     def _go_on(self) -> None:
         """Whatever has happened: see what it means, and do what is to be done next."""
         # A copy may end while servers are still being chosen: then the choice is made once more.
@@ -107,6 +113,7 @@ class ChunkWrite:
             self._choosing = False
 
     def _choose(self, plan: Plan) -> None:
+        self._wanted = plan.wanted
         if len(self.holders) >= plan.required and not self.acknowledged.called:
             self.acknowledged.callback(tuple(self.holders))
         if len(self.holders) >= plan.wanted and self.acknowledged.called:

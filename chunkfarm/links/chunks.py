@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.errors import CODES
-from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import CHUNK_LENGTH, DAMAGED, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX, IChunkLinks
 from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed
 from chunkfarm.model import CHUNK_SIZE_MAX, KIB, Server
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX, HEAD_END, BadResponse, CountedBody, ResponseHead, parse_response
@@ -366,6 +366,16 @@ class ChunkClient:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return Deferred.fromCoroutine(self._have(server, digests))
 
+    def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """The same after `server` has read them whole; see `IChunkLinks`."""
+        assert len(digests) <= VERIFY_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._have(server, digests, "verify"))
+
+    def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
+        """Have these chunks looked at first on `server`; see `IChunkLinks`."""
+        assert len(digests) <= HAVE_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._look(server, digests))
+
     def close(self) -> None:
         """Cut all connections; what is under way fails with `LinkFailed`."""
         self._closed = True
@@ -391,15 +401,23 @@ class ChunkClient:
             raise BadResponse(f"{server.name} answered another range than it was asked for")
         return told.body
 
-    async def _have(self, server: Server, digests: Sequence[bytes]) -> list[int]:
+    async def _look(self, server: Server, digests: Sequence[bytes]) -> None:
         body = b"".join(digests)
-        head = self._head(b"POST", "have", server, b"Content-Length: %d\r\n" % len(body))
+        head = self._head(b"POST", "look", server, b"Content-Length: %d\r\n" % len(body))
+        told = await self._ask(server, Ask(head, body))
+        if told.head.status != 204:
+            raise refused(server, told)
+
+    async def _have(self, server: Server, digests: Sequence[bytes], question: str = "have") -> list[int]:
+        body = b"".join(digests)
+        head = self._head(b"POST", question, server, b"Content-Length: %d\r\n" % len(body))
         told = await self._ask(server, Ask(head, body, answer_max=CHUNK_LENGTH.size * len(digests)))
         if told.head.status != 200:
             raise refused(server, told)
         if len(told.body) == CHUNK_LENGTH.size * len(digests):
             lengths = [length for (length,) in CHUNK_LENGTH.iter_unpack(told.body)]
-            if max(lengths, default=0) <= CHUNK_SIZE_MAX:
+            damaged = (DAMAGED,) if question == "verify" else ()
+            if all(length <= CHUNK_SIZE_MAX or length in damaged for length in lengths):
                 return lengths
         raise BadResponse(f"{server.name} did not answer about the chunks that it was asked for")
 

@@ -34,9 +34,23 @@ class IChunkLinks(Interface):
     def have(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """For each of at most `HAVE_DIGESTS_MAX` digests its length if `server` holds that chunk, whole; else 0."""
 
+    def verify(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """The same after `server` has read each chunk and compared its digest: `DAMAGED` for one that it put aside.
+
+        At most `VERIFY_DIGESTS_MAX`. It takes as long as its disk takes to read them.
+        """
+
+    def look(server: Server, digests: Sequence[bytes]) -> Deferred[None]:
+        """Let the caretaker of `server` look at these chunks (`HAVE_DIGESTS_MAX` at most) before all others."""
+
 
 HAVE_DIGESTS_MAX = 1000
 """Digests in one question to another server: 64 KiB in hexadecimal."""
 
 CHUNK_LENGTH = struct.Struct("!I")
 """One chunk in the answer to that question."""
+
+VERIFY_DIGESTS_MAX = 64
+"""Digests in one question that makes the other server read whole chunks."""
+DAMAGED = 2**32 - 1
+"""Stands for the length of a chunk that was found damaged: no chunk is so long."""

@@ -15,6 +15,7 @@ from chunkfarm.table.interface import ITable
 if TYPE_CHECKING:
     from chunkfarm.by_hand import Outlook
     from chunkfarm.catalog import Catalog
+    from chunkfarm.chunks.caretaker import Caretaker
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
 
@@ -40,6 +41,9 @@ class Backend(Protocol):
 
     @property
     def transfer(self) -> Transfer: ...
+
+    @property
+    def caretaker(self) -> Caretaker: ...
 
     def servers(self) -> tuple[Server, ...]:
         """The server table as this server knows it: live ones first, oldest first."""

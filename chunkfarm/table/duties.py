@@ -326,6 +326,7 @@ class Duties:
                 return
             await self._end_gathering()
         await self._note_silence(now)
+        await self._give_up(now)
         await self._note_measures(now)
         await self._keep_masters(now)
 
@@ -373,6 +374,28 @@ class Duties:
         ]
         if leaving:
             await self._registry.enter_state(leaving, "leaving", only_from=LIVE)
+
+    async def _give_up(self, now: float) -> None:
+        """Who is down for `repair_after` is not waited for any more: its chunks are copied elsewhere.
+
+        Silence counts from when this server began to lead: a new first is a little later with it than the one before
+        it would have been, and no clock that was set wrong can make the farm copy a disk for nothing.
+        """
+        limit = self._options().repair_after
+        lost = [
+            server
+            for server in self._servers()
+            if server.state == "down"
+            and not server.given_up
+            and now - self._heard.setdefault(server.id, _Heard(now)).at >= limit
+        ]
+        if lost:
+            self._log.info(
+                "Given up, after {seconds} s of silence: {names}. Their chunks are copied to other servers.",
+                seconds=limit,
+                names=", ".join(server.name for server in lost),
+            )
+            await self._registry.give_up([server.id for server in lost])
 
     async def _note_measures(self, now: float) -> None:
         figures: dict[str, dict[str, Any]] = {}

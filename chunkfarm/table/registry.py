@@ -202,6 +202,7 @@ class Registry:
                 since=moment,
                 seniority=0,
                 state="up",
+                given_up=False,
             )
             return Change(put=(joined,), delete=replaced, also=also, compares=compares, result=joined)
 
@@ -223,6 +224,7 @@ class Registry:
                             seniority=old.seniority,
                             state="up",
                             since=old.since if old.state == "up" else self._now(),
+                            given_up=False,
                         )
                     )
             return Change(put=tuple(rows[:ROWS_A_TRANSACTION]))
@@ -235,9 +237,23 @@ class Registry:
 
         def decide(before: Registered) -> Change | None:
             rows = tuple(
-                evolve(before.servers[id], state=state, since=self._now())
+                evolve(before.servers[id], state=state, since=self._now(), given_up=False)
                 for id in wanted
                 if id in before.servers and before.servers[id].state in only_from
+            )
+            return Change(put=rows[:ROWS_A_TRANSACTION]) if rows else None
+
+        return self.edit(decide)
+
+    def give_up(self, ids: Iterable[str]) -> Deferred[None]:
+        """Note of servers that are down that their chunks are to be copied elsewhere; others are left alone."""
+        wanted = tuple(ids)
+
+        def decide(before: Registered) -> Change | None:
+            rows = tuple(
+                evolve(before.servers[id], given_up=True)
+                for id in wanted
+                if id in before.servers and before.servers[id].state == "down"
             )
             return Change(put=rows[:ROWS_A_TRANSACTION]) if rows else None
 

@@ -190,6 +190,14 @@ _ALL = (
         most=3,
     ),
     Command(
+        name="CHECK",
+        usage="<name> [from] [limit] [quick]",
+        summary="Has the holders of each chunk of a file read and compare it; what is wrong is mended.",
+        run=looking.check,
+        least=1,
+        most=4,
+    ),
+    Command(
         name="REMOVE",
         usage="<name>",
         summary="Removes a file.",

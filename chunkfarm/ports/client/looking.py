@@ -6,7 +6,7 @@ from attrs import asdict
 
 from chunkfarm.catalog import EXPLAINED_MAX
 from chunkfarm.errors import Denied, InvalidRequest, LimitExceeded, NotFound
-from chunkfarm.explanation import Part, shares
+from chunkfarm.explanation import Explanation, Part, shares
 from chunkfarm.links.rows import file_row, server_row
 from chunkfarm.model import KIB, Server, check_file_name, chunk_count, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
@@ -148,7 +148,6 @@ async def explain(session: Session, request: Request) -> Answer:
     if not 0 < limit <= EXPLAINED_MAX:
         raise LimitExceeded(f"one EXPLAIN shows 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
     told = await session.backend.catalog.explain(name, start, limit)
-    file = told.file
     rows = [_part_row(part) for part in told.parts]
     rows += [
         "HOLDER "
@@ -164,6 +163,30 @@ async def explain(session: Session, request: Request) -> Answer:
         )
         for share in shares(told.parts, session.backend.servers())
     ]
+    return block("EXPLAIN", rows, _header(told))
+
+
+async def check(session: Session, request: Request) -> Answer:
+    name = check_file_name(request.words[0])
+    start = number(request.word(1, "0"), "number of a chunk")
+    limit = number(request.word(2, str(EXPLAINED_MAX)), "limit")
+    if request.word(3) not in ("", "quick"):
+        raise InvalidRequest("the fourth word can only be quick")
+    if not 0 < limit <= EXPLAINED_MAX:
+        raise LimitExceeded(f"one CHECK looks at 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
+    told = await session.backend.catalog.check(name, start, limit, read=request.word(3) != "quick")
+    rows = [f"{_part_row(part)} damaged={','.join(part.damaged)}" for part in told.parts]
+    silent = session.backend.transfer.silent()
+    rows += [
+        "SILENT " + format_fields([("id", server.id), ("name", server.name), ("state", server.state)])
+        for server in session.backend.servers()
+        if server.id in silent
+    ]
+    return block("CHECK", rows, _header(told))
+
+
+def _header(told: Explanation) -> str:
+    file = told.file
     header = format_fields(
         [
             ("name", file.name),
@@ -174,7 +197,7 @@ async def explain(session: Session, request: Request) -> Answer:
             ("revision", file.revision),
         ]
     )
-    return block("EXPLAIN", rows, f"{header} {stale_mark(told.stale)}".rstrip() + (" more" if told.more else ""))
+    return f"{header} {stale_mark(told.stale)}".rstrip() + (" more" if told.more else "")
 
 
 def _part_row(part: Part) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from chunkfarm.chunks.checking import verify_here
 from chunkfarm.errors import Busy, InvalidRequest, LimitExceeded
-from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX
+from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, MIB, split_digests
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, MethodNotAllowed
@@ -36,6 +37,15 @@ class Chunks:
             if method != b"POST":
                 raise MethodNotAllowed("have answers POST", "POST")
             return await self._have(request)
+        if rest == "verify":
+            if method != b"POST":
+                raise MethodNotAllowed("verify answers POST", "POST")
+            return await self._verify(request)
+        if rest == "look":
+            if method != b"POST":
+                raise MethodNotAllowed("look answers POST", "POST")
+            self._backend.caretaker.look_first(await self._digests(request, HAVE_DIGESTS_MAX))
+            return Answer(204)
         if not _DIGEST.match(rest):
             raise InvalidRequest("a chunk is named by 64 lower-case hexadecimal digits")
         digest = bytes.fromhex(rest)
@@ -77,6 +87,12 @@ class Chunks:
         return Answer(204)
 
     async def _have(self, request: Request) -> Answer:
-        digests = split_digests(bytes(await request.body.gather(HAVE_DIGESTS_MAX * DIGEST_LENGTH)))
-        lengths = await self._backend.store.has(digests)
+        lengths = await self._backend.store.has(await self._digests(request, HAVE_DIGESTS_MAX))
         return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
+
+    async def _verify(self, request: Request) -> Answer:
+        lengths = await verify_here(self._backend.store, await self._digests(request, VERIFY_DIGESTS_MAX))
+        return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
+
+    async def _digests(self, request: Request, most: int) -> tuple[bytes, ...]:
+        return split_digests(bytes(await request.body.gather(most * DIGEST_LENGTH)))

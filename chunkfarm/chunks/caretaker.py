@@ -1,0 +1,481 @@
+"""Looks after the chunks on this server: that each is on every server it belongs on, and whole.
+
+One loop. It looks (asks the owners of a run of this server's chunks whether they have theirs), notes what is
+missing, and copies what comes first; what to do is decided by `repair`, and nothing is ever deleted here. A look
+at everything follows each start and each change of who owns what, but only at the chunks that the change touches;
+all are looked at once an hour. What is known to be short, a write that did not reach all servers say, does not
+wait for that (`look_first`). All of it is in memory: after a start everything is looked at anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from attrs import define
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chunkfarm.chunks import placement, repair
+from chunkfarm.chunks.examining import Examiner, together
+from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
+from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Need, Progress, Servers
+from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.errors import FarmError, Full, Mismatch, NotFound
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.model import MIB
+
+RATE = 64 * MIB
+"""Bytes a second that are copied unless `repair_rate` says another: about half of what 1 Gbit/s carries, so that a
+disk of 1 TB is copied in 5 hours by one server, and in a fraction of that by several."""
+BURST_SECONDS = 1.0
+"""Of the rate, which may go at once after a pause."""
+YIELD_SECONDS = 5.0
+"""How long a repair makes room, before it copies a chunk all the same: a farm that is never idle is repaired too."""
+RATE_SECONDS = 15.0
+"""Over which the rate that is shown is measured."""
+START_SECONDS = 3.0
+"""After a start of this process, in which others that were started with it come up."""
+ROUND_SECONDS = 3600.0
+"""After so long every chunk is looked at again: a copy that vanished from another server's disk is missed by then."""
+AGAIN_SECONDS = 30.0
+"""After so long it is looked again at what could not be settled: a server did not answer, or has yet to do its part."""
+AGAIN_PART = 10
+"""Looks that are only repeated take at most one part in so many of the time."""
+IDLE_SECONDS = 60.0
+"""The longest rest between two looks at what is due."""
+LOOK_BATCH = HAVE_DIGESTS_MAX
+REPAIR_BATCH = 32
+"""Chunks of which it is asked once more, right before they are sent, who has them."""
+SENDS_MAX = 4
+"""Chunks on their way at a time: enough to hide another server's fsync."""
+SEND_BYTES_MAX = 64 * MIB
+"""Bytes of them, all of which are in memory; one chunk goes always."""
+PREFIXES = 256
+
+
+@define
+class _Part:
+    """The chunks that begin with one byte, and how they were looked at last."""
+
+    standing: object = None
+    """What their needs followed from; None: they were not looked at yet."""
+    servers: Servers = ()
+    replicas: int = 0
+    at: float = 0.0
+    """When all of them were looked at."""
+    again: float | None = None
+    """When to look again at what was not settled."""
+
+
+class Caretaker:
+    """The loop. `rate` is `repair_rate` in bytes a second; `hindered` says why nothing may be done now, or is empty.
+
+    `verified` is how far the scrub has come, in percent.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        links: IChunkLinks,
+        transfer: Transfer,
+        servers: Callable[[], Servers],
+        self_id: str,
+        replicas: Callable[[], int],
+        clock: IReactorTime,
+        run_in_thread: RunInThread,
+        *,
+        rate: int | None = None,
+        hindered: Callable[[], str] = lambda: "",
+        verified: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._store = store
+        self._links = links
+        self._examiner = Examiner(store, links, servers, self_id, replicas, clock, run_in_thread)
+        self._transfer = transfer
+        self._servers = servers
+        self._self_id = self_id
+        self._replicas = replicas
+        self._clock = clock
+        self._run_in_thread = run_in_thread
+        self._hindered = hindered
+        self._verified = verified
+        rate = RATE if rate is None else rate
+        self._bucket = Bucket(rate, max(1.0, rate * BURST_SECONDS))
+        self._moved = Meter(RATE_SECONDS)
+        self._parts = [_Part() for _ in range(PREFIXES)]
+        self._known: tuple[Servers, int, object] | None = None
+        self._first: dict[bytes, None] = {}
+        self._backlog = Backlog()
+        self._short: set[bytes] = set()
+        self._missing: dict[bytes, float] = {}
+        """Chunks that should be here and are not, with the time before which they are not asked for again."""
+        self._lost: set[bytes] = set()
+        self._sending = 0
+        self._done = 0
+        self._was_idle = True
+        self._damaged = 0
+        self._paused = ""
+        self._resting: Deferred[None] | None = None
+        self._running: Deferred[None] | None = None
+
+    # What others may do.
+
+    def start(self) -> None:
+        """Begin to look after this server's chunks."""
+        assert self._running is None, "the caretaker runs already"
+        self._running = Deferred.fromCoroutine(self._run()).addErrback(self._ended)
+
+    def stop(self) -> Deferred[None]:
+        """End; fires when nothing is under way any more."""
+        running, self._running = self._running, None
+        if running is None:
+            return succeed(None)
+        running.cancel()
+        return running
+
+    def look_first(self, digests: Iterable[bytes]) -> None:
+        """Look at these chunks before all others: somebody knows, or fears, that copies of them are missing."""
+        self._first.update(dict.fromkeys(digests))
+        self._wake()
+
+    def found_damaged(self, digest: bytes, reason: str) -> None:
+        """A chunk of this server was put aside: it is fetched anew from another one."""
+        self._damaged += 1
+        self._missing[digest] = 0.0
+        self._wake()
+
+    def table_changed(self) -> None:
+        """Servers came, went or changed."""
+        self._wake()
+
+    @property
+    def progress(self) -> Progress:
+        """What it does now."""
+        standing = self._standing()[2]
+        return Progress(
+            done=self._done,
+            left=len(self._backlog) + self._sending + len(self._missing),
+            bytes_left=self._backlog.size,
+            rate=int(self._moved.rate(self._clock.seconds())),
+            paused=self._paused or self._hindered() or self._why_short(),
+            looked=100 * sum(part.standing is standing for part in self._parts) // PREFIXES,
+            short=len(self._short),
+            damaged=self._damaged,
+            lost=len(self._lost),
+            verified=self._verified(),
+        )
+
+    # The loop.
+
+    async def _run(self) -> None:
+        await deferLater(self._clock, START_SECONDS)
+        self._missing.update(dict.fromkeys(await self._store.quarantined(), 0.0))
+        while True:
+            try:
+                rest = await self._step()
+            except CancelledError:
+                raise
+            except Exception:
+                self._log.failure("while looking after the chunks of this server")
+                rest = AGAIN_SECONDS
+            if rest > 0:
+                await self._rest(rest)
+
+    def _ended(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("while looking after the chunks of this server; nothing does so any more", failure)
+
+    async def _step(self) -> float:
+        """Do what comes first; gives seconds to rest if there is nothing."""
+        now = self._clock.seconds()
+        if self._hindered():
+            return 1.0
+        if self._first:
+            digests = list(self._first)[:LOOK_BATCH]
+            for digest in digests:
+                del self._first[digest]
+            await self._look(digests, should_be_here=True)
+            return 0.0
+        if self._backlog.fewest is not None and self._backlog.fewest <= 1:
+            # What a single disk may lose waits for nothing else.
+            await self._repair()
+            return 0.0
+        if any(at <= now for at in self._missing.values()):
+            await self._fetch_missing(now)
+            return 0.0
+        due = self._due(now)
+        if due is not None:
+            await self._look_at(due)
+            return 0.0
+        if len(self._backlog):
+            await self._repair()
+            return 0.0
+        self._was_idle = not self._missing
+        return self._until_due(now)
+
+    async def _rest(self, seconds: float) -> None:
+        resting: Deferred[None] = Deferred()
+        self._resting = resting
+        call = self._clock.callLater(seconds, self._wake)
+        try:
+            await resting
+        finally:
+            self._resting = None
+            if call.active():
+                call.cancel()
+
+    def _wake(self) -> None:
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.callback(None)
+
+    def _standing(self) -> tuple[Servers, int, object]:
+        """The rows and replicas as they are, and what follows from them: the same object while it is the same."""
+        servers, replicas = self._servers(), self._replicas()
+        if self._known is None or self._known[0] is not servers or self._known[1] != replicas:
+            standing: object = repair.standing(servers, replicas)
+            if self._known is not None and self._known[2] == standing:
+                standing = self._known[2]
+            self._known = servers, replicas, standing
+        return self._known
+
+    def _due(self, now: float) -> int | None:
+        """Which chunks to look at next: those that a change touched, then those not settled, then the oldest look."""
+        standing = self._standing()[2]
+        for number, part in enumerate(self._parts):
+            if part.standing is not standing:
+                return number
+        for number, part in enumerate(self._parts):
+            if part.again is not None and part.again <= now:
+                return number
+        number = min(range(PREFIXES), key=lambda number: self._parts[number].at)
+        return number if now - self._parts[number].at >= ROUND_SECONDS else None
+
+    def _until_due(self, now: float) -> float:
+        times = [part.again for part in self._parts if part.again is not None]
+        times += [min(part.at for part in self._parts) + ROUND_SECONDS, now + IDLE_SECONDS, *self._missing.values()]
+        return max(0.1, min(times) - now)
+
+    # Looking.
+
+    async def _look_at(self, number: int) -> None:
+        """Look at the chunks that begin with this byte, or at those of them that a change touched."""
+        part = self._parts[number]
+        servers, replicas, standing = self._standing()
+        began = self._clock.seconds()
+        digests = list(await self._store.scan(number))
+        whole = part.standing is None or began - part.at >= ROUND_SECONDS
+        again = part.again is not None and part.again <= began
+        if not whole and not again:
+            before, both = part.servers, (part.replicas, replicas)
+            digests = await self._run_in_thread(_affected, digests, before, servers, both)
+        settled = True
+        for start in range(0, len(digests), LOOK_BATCH):
+            settled = await self._look(digests[start : start + LOOK_BATCH]) and settled
+        now = self._clock.seconds()
+        part.standing, part.servers, part.replicas = standing, servers, replicas
+        if whole or again:
+            part.at, part.again = now, None
+        if not settled:
+            self._look_again(number, (now - began) * AGAIN_PART * PREFIXES)
+
+    def _look_again(self, number: int, seconds: float = 0.0) -> None:
+        part = self._parts[number]
+        at = self._clock.seconds() + max(AGAIN_SECONDS, seconds)
+        part.again = at if part.again is None else min(part.again, at)
+
+    async def _look(self, digests: Sequence[bytes], should_be_here: bool = False) -> bool:
+        """See what these chunks need, and note it; says whether nothing about them is left open."""
+        examined = await self._examiner.examine(digests)
+        settled = examined.all_answered
+        for digest in examined.absent:
+            await self._note_absent(digest, should_be_here)
+        for digest, found in examined.found.items():
+            if found.need.sender != self._self_id:
+                # Who has the task may fail at it, and then it is the next one's.
+                settled = settled and not found.need.targets
+                self._forget(digest)
+                continue
+            if found.need.targets:
+                self._backlog.add(digest, found.need.copies, found.length)
+            else:
+                self._backlog.discard(digest)
+            self._note_short(digest, found.need.is_short)
+        return settled
+
+    async def _note_absent(self, digest: bytes, should_be_here: bool) -> None:
+        self._forget(digest)
+        try:
+            # A file that is not whole is found to be damaged by this, and put aside.
+            await self._store.size(digest)
+        except NotFound:
+            owners = placement.owners(digest, self._servers(), self._replicas())
+            if should_be_here and any(server.id == self._self_id for server in owners):
+                self._missing.setdefault(digest, 0.0)
+
+    def _forget(self, digest: bytes) -> None:
+        self._backlog.discard(digest)
+        self._short.discard(digest)
+
+    def _note_short(self, digest: bytes, is_short: bool) -> None:
+        if is_short:
+            self._short.add(digest)
+        else:
+            self._short.discard(digest)
+
+    def _why_short(self) -> str:
+        if not self._short or self._backlog or self._sending:
+            return ""
+        down = [server.name for server in self._servers() if server.owns and server.state in ("down", "leaving")]
+        reasons = [one.reason for one in self._examiner.hindrances()]
+        if down:
+            reasons.append(f"{', '.join(down)} may come back, and is given up after repair_after")
+        return "; ".join(reasons)
+
+    # Repairing.
+
+    async def _repair(self) -> None:
+        """Copy what comes first."""
+        copies = self._backlog.fewest
+        taken = self._backlog.take(REPAIR_BATCH)
+        self._sending = len(taken)
+        try:
+            if copies is not None and copies > 1:
+                await self._make_room()
+            examined = await self._examiner.examine(taken)
+            running: list[Coroutine[Deferred[Any], Any, None]] = []
+            size = 0
+            for digest in examined.absent:
+                await self._note_absent(digest, should_be_here=False)
+            for digest, found in examined.found.items():
+                if found.need.sender != self._self_id or not found.need.targets:
+                    self._note_short(digest, found.need.sender == self._self_id and found.need.is_short)
+                    self._look_again(digest[0])
+                    continue
+                if running and (len(running) == SENDS_MAX or size + found.length > SEND_BYTES_MAX):
+                    await together(running)
+                    running, size = [], 0
+                running.append(self._send(digest, found.need))
+                size += found.length
+            await together(running)
+        finally:
+            self._sending = 0
+
+    async def _send(self, digest: bytes, need: Need) -> None:
+        data = await self._read(digest)
+        if data is None:
+            self._look_again(digest[0])
+            return
+        copies = need.copies
+        for server in need.targets:
+            await self._pace(len(data))
+            try:
+                await self._links.put(server, digest, data).addTimeout(COPY_TIMEOUT, self._clock)
+            except CancelledError:
+                raise
+            except Exception as error:
+                failure = Failure()
+                self._log.info(
+                    "chunk {digest} could not be copied to {server}: {reason}",
+                    digest=digest.hex(),
+                    server=server.name,
+                    reason=reason_of(failure),
+                )
+                if isinstance(error, Mismatch):
+                    # It looks whole here, and is not: the whole of it is compared, and put aside if need be.
+                    with suppress(NotFound):
+                        await self._store.check(digest)
+                    self._look_again(digest[0])
+                    return
+                self._examiner.hinder(server, failure, isinstance(error, Full))
+                self._look_again(digest[0])
+            else:
+                copies += server.owns
+                self._count(len(data))
+        self._note_short(digest, copies < need.wanted)
+
+    async def _read(self, digest: bytes) -> bytes | None:
+        """A chunk of this disk; None if it is not there, or damaged (then others have been told of it)."""
+        try:
+            source = await self._store.open(digest)
+            try:
+                pieces = []
+                while (piece := await source.next()) is not None:
+                    pieces.append(piece)
+                return b"".join(pieces)
+            finally:
+                source.close()
+        except NotFound:
+            return None
+        except CancelledError:
+            raise
+        except Exception:
+            self._log.failure("while reading chunk {digest} to copy it", digest=digest.hex())
+            return None
+
+    async def _fetch_missing(self, now: float) -> None:
+        """Fetch chunks that should be here, one after the other."""
+        for digest in [digest for digest, at in self._missing.items() if at <= now][:REPAIR_BATCH]:
+            (length,) = await self._store.has([digest])
+            if not length:
+                try:
+                    data = await self._transfer.fetch(digest)
+                    await self._pace(len(data))
+                    await self._store.put(digest, data)
+                except CancelledError:
+                    raise
+                except Exception as error:
+                    self._note_unfetched(digest, error)
+                    continue
+                self._count(len(data))
+                self._log.info("chunk {digest} is whole again", digest=digest.hex())
+            self._missing.pop(digest, None)
+            self._lost.discard(digest)
+            self._first[digest] = None
+
+    def _note_unfetched(self, digest: bytes, error: Exception) -> None:
+        if isinstance(error, NotFound):
+            if digest not in self._lost:
+                self._log.error("chunk {digest} is lost: {reason}", digest=digest.hex(), reason=str(error))
+            self._lost.add(digest)
+        elif not isinstance(error, FarmError):
+            self._log.failure("while fetching chunk {digest} anew", digest=digest.hex())
+        # One that is lost may be found on the disk of a server that comes back.
+        pause = ROUND_SECONDS if digest in self._lost else AGAIN_SECONDS
+        self._missing[digest] = self._clock.seconds() + pause
+
+    def _count(self, moved: int) -> None:
+        if self._was_idle:
+            self._was_idle, self._done = False, 0
+        self._done += 1
+        self._moved.note(self._clock.seconds(), moved)
+
+    async def _pace(self, amount: int) -> None:
+        """Wait until so many bytes may move."""
+        delay = self._bucket.take(self._clock.seconds(), amount)
+        if delay > 0:
+            await deferLater(self._clock, delay)
+
+    async def _make_room(self) -> None:
+        """Let foreground work go first, for a while."""
+        until = self._clock.seconds() + YIELD_SECONDS
+        try:
+            while self._transfer.is_busy and self._clock.seconds() < until:
+                self._paused = "files are being read and written"
+                await deferLater(self._clock, 0.5)
+        finally:
+            self._paused = ""
+
+
+def _affected(digests: Sequence[bytes], before: Servers, after: Servers, replicas: tuple[int, int]) -> list[bytes]:
+    # On a thread: with many servers it takes a tenth of a second for a run of chunks.
+    return [digest for digest in digests if repair.is_affected(digest, before, after, replicas)]

@@ -1,0 +1,169 @@
+"""Reads every chunk on this disk, one after the other and gently, and compares it with its digest.
+
+A damaged chunk is put aside by the store, which tells the caretaker. Where it stands is kept in a small file, so
+that a server that starts often comes round all the same; nothing is lost with the file but that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.data_directory import write_atomically
+from chunkfarm.errors import NotFound
+from chunkfarm.model import DIGEST_LENGTH, MIB
+
+ROUND_SECONDS = 14 * 86_400
+"""In which every chunk is read once: bad sectors are found while there are other copies, and 10 TB are 9 MB/s."""
+RATE_MIN = MIB
+"""Bytes a second at least, so that a small store is done soon and then rests; a disk does not feel it."""
+START_SECONDS = 60.0
+"""After a start of this process, which has other things to do then."""
+SAVE_SECONDS = 60.0
+"""Between two notes of where it stands."""
+BUSY_SECONDS = 5.0
+"""How long it makes room for foreground work before each chunk."""
+FAILED_SECONDS = 60.0
+PREFIXES = 256
+
+
+@frozen
+class Position:
+    """Where a round stands."""
+
+    began: int = 0
+    """ms since 1970; 0: no round was begun yet."""
+    last: bytes = b""
+    """The chunk that was read last; all digests up to it are done."""
+    done: bool = False
+
+    @property
+    def percent(self) -> int:
+        """How much of the store has been read, by the digests, which are spread evenly."""
+        return 100 if self.done else 100 * int.from_bytes(self.last[:2].ljust(2, b"\0"), "big") // 65_536
+
+    def to_json(self) -> bytes:
+        return json.dumps({"began": self.began, "last": self.last.hex(), "done": self.done}).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Position:
+        """The reverse; what cannot be read is the beginning."""
+        try:
+            told = json.loads(text)
+            position = cls(int(told["began"]), bytes.fromhex(told["last"]), bool(told["done"]))
+        except (ValueError, KeyError, TypeError):
+            return cls()
+        return position if len(position.last) in (0, DIGEST_LENGTH) else cls()
+
+
+class Scrub:
+    """The round over this disk. `now` is the wall clock in ms; `used` the bytes held, `busy` whether users wait."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        path: Path,
+        clock: IReactorTime,
+        now: Callable[[], int],
+        run_in_thread: RunInThread,
+        used: Callable[[], int],
+        busy: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._path = path
+        self._clock = clock
+        self._now = now
+        self._run_in_thread = run_in_thread
+        self._used = used
+        self._busy = busy
+        self._position = Position()
+        self._saved_at = 0.0
+        self._running: Deferred[None] | None = None
+
+    @property
+    def percent(self) -> int:
+        """How much of the present round is done."""
+        return self._position.percent
+
+    def start(self) -> None:
+        """Go on where the last process stood."""
+        assert self._running is None, "the scrub runs already"
+        self._running = Deferred.fromCoroutine(self._run()).addErrback(self._ended)
+
+    def stop(self) -> Deferred[None]:
+        """End; fires when nothing is under way any more."""
+        running, self._running = self._running, None
+        if running is None:
+            return succeed(None)
+        running.cancel()
+        return running
+
+    def _ended(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("while verifying the chunks of this server; nothing does so any more", failure)
+
+    async def _run(self) -> None:
+        await deferLater(self._clock, START_SECONDS)
+        self._position = Position.from_json(await self._run_in_thread(self._load))
+        while True:
+            try:
+                await self._wait_for_round()
+                await self._round()
+            except CancelledError:
+                raise
+            except Exception:
+                self._log.failure("while verifying the chunks of this server")
+                await deferLater(self._clock, FAILED_SECONDS)
+
+    async def _wait_for_round(self) -> None:
+        while self._position.done and 0 <= self._now() - self._position.began < ROUND_SECONDS * 1000:
+            await deferLater(self._clock, SAVE_SECONDS)
+        if self._position.done or not self._position.began:
+            self._position = Position(self._now())
+
+    async def _round(self) -> None:
+        begin = self._position.last
+        for prefix in range(begin[0] if begin else 0, PREFIXES):
+            for digest in await self._store.scan(prefix):
+                if digest > begin:
+                    await self._verify(digest)
+        self._position = Position(self._position.began, b"\xff" * DIGEST_LENGTH, True)
+        await self._run_in_thread(self._save)
+
+    async def _verify(self, digest: bytes) -> None:
+        until = self._clock.seconds() + BUSY_SECONDS
+        while self._busy() and self._clock.seconds() < until:
+            await deferLater(self._clock, 0.5)
+        try:
+            length = await self._store.check(digest)
+        except NotFound:
+            # It was removed, or was damaged: then the store has told of it.
+            length = 0
+        self._position = Position(self._position.began, digest)
+        if self._clock.seconds() - self._saved_at >= SAVE_SECONDS:
+            self._saved_at = self._clock.seconds()
+            await self._run_in_thread(self._save)
+        await deferLater(self._clock, length / max(RATE_MIN, self._used() / ROUND_SECONDS))
+
+    # On a thread.
+
+    def _load(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _save(self) -> None:
+        write_atomically(self._path, self._position.to_json())
