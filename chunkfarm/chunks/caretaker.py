@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -72,6 +72,8 @@ class _Part:
     """When all of them were looked at."""
     again: float | None = None
     """When to look again at what was not settled."""
+    short: set[bytes] = field(factory=set)
+    """Those that have too few copies, and for which this server answers."""
 
 
 class Caretaker:
@@ -115,7 +117,6 @@ class Caretaker:
         self._known: tuple[Servers, int, object] | None = None
         self._first: dict[bytes, None] = {}
         self._backlog = Backlog()
-        self._short: set[bytes] = set()
         self._missing: dict[bytes, float] = {}
         """Chunks that should be here and are not, with the time before which they are not asked for again."""
         self._lost: set[bytes] = set()
@@ -150,6 +151,7 @@ class Caretaker:
     def found_damaged(self, digest: bytes, reason: str) -> None:
         """A chunk of this server was put aside: it is fetched anew from another one."""
         self._damaged += 1
+        self._forget(digest)
         self._missing[digest] = 0.0
         self._wake()
 
@@ -168,7 +170,7 @@ class Caretaker:
             rate=int(self._moved.rate(self._clock.seconds())),
             paused=self._paused or self._hindered() or self._why_short(),
             looked=100 * sum(part.standing is standing for part in self._parts) // PREFIXES,
-            short=len(self._short),
+            short=self._short,
             damaged=self._damaged,
             lost=len(self._lost),
             verified=self._verified(),
@@ -203,7 +205,10 @@ class Caretaker:
             digests = list(self._first)[:LOOK_BATCH]
             for digest in digests:
                 del self._first[digest]
-            await self._look(digests, should_be_here=True)
+            settled = await self._look(digests, should_be_here=True)
+            for number in {digest[0] for digest in digests}:
+                if not settled or self._parts[number].short:
+                    self._look_again(number)
             return 0.0
         if self._backlog.fewest is not None and self._backlog.fewest <= 1:
             # What a single disk may lose waits for nothing else.
@@ -285,7 +290,9 @@ class Caretaker:
         part.standing, part.servers, part.replicas = standing, servers, replicas
         if whole or again:
             part.at, part.again = now, None
-        if not settled:
+            # What vanished from the disk is nobody's task here any more.
+            part.short &= set(digests)
+        if not settled or part.short:
             self._look_again(number, (now - began) * AGAIN_PART * PREFIXES)
 
     def _look_again(self, number: int, seconds: float = 0.0) -> None:
@@ -324,13 +331,17 @@ class Caretaker:
 
     def _forget(self, digest: bytes) -> None:
         self._backlog.discard(digest)
-        self._short.discard(digest)
+        self._parts[digest[0]].short.discard(digest)
 
     def _note_short(self, digest: bytes, is_short: bool) -> None:
         if is_short:
-            self._short.add(digest)
+            self._parts[digest[0]].short.add(digest)
         else:
-            self._short.discard(digest)
+            self._parts[digest[0]].short.discard(digest)
+
+    @property
+    def _short(self) -> int:
+        return sum(len(part.short) for part in self._parts)
 
     def _why_short(self) -> str:
         if not self._short or self._backlog or self._sending:
@@ -373,7 +384,7 @@ class Caretaker:
     async def _send(self, digest: bytes, need: Need) -> None:
         data = await self._read(digest)
         if data is None:
-            self._look_again(digest[0])
+            self._forget(digest)
             return
         copies = need.copies
         for server in need.targets:

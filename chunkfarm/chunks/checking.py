@@ -99,11 +99,12 @@ class Checker:
     async def _tell(self, found: dict[bytes, Checked], servers: tuple[Server, ...]) -> None:
         """Have those who can mend it look at what is wrong: who has the chunk sends it, who lacks it fetches it."""
         rows = {server.id: server for server in servers}
+        silent = self.silent()
         wrong: dict[str, list[bytes]] = {}
         for digest, checked in found.items():
-            owners = placement.owners(digest, servers, self.replicas())
-            if checked.damaged or len(checked.holders) < len(owners):
-                for id in {*checked.holders, *(server.id for server in owners)} - self.silent():
+            owners = {server.id for server in placement.owners(digest, servers, self.replicas())}
+            if checked.damaged or not owners <= {*checked.holders, *silent} or len(checked.holders) < len(owners):
+                for id in sorted({*checked.holders, *owners} - silent):
                     wrong.setdefault(id, []).append(digest)
         await together(self._tell_one(rows[id], digests) for id, digests in wrong.items() if id in rows)
 

@@ -85,7 +85,8 @@ class Examiner:
         absent = tuple(digest for digest in lengths if not lengths[digest])
         holders = {digest: {self.self_id} for digest in here}
         whom = await self.run_in_thread(_owners_to_ask, here, servers, replicas)
-        answered = await self._ask(whom, holders)
+        # Who is hindered was not asked either.
+        answered = await self._ask(whom, holders) and not self.hindrances()
         needs = await self.run_in_thread(_needs, here, servers, replicas, holders)
         short = [digest for digest in here if needs[digest].is_short]
         if short:

@@ -88,7 +88,9 @@ def standing(servers: Iterable[Server], replicas: int) -> tuple[object, ...]:
 
 
 def _place(server: Server) -> tuple[object, ...]:
-    return (server.id, server.weight, server.zone, server.owns, server.state in ("down", "leaving"), server.full)
+    away = server.state in ("down", "leaving")
+    # A server that was started anew may have come back with another disk.
+    return (server.id, server.weight, server.zone, server.owns, away, server.full, server.incarnation)
 
 
 def is_affected(digest: bytes, before: Servers, after: Servers, replicas: tuple[int, int]) -> bool:

@@ -11,6 +11,8 @@ import click
 from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
+from chunkfarm.cli import check as checking
+from chunkfarm.cli import exits, screen
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli import screen, taking_over
@@ -349,6 +351,41 @@ def _pair(row: str) -> tuple[str, str]:
     """`name=value`, where the name may be several words."""
     name, _, value = row.partition("=")
     return parse_row(name)[0], parse_row(f"x={value}")[1]["x"]
+
+
+@chunkfarm.command()
+@click.argument("prefix", default="")
+@click.option("--repair", is_flag=True, help="Wait until everything is whole.")
+@click.option("--quick", is_flag=True, help="Ask the servers what they have; do not make them read it.")
+@as_json
+@click.pass_obj
+def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as_json: bool) -> None:
+    """Have every copy of every chunk read and compared, and say what is damaged, missing or lost.
+
+    What is wrong is mended in any case. The exit status is 0 if nothing is wrong, or, with --repair, any more;
+    that gives up after --timeout seconds without progress, unless a server is down that may come back.
+    """
+    server_names = {row["id"]: row["name"] for row in ask(surroundings, "SERVERS").parsed()}
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> checking.Checked:
+        with screen.bar(f"check {prefix}".strip()) as bar:
+            found = await checking.check(farm, prefix, quick, bar)
+        if found.wrong and repair:
+            if not as_json:
+                for line in checking.lines(found, quick, server_names):
+                    click.echo(line)
+            say = lambda text: click.echo(text, err=True)  # noqa: E731
+            found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick, say)
+        return found
+
+    found = surroundings.run(work)
+    if as_json:
+        screen.show_json(checking.as_value(found))
+    else:
+        for line in checking.lines(found, quick, server_names):
+            click.echo(line)
+    if found.wrong:
+        raise click.exceptions.Exit(exits.FAILED)
 
 
 @chunkfarm.command("set")

@@ -13,7 +13,7 @@ from zope.interface import implementer
 from chunkfarm.chunks.pieces import Buffer, PieceSource
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.errors import Full, NotFound
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import GIB, Server, digest_of
 
 P = ParamSpec("P")
@@ -82,6 +82,7 @@ class MemoryLinks:
 
     def __init__(self) -> None:
         self.held: dict[str, dict[bytes, bytes]] = {}
+        self.looked: dict[str, list[bytes]] = {}
         self.dead: set[str] = set()
         self.silent: set[str] = set()
         self.full: set[str] = set()
@@ -113,6 +114,19 @@ class MemoryLinks:
     def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return self._answer("have", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
+
+    def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        def verify(digest: bytes) -> int:
+            data = self.on(server).get(digest, b"")
+            if data and digest_of(data) != digest:
+                del self.on(server)[digest]
+                return DAMAGED
+            return len(data)
+
+        return self._answer("verify", server, lambda: [verify(digest) for digest in digests])
+
+    def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
+        return self._answer("look", server, lambda: self.looked.setdefault(server.id, []).extend(digests))
 
     def on(self, server: Server) -> dict[bytes, bytes]:
         """The chunks that `server` holds."""

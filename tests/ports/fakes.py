@@ -7,7 +7,7 @@ with), `backend.catalog.fails_at` (the offset at which the bytes of a download e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from attrs import define, evolve, field
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from chunkfarm.by_hand import Outlook, Seen
 from chunkfarm.catalog import Condition, Found, Listing
 from chunkfarm.chunks.pieces import Digests
+from chunkfarm.chunks.store import DamagedChunk
 from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.chunks.upload import Uploaded
 from chunkfarm.errors import (
@@ -107,6 +108,15 @@ class MemoryStore:
         self.sources.append(MemorySource(data[offset : None if length is None else offset + length]))
         return succeed(self.sources[-1])
 
+    damaged: set[bytes] = field(factory=set)
+
+    def check(self, digest: bytes) -> Deferred[int]:
+        if digest in self.damaged:
+            self.damaged.discard(digest)
+            del self.chunks[digest]
+            return fail(DamagedChunk("its bytes do not have that digest"))
+        return self.size(digest)
+
     def size(self, digest: bytes) -> Deferred[int]:
         if digest not in self.chunks:
             return fail(NotFound(f"there is no chunk {digest.hex()} here"))
@@ -135,6 +145,13 @@ class MemoryTransfer:
 
     def have(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
         return succeed({digest: self.holders(digest) for digest in digests})
+
+    damaged: set[bytes] = field(factory=set)
+    """And the other server finds its copies of these damaged when it is made to read them."""
+    unheard: frozenset[str] = frozenset()
+
+    def silent(self) -> frozenset[str]:
+        return self.unheard
 
     def holders(self, digest: bytes) -> tuple[str, ...]:
         if digest not in self.store.chunks:
@@ -284,6 +301,26 @@ class MemoryCatalog:
 
         return self._answer(explain)
 
+    def check(self, name: str, start: int = 0, limit: int = 1000, read: bool = True) -> Deferred[Explanation]:
+        self.calls.append(("check", name, start, limit, read))
+
+        def check() -> Explanation:
+            file = self._file(name)
+            manifest = Manifest(file.size, file.chunk_size, file.digests)
+            chunks = list(enumerate(file.digests))[start : start + limit]
+            parts = []
+            for number, digest in chunks:
+                damaged = (OTHER_ID,) if read and digest in self.transfer.damaged else ()
+                if damaged:
+                    self.transfer.damaged.discard(digest)
+                    self.transfer.only.add(digest)
+                parts.append(
+                    Part(digest, self.transfer.holders(digest), number, manifest.chunk_length(number), damaged)
+                )
+            return Explanation(file, 2, tuple(parts), start + limit < len(file.digests), self.stale)
+
+        return self._answer(check)
+
     def download(self, file: File, offset: int = 0, length: int | None = None) -> Deferred[MemorySource]:
         def download() -> MemorySource:
             if self.fails_at == 0:
@@ -343,6 +380,16 @@ class MemoryCatalog:
         return waiting.addCallback(answer)
 
 
+class MemoryCaretaker:
+    """Notes what it was asked to look at."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    def look_first(self, digests: Iterable[bytes]) -> None:
+        self.asked += digests
+
+
 class MemoryBackend:
     """A serving server `alpha` of the farm `lab`, with the keys reader, writer and admin (secret: `secret`)."""
 
@@ -360,6 +407,7 @@ class MemoryBackend:
         self.store = MemoryStore()
         self.transfer = MemoryTransfer(self.store)
         self.catalog = MemoryCatalog(self.transfer)
+        self.caretaker = MemoryCaretaker()
         self.table: Any = None
         self.keys = {"reader": "read", "writer": "write", "admin": "admin"}
         self.peers: dict[Any, str] = {}

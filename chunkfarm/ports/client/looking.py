@@ -178,7 +178,15 @@ async def check(session: Session, request: Request) -> Answer:
     rows = [f"{_part_row(part)} damaged={','.join(part.damaged)}" for part in told.parts]
     silent = session.backend.transfer.silent()
     rows += [
-        "SILENT " + format_fields([("id", server.id), ("name", server.name), ("state", server.state)])
+        "SILENT "
+        + format_fields(
+            [
+                ("id", server.id),
+                ("name", server.name),
+                ("state", server.state),
+                ("owns", "yes" if server.owns else "no"),
+            ]
+        )
         for server in session.backend.servers()
         if server.id in silent
     ]
