@@ -52,6 +52,7 @@ PURE = [
     "table.survivor",
     "table.voters",
     "chunks.placement",
+    "chunks.repair",
     "cures",
     "explanation",
     "settings",

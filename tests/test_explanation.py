@@ -5,11 +5,13 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm import catalog
 from chunkfarm.catalog import EXPLAINED_MAX, Catalog
 from chunkfarm.chunks.download import DamagedFile
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import NotFound
 from chunkfarm.explanation import Explanation, Part, shares
+from chunkfarm.links.interface import VERIFY_DIGESTS_MAX
 from chunkfarm.model import INLINE_DIGESTS_MAX, KIB, FarmOptions
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
 from tests.memory_table import MemoryTable
@@ -36,7 +38,7 @@ class SharesTests(SynchronousTestCase):
         ]
 
 
-class ExplainTests(SynchronousTestCase):
+class ExplainTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.links = MemoryLinks()
@@ -58,6 +60,8 @@ class ExplainTests(SynchronousTestCase):
         self.successResultOf(self.catalog.commit(NAME, size, SIZE, digests))
         return digests
 
+
+class ExplainTests(ExplainTestCase):
     def explain(self, start: int = 0, limit: int = EXPLAINED_MAX) -> Explanation:
         return self.successResultOf(self.catalog.explain(NAME, start, limit))
 
@@ -124,3 +128,44 @@ class ExplainTests(SynchronousTestCase):
         self.failureResultOf(self.catalog.explain(NAME), NotFound)
         self.successResultOf(self.catalog.commit(NAME, 0, SIZE, []))
         assert self.explain().parts == ()
+
+
+class CheckTests(ExplainTestCase):
+    """`check`, of the same farm."""
+
+    def check(self, start: int = 0, limit: int = EXPLAINED_MAX, read: bool = True) -> Explanation:
+        return self.successResultOf(self.catalog.check(NAME, start, limit, read))
+
+    def test_damage(self) -> None:
+        """Copies that are made to be read show their damage, and count no more."""
+        digests = self.put(3)
+        holder = next(server for server in self.servers[1:] if digests[0] in self.links.on(server))
+        self.links.on(holder)[digests[0]] = bytes(SIZE)
+        quick = self.check(read=False)
+        assert all(len(part.holders) == 2 and not part.damaged for part in quick.parts)
+        told = self.check()
+        assert [part.damaged for part in told.parts] == [(holder.id,), (), ()]
+        assert [len(part.holders) for part in told.parts] == [1, 2, 2]
+        assert told.wanted == 2 and self.links.looked[holder.id] == [digests[0]]
+
+    def test_few_bytes_at_a_time(self) -> None:
+        """So much as is read before whoever asked loses patience, and no more digests than go into one question."""
+        self.put(100)
+        told = self.check()
+        assert len(told.parts) == VERIFY_DIGESTS_MAX and told.more
+        assert len(self.check(read=False).parts) == 100
+        self.patch(catalog, "CHECKED_BYTES", 5 * SIZE)
+        assert len(self.check().parts) == 5
+        assert [part.number for part in self.check(98).parts] == [98, 99]
+
+    def test_lost_manifest(self) -> None:
+        """Of a long manifest that is lost the parts are told that are known."""
+        self.put(INLINE_DIGESTS_MAX + 3)
+        manifest = [part for part in self.check(0, 1).parts if part.number is None]
+        for part in manifest:
+            self.successResultOf(self.store.delete(part.digest))
+            for held in self.links.held.values():
+                held.pop(part.digest, None)
+        told = self.check()
+        assert [(part.digest, part.holders) for part in told.parts] == [(part.digest, ()) for part in manifest]
+        assert not told.more

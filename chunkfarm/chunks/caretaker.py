@@ -46,8 +46,9 @@ ROUND_SECONDS = 3600.0
 """After so long every chunk is looked at again: a copy that vanished from another server's disk is missed by then."""
 AGAIN_SECONDS = 30.0
 """After so long it is looked again at what could not be settled: a server did not answer, or has yet to do its part."""
-AGAIN_PART = 10
-"""Looks that are only repeated take at most one part in so many of the time."""
+AGAIN_SECONDS_A_CHUNK = 0.001
+"""But with many chunks here later, so that looks that are only repeated take no more than a tenth of the time: to look
+at a chunk takes some 0.1 ms."""
 IDLE_SECONDS = 60.0
 """The longest rest between two looks at what is due."""
 LOOK_BATCH = HAVE_DIGESTS_MAX
@@ -278,6 +279,7 @@ class Caretaker:
         servers, replicas, standing = self._standing()
         began = self._clock.seconds()
         digests = list(await self._store.scan(number))
+        here = len(digests)
         whole = part.standing is None or began - part.at >= ROUND_SECONDS
         again = part.again is not None and part.again <= began
         if not whole and not again:
@@ -293,7 +295,7 @@ class Caretaker:
             # What vanished from the disk is nobody's task here any more.
             part.short &= set(digests)
         if not settled or part.short:
-            self._look_again(number, (now - began) * AGAIN_PART * PREFIXES)
+            self._look_again(number, here * PREFIXES * AGAIN_SECONDS_A_CHUNK)
 
     def _look_again(self, number: int, seconds: float = 0.0) -> None:
         part = self._parts[number]

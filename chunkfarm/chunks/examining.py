@@ -19,8 +19,10 @@ from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import Server
 
-HINDERED_SECONDS = 30.0
-"""How long a server that did not answer, or said that it is full, is left alone: its row tells the same by then."""
+SILENT_SECONDS = 20.0
+"""How long a server that did not answer is left alone: if it is gone, its row says so by then."""
+FULL_SECONDS = 120.0
+"""How long a server that said it is full is sent nothing: much longer than it takes until somebody else stands in."""
 
 T = TypeVar("T")
 Holders = dict[bytes, set[str]]
@@ -69,7 +71,8 @@ class Examiner:
     def hinder(self, server: Server, failure: Failure, full: bool = False) -> None:
         """Leave a server alone for a while: it did not answer, or has no room."""
         reason = f"{server.name}: {reason_of(failure)}"
-        self._hindrances[server.id] = Hindrance(self.clock.seconds() + HINDERED_SECONDS, reason, full)
+        seconds = FULL_SECONDS if full else SILENT_SECONDS
+        self._hindrances[server.id] = Hindrance(self.clock.seconds() + seconds, reason, full)
 
     def hindrances(self) -> tuple[Hindrance, ...]:
         """Those that still count."""

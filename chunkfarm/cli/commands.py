@@ -12,10 +12,9 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import exits, screen
+from chunkfarm.cli import exits, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
-from chunkfarm.cli import screen, taking_over
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
@@ -365,14 +364,16 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
     What is wrong is mended in any case. The exit status is 0 if nothing is wrong, or, with --repair, any more;
     that gives up after --timeout seconds without progress, unless a server is down that may come back.
     """
-    server_names = {row["id"]: row["name"] for row in ask(surroundings, "SERVERS").parsed()}
+    names: dict[str, str] = {}
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> checking.Checked:
+        told = await farm.run(lambda link: link.request("SERVERS"))
+        names.update({row["id"]: row["name"] for row in told.parsed()})
         with screen.bar(f"check {prefix}".strip()) as bar:
             found = await checking.check(farm, prefix, quick, bar)
         if found.wrong and repair:
             if not as_json:
-                for line in checking.lines(found, quick, server_names):
+                for line in checking.lines(found, quick, names):
                     click.echo(line)
             say = lambda text: click.echo(text, err=True)  # noqa: E731
             found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick, say)
@@ -382,7 +383,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
     if as_json:
         screen.show_json(checking.as_value(found))
     else:
-        for line in checking.lines(found, quick, server_names):
+        for line in checking.lines(found, quick, names):
             click.echo(line)
     if found.wrong:
         raise click.exceptions.Exit(exits.FAILED)

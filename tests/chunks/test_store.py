@@ -477,3 +477,19 @@ class StartTests(StoreTestCase):
         store.stop()
         pending.pop()()
         assert pending == []
+
+
+class QuarantineTests(StoreTestCase):
+    def test_what_was_put_aside(self) -> None:
+        """What was put aside is known, also to the next process, until it is whole again."""
+        store = self.store()
+        small, large = self.put(store, b"small"), self.put(store, pattern(100_000))
+        assert self.successResultOf(store.quarantined()) == []
+        for digest in (small, large):
+            self.successResultOf(store.quarantine(digest, "a bit flipped"))
+        assert self.successResultOf(store.quarantined()) == sorted([small, large])
+        assert self.successResultOf(self.store().quarantined()) == sorted([small, large])
+        self.put(store, b"small")
+        assert self.successResultOf(store.quarantined()) == [large]
+        (self.directory / "quarantine" / "README").write_text("what a person left")
+        assert self.successResultOf(store.quarantined()) == [large]

@@ -26,7 +26,7 @@ from chunkfarm.links.chunks import (
     ChunkLink,
     LostLink,
 )
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, IChunkLinks
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import CHUNK_SIZE_MAX, digest_of
 from chunkfarm.ports.files import FileFactory
@@ -187,6 +187,21 @@ class ChunkClientTests(SynchronousTestCase):
         digests = [bytes(32), DIGEST] * (HAVE_DIGESTS_MAX // 2)
         assert self.result(net, net.client.have(net.beta, digests)) == [0, len(DATA)] * (HAVE_DIGESTS_MAX // 2)
         assert self.result(net, net.client.have(net.beta, [])) == []
+
+    def test_verify(self) -> None:
+        """The same after the other server has read them, which may find one damaged."""
+        net = self.make()
+        net.backend.store.chunks |= {DIGEST: DATA, digest_of(b"rot"): b"rot"}
+        net.backend.store.damaged.add(digest_of(b"rot"))
+        digests = [bytes(32), DIGEST, digest_of(b"rot")]
+        assert self.result(net, net.client.verify(net.beta, digests)) == [0, len(DATA), DAMAGED]
+        assert self.result(net, net.client.have(net.beta, digests)) == [0, len(DATA), 0]
+
+    def test_look(self) -> None:
+        """The other server's caretaker is told what to look at."""
+        net = self.make()
+        assert self.result(net, net.client.look(net.beta, [DIGEST, bytes(32)])) is None
+        assert net.backend.caretaker.asked == [DIGEST, bytes(32)]
 
     def test_not_copied(self) -> None:
         """The bytes of a chunk go to the transport as they are, whatever kind of bytes they are."""

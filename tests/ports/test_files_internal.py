@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.errors import Full
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.model import CHUNK_SIZE_MAX, Address, digest_of
 from chunkfarm.ports.files import chunks
 from chunkfarm.state import Wait
@@ -133,6 +133,22 @@ class ChunkTests(SynchronousTestCase):
         answer = self.ask(caller, "HEAD", CHUNK)
         assert (answer.status, answer.headers["content-length"]) == (200, "256000")
         assert all(source.closed for source in caller.backend.store.sources)
+
+    def test_verify_and_look(self) -> None:
+        """Chunks are read on demand, and handed to the caretaker; both are asked for with POST."""
+        caller = self.make()
+        caller.backend.store.chunks[DIGEST] = DATA
+        answer = self.ask(caller, "POST", "/-/chunks/verify", body=DIGEST + bytes(32))
+        assert (answer.status, answer.body) == (200, len(DATA).to_bytes(4, "big") + bytes(4))
+        caller.backend.store.damaged.add(DIGEST)
+        assert self.ask(caller, "POST", "/-/chunks/verify", body=DIGEST).body == b"\xff" * 4
+        assert self.ask(caller, "POST", "/-/chunks/look", body=DIGEST).status == 204
+        assert caller.backend.caretaker.asked == [DIGEST]
+        for what, most in (("verify", VERIFY_DIGESTS_MAX), ("look", HAVE_DIGESTS_MAX)):
+            assert self.ask(self.make(), "GET", f"/-/chunks/{what}").headers["allow"] == "POST"
+            too_many = self.ask(self.make(), "POST", f"/-/chunks/{what}", body=bytes(32) * (most + 1))
+            assert too_many.status == 413
+            assert self.ask(self.make(), "POST", f"/-/chunks/{what}", body=b"x").status == 400
 
     def test_absent(self) -> None:
         """A chunk that is not on this disk is 404."""

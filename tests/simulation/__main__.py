@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.table.consensus import Consensus
+from tests.simulation.chunk_mutants import CHUNK_MUTANTS
+from tests.simulation.chunks import ChunkFarm
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
 from tests.simulation.farm import FAULTY_SECONDS, FarmSimulation
 from tests.simulation.mutants import MUTANTS
@@ -34,23 +37,27 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, default=_seeds("1..200"), help="FIRST..LAST, or one seed")
     parser.add_argument("--ticks", type=int, help="how long faults are made")
     parser.add_argument("--pairs", action="store_true", help="farms of two servers, and what they see of each other")
+    parser.add_argument("--chunks", action="store_true", help="chunks on several servers, and who repairs them")
     parser.add_argument("--farm", action="store_true", help="whole servers, from their first start on")
     parser.add_argument("--seconds", type=float, help="of a whole farm: how long faults are made")
     parser.add_argument(
-        "--mutant", choices=sorted({**MUTANTS, **PAIR_MUTANTS}), help="run a core with this fault instead"
+        "--mutant", choices=sorted({**MUTANTS, **PAIR_MUTANTS, **CHUNK_MUTANTS}), help="run one with this fault instead"
     )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
     options = parser.parse_args(arguments)
-    if options.mutant and (options.mutant in PAIR_MUTANTS) != options.pairs:
-        parser.error("that mutant is of the other kind of farm")
-    if options.farm and (options.mutant or options.pairs or options.ticks):
+    mutants = CHUNK_MUTANTS if options.chunks else PAIR_MUTANTS if options.pairs else MUTANTS
+    if options.mutant and options.mutant not in mutants:
+        parser.error("that mutant is of another kind of farm")
+    if options.farm and (options.mutant or options.pairs or options.chunks or options.ticks):
         parser.error("a whole farm has no mutants, and its faults are made for so many --seconds")
     return options
 
 
-def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimulation:
+def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimulation | ChunkFarm:
     if options.farm:
         return FarmSimulation(seed, seconds=options.seconds or FAULTY_SECONDS)
+    if options.chunks:
+        return ChunkFarm(seed, CHUNK_MUTANTS[options.mutant][0] if options.mutant else Caretaker)
     if options.pairs:
         rules = PAIR_MUTANTS[options.mutant][0] if options.mutant else Rules()
         return PairSimulation(seed, rules, options.ticks or TICKS)
@@ -70,11 +77,12 @@ def main(arguments: Sequence[str]) -> int:
         except (AssertionError, ValueError) as error:
             failure = str(error) or type(error).__name__
         if options.trace or failure:
-            told = simulation.story if isinstance(simulation, FarmSimulation) else lines(simulation)
+            told = simulation.story if isinstance(simulation, FarmSimulation | ChunkFarm) else lines(simulation)
             print("\n".join(told if options.trace else told[-TRACE_LINES:]))
         if failure:
             more = f" --ticks {options.ticks}" if options.ticks else ""
             more += " --pairs" if options.pairs else ""
+            more += " --chunks" if options.chunks else ""
             more += " --farm" if options.farm else ""
             more += f" --seconds {options.seconds:g}" if options.seconds else ""
             more += f" --mutant {options.mutant}" if options.mutant else ""

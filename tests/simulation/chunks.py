@@ -199,7 +199,7 @@ class ChunkFarm:
         self.files: dict[int, bytes] = {}
         """Acknowledged files that were not removed: the digest of the one chunk that each has."""
         self.acknowledged = self.injuries = self.losses = 0
-        self.trace: list[str] = []
+        self.story: list[str] = []
         self._number = 0
         self.table: tuple[Server, ...] = ()
         for number in range(self.random.randint(3, 6)):
@@ -207,6 +207,11 @@ class ChunkFarm:
         self._publish()
         for node in self.nodes.values():
             self.start(node)
+
+    @property
+    def now(self) -> float:
+        """Seconds since the beginning."""
+        return self.clock.seconds()
 
     # The farm.
 
@@ -355,7 +360,7 @@ class ChunkFarm:
         self.random.choices([one for _, one in happens], [weight for weight, _ in happens])[0]()
 
     def say(self, text: str) -> None:
-        self.trace.append(f"{self.clock.seconds():10.2f}  {text}")
+        self.story.append(f"{self.clock.seconds():10.2f}  {text}")
 
     def _put(self) -> None:
         able = self.alive()

@@ -90,6 +90,29 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, 2, 2)
         assert self.states() == {"s1": "up", "s2": "up", "s3": "down"}
 
+    def test_given_up(self) -> None:
+        """A server that stays down is given up after `repair_after`, once; when it is back it is not any more."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        repair_after = FarmOptions().repair_after
+        self.pass_time(duties, repair_after - 2, 2)
+        assert self.states()["s3"] == "down" and not any(server.given_up for server in self.servers())
+        self.pass_time(duties, 4, 2)
+        assert {server.name: server.given_up for server in self.servers()} == {"s1": False, "s2": False, "s3": True}
+        before = len(self.table.transactions)
+        self.pass_time(duties, 20, 2)
+        assert len(self.table.transactions) == before
+        duties.put(make_server(3, incarnation="run9", given_up=True))
+        assert not any(server.given_up for server in self.servers())
+
+    def test_not_given_up_by_a_new_first(self) -> None:
+        """A first that begins to lead counts from then on, whatever the clock on the wall says."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3, state="down", since=0))
+        self.time = 10**12
+        self.pass_time(duties, FarmOptions().repair_after - 5, 2)
+        assert not any(server.given_up for server in self.servers())
+        self.pass_time(duties, 10, 2)
+        assert [server.name for server in self.servers() if server.given_up] == ["s3"]
+
     def test_all_that_are_silent_go_down_together(self) -> None:
         """One transaction marks all of them."""
         self.make_duties(make_server(1), make_server(2), make_server(3))

@@ -105,6 +105,7 @@ A name is `bucket/path`, up to 1,024 bytes. Sizes are bytes; a timestamp is `202
     FETCH <name> [offset] [length]  -> DATA <length>, the bytes                                            (read)
     EXPLAIN <name> [from] [limit]   -> EXPLAIN <count> name= size= chunksize= chunks= wanted= revision=
                                                 [stale=<n>] [more], rows, END                              (read)
+    CHECK <name> [from] [limit] [quick] -> CHECK <count>, header and rows as those of EXPLAIN, END         (read)
     REMOVE <name>                   -> OK                                                                  (write)
 
 `-` stands for a word left out. A row: `FILE name= size= modified= etag= type="..." chunksize= chunks= revision=`.
@@ -123,6 +124,12 @@ at most 1,000 chunks, from number `from` (0 is the first); `more` says that othe
 
 HOLDER rows come last, one for each server: how many of the chunks shown it holds, how many of them nobody else that
 answered does, and how many bytes of the file are in those. When a chunk was last verified is not known.
+
+CHECK makes the holders read and compare their copies first (not if the fourth word is `quick`), 64 MiB of the file at
+a time; each row ends with `damaged=<id>,<id>`, and damaged copies are put aside and count no more. `wanted` is no more
+than there are servers that may own chunks. Instead of HOLDER rows there is `SILENT id= name= state= owns=yes|no` for
+each server that is down or did not answer; while it owns chunks they are not copied elsewhere. What is found wrong is
+repaired in any case.
 
 REMOVE is not idempotent in its answer: the second one is `notfound`. If the link ends before the answer, the file
 may or may not be gone.

@@ -1,0 +1,303 @@
+"""A server that looks after its chunks, beside others that are only objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.chunks import placement
+from chunkfarm.chunks.caretaker import AGAIN_SECONDS, ROUND_SECONDS, START_SECONDS, YIELD_SECONDS, Caretaker
+from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.model import MIB, Server, digest_of
+from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
+
+DATA = pattern(1000)
+DIGEST = digest_of(DATA)
+
+
+class CaretakerTests(SynchronousTestCase):
+    """Server s1 is this one, with a store on disk; the others are in memory."""
+
+    def make(self, count: int = 3, rate: int | None = None, **fields: Any) -> Caretaker:
+        self.clock = Clock()
+        self.links = MemoryLinks()
+        self.servers = make_servers(count, **fields)
+        self.me = self.servers[0]
+        self.hindered = ""
+        self.store = make_store(
+            self.mktemp(), on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason)
+        )
+        self.addCleanup(self.store.close)
+        self.transfer = Transfer(
+            self.store,
+            lambda: self.servers,
+            self.me.id,
+            self.links,
+            lambda: 3,
+            self.clock,
+            run_now,
+            lambda digests: self.caretaker.look_first(digests),
+        )
+        self.caretaker = Caretaker(
+            self.store,
+            self.links,
+            self.transfer,
+            lambda: self.servers,
+            self.me.id,
+            lambda: 3,
+            self.clock,
+            run_now,
+            rate=rate,
+            hindered=lambda: self.hindered,
+        )
+        self.caretaker.start()
+        self.addCleanup(self.caretaker.stop)
+        return self.caretaker
+
+    def put(self, data: bytes = DATA) -> bytes:
+        return self.successResultOf(self.store.put(None, data))
+
+    def has(self, number: int, digest: bytes = DIGEST) -> bool:
+        return digest in self.links.on(self.servers[number - 1])
+
+    def change(self, number: int, **fields: Any) -> None:
+        server = self.servers[number - 1]
+        self.servers = tuple(evolve(one, **fields) if one.id == server.id else one for one in self.servers)
+        self.caretaker.table_changed()
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds)):
+            self.clock.advance(1.0)
+
+    def own(self, count: int, size: int) -> list[bytes]:
+        """Chunks of which this server is the most entitled owner."""
+        found: list[bytes] = []
+        number = 0
+        while len(found) < count:
+            number += 1
+            data = pattern(size, number)
+            if placement.order(digest_of(data), self.servers)[0] == self.me:
+                found.append(data)
+        return found
+
+    def test_what_others_lack(self) -> None:
+        """A chunk that only this server has is sent to its other owners soon after the start."""
+        caretaker = self.make()
+        self.put()
+        self.pass_time(START_SECONDS + 1)
+        assert self.has(2) and self.has(3)
+        progress = caretaker.progress
+        assert (progress.done, progress.left, progress.short, progress.looked) == (2, 0, 0, 100)
+
+    def test_what_others_have(self) -> None:
+        """Nothing is sent to those that have their copies."""
+        self.make()
+        self.put()
+        for server in self.servers[1:]:
+            self.links.on(server)[DIGEST] = DATA
+        self.pass_time(START_SECONDS + 5)
+        assert "put" not in {verb for verb, _ in self.links.calls}
+
+    def test_a_server_that_is_given_up(self) -> None:
+        """While a server is down its chunks are short, and wait; once it is given up they are sent to another one."""
+        caretaker = self.make(4)
+        data = self.own(1, 1000)[0]
+        digest = self.put(data)
+        owners = placement.owners(digest, self.servers, 3)
+        for owner in owners[1:]:
+            self.links.on(owner)[digest] = data
+        self.pass_time(START_SECONDS + 1)
+        assert caretaker.progress.short == 0
+        number = self.servers.index(owners[2]) + 1
+        self.links.dead.add(owners[2].id)
+        self.change(number, state="down")
+        self.pass_time(5)
+        other = next(server for server in self.servers if server not in owners)
+        assert caretaker.progress.short == 1 and digest not in self.links.on(other)
+        assert owners[2].name in caretaker.progress.paused
+        self.change(number, given_up=True)
+        self.pass_time(5)
+        assert digest in self.links.on(other) and caretaker.progress.short == 0
+
+    def test_fewest_copies_first(self) -> None:
+        """What only this disk has goes before what another one has too."""
+        self.make(4, rate=1000)
+        both, alone = self.own(2, 70_000)
+        self.put(both)
+        self.put(alone)
+        for owner in placement.owners(digest_of(both), self.servers, 3)[1:2]:
+            self.links.on(owner)[digest_of(both)] = both
+        sent: list[bytes] = []
+        put = self.links.put
+
+        def noting(server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+            sent.append(digest)
+            return put(server, digest, data)
+
+        self.patch(self.links, "put", noting)
+        self.pass_time(START_SECONDS + 400)
+        assert sent == [digest_of(alone)] * 2 + [digest_of(both)]
+
+    def test_rate(self) -> None:
+        """No more bytes a second are sent than `repair_rate` says, and STATUS tells how long it will take."""
+        caretaker = self.make(2, rate=10_000)
+        for data in self.own(20, 10_000):
+            self.put(data)
+        self.pass_time(START_SECONDS + 10)
+        assert 9 <= len(self.links.on(self.servers[1])) <= 12
+        progress = caretaker.progress
+        assert progress.left and 5_000 < progress.rate < 15_000
+        self.pass_time(12)
+        assert len(self.links.on(self.servers[1])) == 20
+
+    def test_foreground_goes_first(self) -> None:
+        """While users read and write a lot, repairs pause, say so, and go on at a crawl."""
+        caretaker = self.make(3)
+        (data,) = self.own(1, 1000)
+        self.put(data)
+        self.links.on(self.servers[1])[digest_of(data)] = data
+        self.pass_time(START_SECONDS - 1)
+        for _ in range(int(YIELD_SECONDS)):
+            for seed in range(5):
+                self.transfer.write(pattern(8 * MIB, 1000 + seed))
+            self.clock.advance(0.9)
+        assert caretaker.progress.paused == "files are being read and written"
+        assert not self.has(3, digest_of(data))
+        self.pass_time(30)
+        assert self.has(3, digest_of(data)) and caretaker.progress.paused == ""
+
+    def test_a_damaged_chunk(self) -> None:
+        """It is fetched again from another server at once, and counted."""
+        caretaker = self.make()
+        self.put()
+        for server in self.servers[1:]:
+            self.links.on(server)[DIGEST] = DATA
+        self.pass_time(START_SECONDS + 1)
+        self.successResultOf(self.store.quarantine(DIGEST, "a bit flipped"))
+        self.pass_time(2)
+        assert self.successResultOf(self.store.check(DIGEST)) == len(DATA)
+        assert (caretaker.progress.damaged, caretaker.progress.left) == (1, 0)
+
+    def test_damaged_before_the_start(self) -> None:
+        """What was put aside before this process began is fetched too."""
+        self.make()
+        self.put()
+        self.successResultOf(self.store.quarantine(DIGEST, "a bit flipped"))
+        self.links.on(self.servers[1])[DIGEST] = DATA
+        self.pass_time(START_SECONDS + 1)
+        assert self.successResultOf(self.store.has([DIGEST])) == [len(DATA)]
+
+    def test_a_lost_chunk(self) -> None:
+        """A chunk that no server has is said to be lost; it is found again if a server comes back with it."""
+        caretaker = self.make()
+        self.put()
+        self.pass_time(1)
+        self.successResultOf(self.store.quarantine(DIGEST, "a bit flipped"))
+        self.pass_time(START_SECONDS + 1)
+        assert caretaker.progress.lost == 1
+        self.links.on(self.servers[1])[DIGEST] = DATA
+        self.pass_time(ROUND_SECONDS + 5)
+        assert (caretaker.progress.lost, caretaker.progress.left) == (0, 0)
+        assert self.successResultOf(self.store.has([DIGEST])) == [len(DATA)]
+
+    def test_a_copy_that_vanished(self) -> None:
+        """A copy that is gone from another disk without a word is missed within the hour."""
+        self.make()
+        self.put()
+        self.pass_time(START_SECONDS + 1)
+        del self.links.on(self.servers[1])[DIGEST]
+        self.pass_time(ROUND_SECONDS + 5)
+        assert self.has(2)
+
+    def test_a_write_that_fell_short(self) -> None:
+        """The last copy of an acknowledged write is made up for at once, not after an hour."""
+        self.make()
+        self.pass_time(START_SECONDS + 1)
+        self.links.dead.add(self.servers[2].id)
+        receipt = self.successResultOf(self.transfer.write(DATA))
+        assert len(receipt.holders) == 2
+        self.pass_time(1)
+        self.links.dead.clear()
+        self.pass_time(AGAIN_SECONDS + 2)
+        assert self.has(3)
+
+    def test_a_write_that_fell_short_elsewhere(self) -> None:
+        """A server that has no copy itself tells those that have one."""
+        self.make(4)
+        self.pass_time(START_SECONDS + 1)
+        data = next(
+            data
+            for data in (pattern(1000, seed) for seed in range(1000))
+            if self.me not in placement.owners(digest_of(data), self.servers, 3)
+        )
+        owners = placement.owners(digest_of(data), self.servers, 3)
+        self.links.dead |= {owners[2].id}
+        self.links.full |= {self.me.id}
+        self.store._reserve = 10**18  # This disk takes nothing.
+        self.successResultOf(self.transfer.write(data))
+        assert self.links.looked == {owner.id: [digest_of(data)] for owner in owners[:2]}
+
+    def test_a_full_server(self) -> None:
+        """A server that says it is full is left alone, and another one stands in."""
+        self.make(4)
+        data = self.own(1, 1000)[0]
+        digest = self.put(data)
+        owners = placement.owners(digest, self.servers, 3)
+        self.links.full.add(owners[2].id)
+        self.pass_time(START_SECONDS + AGAIN_SECONDS + 5)
+        other = next(server for server in self.servers if server not in owners)
+        assert digest in self.links.on(owners[1]) and digest in self.links.on(other)
+
+    def test_not_now(self) -> None:
+        """A server that does not serve repairs nothing, and says why."""
+        caretaker = self.make()
+        self.hindered = "this server is readonly"
+        self.put()
+        self.pass_time(20)
+        assert not self.links.calls and caretaker.progress.paused == self.hindered
+        self.hindered = ""
+        self.pass_time(3)
+        assert self.has(2)
+
+    def test_a_server_that_says_nothing(self) -> None:
+        """A server that does not answer holds nobody up, and is asked again later."""
+        self.make()
+        self.put()
+        self.links.silent.add(self.servers[1].id)
+        self.pass_time(START_SECONDS + 20)
+        assert self.has(3) and not self.has(2)
+        self.links.silent.clear()
+        self.pass_time(3 * AGAIN_SECONDS)
+        assert self.has(2)
+
+    def test_stop(self) -> None:
+        """It ends wherever it is, and leaves no call behind."""
+        caretaker = self.make(rate=1000)
+        self.put(pattern(200_000))
+        self.links.silent.add(self.servers[1].id)
+        self.pass_time(START_SECONDS + 3)
+        self.successResultOf(caretaker.stop())
+        assert self.clock.getDelayedCalls() == []
+        self.successResultOf(caretaker.stop())
+
+    def test_another_server_has_the_task(self) -> None:
+        """Of two that have the chunk one sends it; if it does not, this one does not either, as long as it has it."""
+        self.make(3)
+        data = next(
+            data
+            for data in (pattern(1000, seed) for seed in range(1000))
+            if placement.order(digest_of(data), self.servers)[1] == self.me
+        )
+        digest = self.put(data)
+        first, _, third = placement.order(digest, self.servers)
+        self.links.on(first)[digest] = data
+        self.pass_time(START_SECONDS + 5)
+        assert digest not in self.links.on(third)
+        del self.links.on(first)[digest]
+        self.pass_time(2 * AGAIN_SECONDS)
+        assert digest in self.links.on(third) and digest in self.links.on(first)

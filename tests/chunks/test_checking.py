@@ -1,0 +1,94 @@
+"""What all servers say of chunks once they have read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.chunks import placement
+from chunkfarm.chunks.checking import ANSWER_SECONDS, SILENT_SECONDS, Checked
+from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.model import digest_of
+from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
+
+DATA = pattern(1000)
+DIGEST = digest_of(DATA)
+
+
+class CheckTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.links = MemoryLinks()
+        self.servers = make_servers(3)
+        self.ids = [server.id for server in self.servers]
+        self.directory = Path(self.mktemp()).absolute()
+        self.store = make_store(self.directory)
+        self.addCleanup(self.store.close)
+        self.looked: list[bytes] = []
+        self.transfer = Transfer(
+            self.store,
+            lambda: self.servers,
+            self.ids[0],
+            self.links,
+            lambda: 3,
+            self.clock,
+            run_now,
+            self.looked.extend,
+        )
+        self.successResultOf(self.store.put(DIGEST, DATA))
+        for server in self.servers[1:]:
+            self.links.on(server)[DIGEST] = DATA
+
+    def check(self, read: bool = True) -> Checked:
+        return self.successResultOf(self.transfer.check([DIGEST, DIGEST], read))[DIGEST]
+
+    def test_whole(self) -> None:
+        """All have it, and nobody need look at anything."""
+        for read in (True, False):
+            assert self.check(read) == Checked(tuple(self.ids), ())
+        assert not self.looked and not self.links.looked
+
+    def test_damaged(self) -> None:
+        """A copy that rots is told of by whoever reads it, and everybody who can mend it is asked to look."""
+        self.links.on(self.servers[1])[DIGEST] = b"x" + DATA[1:]
+        assert self.check(read=False).damaged == ()
+        assert self.check() == Checked((self.ids[0], self.ids[2]), (self.ids[1],))
+        assert self.looked == [DIGEST]
+        assert self.links.looked == {self.ids[1]: [DIGEST], self.ids[2]: [DIGEST]}
+
+    def test_damaged_here(self) -> None:
+        """The same of this server's own copy."""
+        (file,) = self.directory.glob("??/*.chunk")
+        data = bytearray(file.read_bytes())
+        data[0] ^= 1
+        file.write_bytes(data)
+        assert self.check(read=False).holders == tuple(self.ids)
+        assert self.check() == Checked((self.ids[1], self.ids[2]), (self.ids[0],))
+        assert self.looked == [DIGEST]
+
+    def test_missing(self) -> None:
+        """So it is with a copy that is not there."""
+        del self.links.on(self.servers[2])[DIGEST]
+        assert self.check(read=False).holders == (self.ids[0], self.ids[1])
+        assert self.looked == [DIGEST] and self.links.looked[self.ids[2]] == [DIGEST]
+
+    def test_who_says_nothing(self) -> None:
+        """A server that does not answer is named, and not asked again for a while."""
+        self.links.silent.add(self.ids[1])
+        checking = self.transfer.check([DIGEST], read=True)
+        self.clock.advance(ANSWER_SECONDS)
+        assert self.successResultOf(checking)[DIGEST].holders == (self.ids[0], self.ids[2])
+        assert self.transfer.silent() == {self.ids[1]}
+        assert self.check().holders == (self.ids[0], self.ids[2])
+        self.links.silent.clear()
+        self.clock.advance(SILENT_SECONDS)
+        assert self.check().holders == tuple(self.ids) and not self.transfer.silent()
+
+    def test_what_is_wanted(self) -> None:
+        """No more copies than there are servers that may own a chunk."""
+        assert self.transfer.wanted() == 3
+        self.servers = make_servers(2)
+        assert self.transfer.wanted() == 2
+        assert len(placement.owners(DIGEST, self.servers, 3)) == 2

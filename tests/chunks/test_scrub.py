@@ -1,0 +1,106 @@
+"""Reading every chunk of a disk, gently, and going on where it stood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.chunks.scrub import ROUND_SECONDS, START_SECONDS, Position, Scrub
+from tests.chunks.builders import make_store, pattern, run_now
+
+SIZE = 100_000
+
+
+class ScrubTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.directory = Path(self.mktemp()).absolute()
+        self.damaged: list[bytes] = []
+        self.store = make_store(
+            self.directory / "chunks", on_damaged=lambda digest, reason: self.damaged.append(digest)
+        )
+        self.addCleanup(self.store.close)
+        self.busy = False
+        self.digests = sorted(self.successResultOf(self.store.put(None, pattern(SIZE, seed))) for seed in range(10))
+
+    def start(self) -> Scrub:
+        scrub = Scrub(
+            self.store,
+            self.directory / "scrub.json",
+            self.clock,
+            lambda: 1_000_000 + int(self.clock.seconds() * 1000),
+            run_now,
+            lambda: 10 * SIZE,
+            lambda: self.busy,
+        )
+        scrub.start()
+        self.addCleanup(scrub.stop)
+        return scrub
+
+    def flip(self, digest: bytes) -> None:
+        path = self.directory / "chunks" / digest.hex()[:2] / f"{digest.hex()}.chunk"
+        data = bytearray(path.read_bytes())
+        data[SIZE // 2] ^= 1
+        path.write_bytes(data)
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+
+    def test_damage_is_found(self) -> None:
+        """A bit that flipped is found although nobody reads the file."""
+        self.flip(self.digests[6])
+        scrub = self.start()
+        self.pass_time(START_SECONDS + 5)
+        assert self.damaged == [self.digests[6]] and scrub.percent == 100
+
+    def test_gently(self) -> None:
+        """It takes its time: about a second for a MiB, on a store as small as this."""
+        scrub = self.start()
+        self.pass_time(START_SECONDS + 0.4)
+        assert 0 < scrub.percent < 100
+
+    def test_once_in_two_weeks(self) -> None:
+        """When all was read it rests until the next round is due."""
+        self.start()
+        self.pass_time(START_SECONDS + 5)
+        self.flip(self.digests[0])
+        self.clock.pump([3600.0] * 24)
+        assert not self.damaged
+        self.clock.pump([60.0] * (ROUND_SECONDS // 60))
+        self.pass_time(10)
+        assert self.damaged == [self.digests[0]]
+
+    def test_goes_on_after_a_start(self) -> None:
+        """A process that is started anew goes on where the last one stood."""
+        first = self.start()
+        self.pass_time(START_SECONDS + 0.4)
+        self.successResultOf(first.stop())
+        self.flip(self.digests[0])
+        self.flip(self.digests[9])
+        self.start()
+        self.pass_time(START_SECONDS + 5)
+        assert self.damaged == [self.digests[9]]
+
+    def test_makes_room(self) -> None:
+        """While users read and write a lot it waits five seconds before each chunk."""
+        self.busy = True
+        scrub = self.start()
+        self.pass_time(START_SECONDS + 4)
+        assert scrub.percent == 0
+        self.pass_time(60)
+        assert scrub.percent == 100
+
+    @given(st.binary(max_size=60))
+    def test_a_file_that_makes_no_sense(self, text: bytes) -> None:
+        """Whatever is in the file, it is a place to begin."""
+        assert 0 <= Position.from_json(text).percent <= 100
+
+    def test_position(self) -> None:
+        """What is written is read back."""
+        position = Position(17, bytes(range(32)), False)
+        assert Position.from_json(position.to_json()) == position

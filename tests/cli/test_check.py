@@ -1,0 +1,103 @@
+"""`chunkfarm check`."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.cli import check as checking
+from chunkfarm.cli import exits
+from tests.cli.world import World
+from tests.ports.fakes import OTHER_ID
+
+
+class CheckTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World(self.mktemp())
+        data = b"".join(bytes([number]) * 4096 for number in range(4)) + b"rest"
+        self.file = self.world.catalog.add("lab/a", data)
+        self.world.catalog.add("lab/b", b"whole")
+        self.world.catalog.add("other/c", b"whole too")
+        self.transfer = self.world.catalog.transfer
+
+    def test_all_whole(self) -> None:
+        """Every file is gone through, and one line says so."""
+        result = self.world.run("check")
+        assert (result.exit_code, result.stdout) == (0, "3 files, 7 chunks, 16.0 KiB read: all whole\n")
+        result = self.world.run("check", "--quick", "lab/")
+        assert result.stdout == "2 files, 6 chunks, 16.0 KiB asked about: all whole\n"
+
+    def test_what_is_wrong(self) -> None:
+        """Each file that is not whole is told with its damage, and the exit status says that something is wrong."""
+        self.transfer.damaged.add(self.file.digests[1])
+        self.transfer.only.add(self.file.digests[2])
+        del self.world.chunks[self.file.digests[3]]
+        result = self.world.run("check")
+        assert result.exit_code == exits.FAILED
+        assert result.stdout.splitlines() == [
+            "lab/a: 1 chunk damaged on beta; 2 chunks with 1 of 2 copies; 1 chunk lost",
+            "3 files, 7 chunks, 16.0 KiB read: 1 file not whole",
+        ]
+
+    def test_json(self) -> None:
+        """The same for programs."""
+        self.transfer.damaged.add(self.file.digests[1])
+        told = json.loads(self.world.run("check", "--json").stdout)
+        assert (told["files"], told["chunks"]) == (3, 7)
+        digest = self.file.digests[1].hex()
+        assert told["wrong"] == [
+            {
+                "name": "lab/a",
+                "wanted": 2,
+                "damaged": [{"digest": digest, "server": OTHER_ID}],
+                "short": [{"digest": digest, "copies": 1}],
+                "silent": [],
+            }
+        ]
+
+    def test_repair(self) -> None:
+        """It waits until the farm has mended everything, reads what was damaged once more, and is content."""
+        self.transfer.damaged.add(self.file.digests[1])
+        self.world.on_idle += [lambda: None] * 3 + [self.transfer.only.clear]
+        result = self.world.run("check", "--repair")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[0] == "lab/a: 1 chunk damaged on beta; 1 chunk with 1 of 2 copies"
+        assert result.stdout.splitlines()[-1] == "3 files, 7 chunks, 16.0 KiB read: all whole"
+
+    def test_repair_in_vain(self) -> None:
+        """What nobody has cannot be mended: without progress it gives up, and says what is left."""
+        del self.world.chunks[self.file.digests[3]]
+        result = self.world.run("--timeout", "5", "check", "--repair")
+        assert result.exit_code == exits.FAILED
+        assert "2 copies in 1 file left" in result.stderr
+        assert "lab/a: 1 chunk lost" in result.stdout
+        assert 5 <= self.world.clock.seconds() < 10
+
+    def test_waits_for_a_server(self) -> None:
+        """While a server is down that may come back it does not give up."""
+        self.transfer.only.add(self.file.digests[2])
+        self.transfer.unheard = frozenset({OTHER_ID})
+
+        def come_back() -> None:
+            assert self.world.clock.seconds() > 60
+            self.transfer.only.clear()
+            self.transfer.unheard = frozenset()
+
+        def wait() -> None:
+            self.world.on_idle.append(wait if self.world.clock.seconds() < 60 else come_back)
+            self.world.clock.advance(1.0)
+
+        self.world.on_idle.append(wait)
+        result = self.world.run("--timeout", "5", "check", "--repair")
+        assert result.exit_code == 0, result.output
+        assert "beta may come back" in result.stderr
+        assert "beta did not answer (it is up): what it has is not counted." in result.stdout
+
+    def test_removed_meanwhile(self) -> None:
+        """A file that is removed while it is looked for is no damage; a long one is asked for in runs."""
+        self.patch(checking, "PAGE", 2)
+        self.transfer.only.add(self.file.digests[4])
+        self.world.on_idle += [lambda: None, lambda: self.world.catalog.files.clear()]
+        result = self.world.run("check", "--repair")
+        assert result.exit_code == 0, result.output

@@ -1,0 +1,150 @@
+"""Copies that are lost with a server or rot on a disk, and the farm that makes them anew."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slow.farm_case import FarmTestCase
+from tests.slow.large_files import MIB, digest_of, write_file
+from tests.slow.real_farm import RealFarm
+
+pytestmark = pytest.mark.slow
+
+QUICK = "master_grace = 4s\nrepair_after = 5s\n"
+FILES = {"small": 3000, "middle": 100_000, "large": 40 * MIB + 17, "larger": 64 * MIB}
+REPAIR_SECONDS = 60.0
+
+
+class RepairTests(FarmTestCase):
+    def put_files(self, farm: RealFarm) -> dict[str, str]:
+        """Some files of every size, and their digests."""
+        digests = {}
+        for number, (name, size) in enumerate(FILES.items()):
+            digests[name] = write_file(farm.directory / name, size, seed=number)
+            stored = farm.cli("put", name, f"home/{name}")
+            assert stored.returncode == 0, stored.stderr
+        return digests
+
+    def assert_equal(self, farm: RealFarm, digests: dict[str, str]) -> None:
+        """Every file comes back as it was put."""
+        for name, digest in digests.items():
+            fetched = farm.cli("get", f"home/{name}", "back")
+            assert fetched.returncode == 0, fetched.stderr
+            assert digest_of(farm.directory / "back") == digest, name
+
+    def test_a_server_is_lost(self) -> None:
+        """After `repair_after` each chunk of a dead server is copied to another one, and STATUS tells of it."""
+        farm = self.make_farm("alpha", "beta", "gamma", "delta", farm=QUICK)
+        digests = self.put_files(farm)
+        others = ["alpha", "beta", "gamma"]
+        lost = {row["id"] for row in farm.rows("alpha") if row["name"] == "delta"}
+        farm.wait_for(lambda: fewest(farm, digests) == 3, 20, "all copies are there")
+        assert any(holders_of(farm, name) & lost for name in digests)
+
+        farm.kill9("delta")
+        killed = time.monotonic()
+        farm.wait_for(lambda: sum(status(farm, name, "under-replicated") for name in others), 15, "STATUS tells")
+        farm.wait_for(
+            lambda: fewest(farm, digests) == 3 and not any(status(farm, name, "repair-left") for name in others),
+            REPAIR_SECONDS,
+            "all copies are there again",
+        )
+        print(f"all copies were there again {time.monotonic() - killed:.1f} s after the kill")
+        farm.wait_for(
+            lambda: not sum(status(farm, name, "under-replicated") for name in others), 5, "nothing is short any more"
+        )
+
+        done = {name: status(farm, name, "repair-done") for name in others}
+        print(f"copied: {done}")
+        assert sum(done.values()) > 0
+        assert not any(holders_of(farm, name) & lost for name in digests)
+        self.assert_equal(farm, digests)
+        shown = farm.cli("status")
+        assert "repair-done" in shown.stdout and "under-replicated" in shown.stdout, shown.stdout
+        checked = farm.cli("check")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+        # Its copies are its own again as soon as it is back.
+        farm.start("delta")
+        farm.wait_serving("delta")
+        farm.wait_for(lambda: lost & holders_of(farm, "larger"), 20, "delta has its copies")
+        self.assert_equal(farm, digests)
+
+    def test_disks_that_rot(self) -> None:
+        """A flipped bit, a file cut short, one that is gone, a whole data directory: found, told, healed."""
+        farm = self.make_farm("alpha", "beta", "gamma", "delta", farm=QUICK)
+        digests = self.put_files(farm)
+        farm.wait_for(lambda: fewest(farm, digests) == 3, 20, "all copies are there")
+
+        harmed: set[str] = set()
+        flip(another_chunk(farm, "alpha", harmed))
+        cut = another_chunk(farm, "beta", harmed)
+        cut.write_bytes(cut.read_bytes()[:-1000])
+        another_chunk(farm, "gamma", harmed).unlink()
+        flip(next((farm.directory / "alpha" / "chunks").glob("packs/*.pack")))
+        self.assert_equal(farm, digests)
+
+        checked = farm.cli("check", "--repair", "home/")
+        print(checked.stdout, checked.stderr)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        # The reads above may have found some of it before.
+        damaged = {name: status(farm, name, "damaged") for name in ("alpha", "beta")}
+        assert all(damaged.values()), damaged
+        assert list((farm.directory / "alpha" / "chunks" / "quarantine").iterdir())
+        assert "was put aside" in farm.servers["alpha"].logged()
+        again = farm.cli("check")
+        assert again.returncode == 0 and "all whole" in again.stdout, again.stdout
+        farm.wait_for(lambda: fewest(farm, digests) == 3, 20, "all copies are there")
+
+        farm.kill9("gamma")
+        shutil.rmtree(farm.directory / "gamma")
+        farm.start("gamma")
+        farm.wait_serving("gamma")
+        self.assert_equal(farm, digests)
+        began = time.monotonic()
+        checked = farm.cli("check", "--repair")
+        print(checked.stdout, checked.stderr, f"{time.monotonic() - began:.1f} s")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        self.assert_equal(farm, digests)
+        assert fewest(farm, digests) == 3
+
+
+def status(farm: RealFarm, name: str, field: str) -> int:
+    """A number of STATUS."""
+    told = dict(row.split("=", 1) for row in farm.ask(name, "STATUS").rows)
+    return int(told[field])
+
+
+def chunks_of(farm: RealFarm, name: str) -> list[dict[str, str]]:
+    """What EXPLAIN says of each chunk of a file."""
+    return [row for row in farm.ask("alpha", f"EXPLAIN home/{name}").parsed if "digest" in row]
+
+
+def holders_of(farm: RealFarm, name: str) -> set[str]:
+    """Ids of all servers that hold a chunk of a file."""
+    return {holder for row in chunks_of(farm, name) for holder in row["holders"].split(",")}
+
+
+def fewest(farm: RealFarm, names: dict[str, str]) -> int:
+    """Copies of the chunk that has the fewest."""
+    return min(int(row["copies"]) for name in names for row in chunks_of(farm, name))
+
+
+def another_chunk(farm: RealFarm, name: str, harmed: set[str]) -> Path:
+    """The file of a chunk of which no copy was harmed yet."""
+    files = sorted((farm.directory / name / "chunks").glob("??/*.chunk"))
+    chosen = next(path for path in files if path.name not in harmed)
+    harmed.add(chosen.name)
+    return chosen
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
