@@ -455,6 +455,7 @@ class Parts:
             revision=self._state.revision,
             note=self.note,
             leaving=self.leaving,
+            table_full=self._table.disk_full,
         )
 
     def own_row(self) -> Server:

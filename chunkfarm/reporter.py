@@ -21,7 +21,7 @@ from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
 from chunkfarm.model import Address, Server
 from chunkfarm.state import ServerState, Wait
-from chunkfarm.table.duties import Duties, Report
+from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
 
 INTERVAL = 1.0
@@ -32,6 +32,7 @@ LATE = 1.0
 """Seconds by which a turn may come late; a process that was paused for longer misses nobody from before it woke."""
 REPORT_TIMEOUT = 2.0
 """Seconds to wait for the answer of one report."""
+ROOM_CURE = "make room on the disks of the servers that are named"
 PUT_TIMEOUT = 10.0
 """Seconds to wait until a row given anew is committed, which may take an election."""
 
@@ -235,7 +236,10 @@ class Reporter:
     async def _report_here(self) -> None:
         if not self._table.is_leader or not self._table.has_quorum:
             raise TableError("no majority of the masters answers")
-        if not self._duties.report(self._state.server_id, self._make_report()):
+        is_known = self._duties.report(self._state.server_id, self._make_report())
+        if names := self._duties.without_room():
+            raise TableError(no_room_sentence(names))
+        if not is_known:
             await self._duties.put(self._own_row())
 
     async def _report_to(self, target: str) -> None:
@@ -265,11 +269,9 @@ class Reporter:
             self._state.change("serving")
             return
         self._lost_since = self._lost_since or self._now()
-        self._state.change(
-            "readonly",
-            waits=self.waits(self._lost_since),
-            cures=self._cures(),
-        )
+        waits = self.waits(self._lost_since)
+        full = any(NO_ROOM in wait.error for wait in waits)
+        self._state.change("readonly", waits=waits, cures=(ROOM_CURE,) if full else self._cures())
 
     def waits(self, since: int) -> tuple[Wait, ...]:
         """The masters that do not answer, and why."""
@@ -278,5 +280,6 @@ class Reporter:
                 server.peer_address, self._errors.get(server.id) or self._peers.error_of(server.id), since, self._tries
             )
             for server in masters(self._servers())
-            if server.id != self._state.server_id and (self._errors.get(server.id) or self._peers.error_of(server.id))
+            if (server.id != self._state.server_id or NO_ROOM in self._errors.get(server.id, ""))
+            and (self._errors.get(server.id) or self._peers.error_of(server.id))
         )

@@ -66,7 +66,7 @@ def note_of(text: str) -> str:
 
 
 def _check(name: str, value: Any) -> None:
-    if name in ("master", "full", "leaving", "given_up"):
+    if name in ("master", "full", "leaving", "given_up", "table_full"):
         good = type(value) is bool
     elif name in ("client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since"):
         # To Python a bool is a number too, but in config.ini it would not read as one.

@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast this machine is just now says nothing about what is tested.
+settings.register_profile("chunkfarm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("chunkfarm")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -53,10 +53,14 @@ class FakeDuties:
 
     def __init__(self) -> None:
         self.known = False
+        self.full: tuple[str, ...] = ()
         self.put_rows: list[Server] = []
 
     def report(self, server: str, report: Report) -> bool:
         return self.known
+
+    def without_room(self) -> tuple[str, ...]:
+        return self.full
 
     def put(self, row: Server) -> Deferred[Server]:
         self.known = True
@@ -104,6 +108,22 @@ class ReporterTests(SynchronousTestCase):
         reporter.start(server_id(1))
         self.successResultOf(belonging)
         assert self.peers.calls == [(server_id(1), "Report")]
+
+    def test_full_disks(self) -> None:
+        """A first that cannot make a change durable at enough masters is read-only, and says whose disk is full."""
+        reporter = self.make_reporter()
+        self.table.is_leader, self.table.leader = True, server_id(3)
+        reporter.start()
+        self.state.change("serving")
+        self.duties.full = ("s3", "s1")
+        self.run_for(LOST_AFTER + INTERVAL)
+        assert self.state.phase == "readonly"
+        assert [str(wait.address) for wait in self.state.waits] == ["127.0.0.1:4131"]
+        assert self.state.waits[0].error.endswith("the disk that holds the table is full on s3, s1")
+        assert self.state.cures == ("make room on the disks of the servers that are named",)
+        self.duties.full = ()
+        self.run_for(INTERVAL)
+        assert self.state.phase == "serving"
 
     def test_who_votes(self) -> None:
         """The answer tells who votes and who holds rows, which a server that was removed cannot know by itself."""

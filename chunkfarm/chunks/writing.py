@@ -180,7 +180,9 @@ class ChunkWrite:
         self._go_on()
 
     def _sentence(self, plan: Plan) -> str:
-        reasons = [f"{refusal.name}: {refusal.reason}" for refusal in self._failures.values()]
+        reasons = [
+            f"{refusal.name}: {refusal.reason.removeprefix(f'{refusal.name}: ')}" for refusal in self._failures.values()
+        ]
         reasons += [f"{server.name}: it is full" for server in plan.full if server.id not in self._failures]
         why = "; ".join(reasons) or "no server that stores chunks is up"
         return f"{len(self.holders)} of {plan.required} required copies were stored ({why})"

@@ -23,7 +23,7 @@ from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
-from chunkfarm.table.duties import Duties
+from chunkfarm.table.duties import Duties, no_room_sentence
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
@@ -239,6 +239,8 @@ class PeerAnswers:
         except ValueError as error:
             raise commands.BadRequest(f"this is not a report: {error}") from None
         is_known = self._duties.report(server_id, told)
+        if names := self._duties.without_room():
+            raise commands.NotNow(no_room_sentence(names))
         return {
             "term": self._table.term,
             "first": self._state.server_id,

@@ -54,6 +54,17 @@ class Report:
     revision: int = 0
     note: str = ""
     leaving: bool = False
+    table_full: bool = False
+    """Whether the disk that holds the table has no room, so that nothing is acknowledged there."""
+
+
+NO_ROOM = "no change can be made, because the disk that holds the table is full on "
+"""How the sentence begins that tells of full disks, wherever it is told."""
+
+
+def no_room_sentence(names: tuple[str, ...]) -> str:
+    """Why the farm is read-only although everybody answers."""
+    return NO_ROOM + ", ".join(names)
 
 
 @define
@@ -187,6 +198,14 @@ class Duties:
             return False
         self._registry.enter_state((server_id,), "up", only_from=("down",)).addErrback(self._failed)
         return True
+
+    def without_room(self) -> tuple[str, ...]:
+        """The names of the voters whose disks are too full for the table, if no change can be made because of them."""
+        voters = self._table.configuration.voters
+        full = {id for id in voters if (heard := self._heard.get(id)) and heard.report and heard.report.table_full}
+        if 2 * len(voters - full) > len(voters):
+            return ()
+        return tuple(server.name for server in self._servers() if server.id in full)
 
     def put(self, server: Server) -> Deferred[Server]:
         """A known server gives its row after a start: it joins the end of the line.

@@ -69,8 +69,9 @@ from chunkfarm.threads import Threads
 
 __all__ = ["ChangeRefused", "EmbeddedTable", "IConsensusLinks", "NotLeader"]
 
-PATIENCE = 30.0
-"""Seconds for which a transaction or a read looks for a leader: longer than elections, shorter than people wait."""
+PATIENCE = 15.0
+"""Seconds for which a transaction or a read looks for a leader: longer than elections, shorter than the 20 s after
+which the command line asks another server, so that it still hears why there is none."""
 ANSWER_PATIENCE = 8.0
 """Seconds for what another server sent on: it gives up after 10 (`over_peers`), and should hear why before that."""
 CAUGHT_UP_LAG = 256

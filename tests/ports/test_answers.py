@@ -267,6 +267,10 @@ class PeerAnswersTests(SynchronousTestCase):
         answers = self.make_answers()
         assert answers.report(server_id(2), {"incarnation": "run2", "unheard": 1})["known"]
         assert not answers.report(server_id(2), {"incarnation": "other"})["known"]
+        with self.assertRaises(commands.NotNow) as raised:
+            answers.report(server_id(2), {"incarnation": "run2", "table_full": True})
+        assert "the disk that holds the table is full on s2" in str(raised.exception)
+        answers.report(server_id(2), {"incarnation": "run2"})
         for told in ({}, {"incarnation": "run2", "free": "much"}, {"incarnation": "run2", "used": float("nan")}):
             with self.assertRaises(commands.BadRequest):
                 answers.report(server_id(2), told)

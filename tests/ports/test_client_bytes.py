@@ -130,9 +130,11 @@ class FileTests(SynchronousTestCase):
         link = ClientLink().auth("writer")
         wait = Wait(Address("10.0.0.3", 4101), "refused", 0, 1)
         link.backend.state.change("readonly", waits=(wait,), cures=("start it again",))
+        # A change is not even begun.
+        assert link.say("REMOVE a/b").startswith("ERR readonly no change can be made now; it waits for 10.0.0.3:4101")
         for error in (Unavailable("x"), ReadOnly("no majority")):
             link.backend.catalog.error = error
-            told = link.say("REMOVE a/b")
+            told = link.say("STAT a/b")
             assert told.startswith("ERR readonly no majority")
             assert told.endswith("; it waits for 10.0.0.3:4101 (refused). Cure: start it again\r\n")
 

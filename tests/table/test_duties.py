@@ -121,6 +121,17 @@ class DutiesTests(SynchronousTestCase):
         assert self.states() == {"s1": "up", "s2": "down", "s3": "down"}
         assert len(changes) == 1
 
+    def test_disks_without_room(self) -> None:
+        """Full disks are named when too few voters are left that can acknowledge; one of three hinders nobody."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.led.configuration = Configuration((server_id(1), server_id(2), server_id(3)))
+        duties.report(server_id(2), Report(incarnation="run2", table_full=True))
+        assert duties.without_room() == ()
+        duties.report(server_id(3), Report(incarnation="run3", table_full=True))
+        assert duties.without_room() == ("s2", "s3")
+        duties.report(server_id(2), Report(incarnation="run2"))
+        assert duties.without_room() == ()
+
     def test_only_the_leader_judges(self) -> None:
         """A server that does not lead changes nothing, however silent the others are."""
         self.make_duties(make_server(1), make_server(2))

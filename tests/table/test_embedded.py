@@ -311,7 +311,7 @@ class OneServerTests(ClusterTestCase):
         full.sqlite_errorcode = sqlite3.SQLITE_FULL
         with patch.object(node.table._journal, "save", side_effect=full):
             going = node.table.transact((), (Put(b"k", b""),))
-            cluster.run(15)
+            cluster.run(10)
             assert node.table.disk_full and node.fatal == []
             self.assertNoResult(going)
         cluster.result(going)
@@ -478,7 +478,7 @@ class ThreeServersTests(ClusterTestCase):
         cluster.kill("c")
         going = self.table("a").transact((), (Put(b"l", b""),))
         reading = self.table("a").read(b"")
-        cluster.run(29)
+        cluster.run(14)
         self.assertNoResult(going)
         cluster.run(1.1)
         self.failureResultOf(going, Unavailable)
