@@ -328,7 +328,7 @@ class ClientConnection(Protocol):
     async def _run(self, pending: Pending) -> None:
         assert pending.command is not None
         try:
-            if pending.command.once_begun and self._session.backend.state.phase == "readonly":
+            if pending.command.needs_first and self._session.backend.state.phase == "readonly":
                 # It would wait for masters that have been missing for seconds, and could not say so meanwhile.
                 raise ReadOnly("no change can be made now")
             answer = await pending.command.run(self._session, pending.request)

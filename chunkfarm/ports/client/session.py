@@ -155,7 +155,12 @@ class Command:
     by_certificate: bool = False
     """Whether a farm certificate is enough."""
     once_begun: bool = False
-    """Whether it runs to its end although the link is lost."""
+    """Whether it runs to its end although the link is lost: it changes something."""
+
+    @property
+    def needs_first(self) -> bool:
+        """Whether it can do nothing while nobody leads the farm."""
+        return self.once_begun and not self.when_resuming
 
 
 @frozen
