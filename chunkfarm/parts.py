@@ -51,7 +51,7 @@ from chunkfarm.state import ServerState
 from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
-from chunkfarm.table.interface import ITable, IWatch
+from chunkfarm.table.interface import ITable
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.relay import Relay
@@ -162,7 +162,6 @@ class Parts:
         self.space = Space(0, 0, False)
         self.seal: SealKey | None = None
         self._line: tuple[str, ...] = ()
-        self._held_table = False
         self._state = ServerState(
             server_id=data.server_id,
             name=config.server.name,
@@ -202,7 +201,7 @@ class Parts:
     def _build_table(self, on_fatal: Callable[[Failure], None]) -> None:
         dial = partial(lines.connect, dial=self.machine.connect)
         self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial)
-        self.relay = Relay(self._open_watch, self.reactor)
+        self.relay = Relay(self.watches.open, self.reactor)
         links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
         self._table = EmbeddedTable(
             self.data.server_id,
@@ -212,7 +211,6 @@ class Parts:
             self.machine.random,
             client_id=self._state.incarnation,
             rank=self._rank,
-            on_change=self._table_changed,
             on_fatal=on_fatal,
             threads=self.machine.threads,
             observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
@@ -411,16 +409,6 @@ class Parts:
 
     def _rank(self, server_id: str) -> int:
         return self._line.index(server_id) if server_id in self._line else len(self._line)
-
-    def _open_watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
-        opens = self._table.watch if self._table.holds_rows else self.watches.open
-        return opens(prefix, from_revision)
-
-    def _table_changed(self) -> None:
-        held, self._held_table = self._held_table, self._table.holds_rows
-        if self._held_table and not held:
-            # Who watches here must not depend on another server any longer.
-            self.relay.move()
 
     def _watchable(self) -> list[Address]:
         """Client ports of servers that hold rows, as far as this one knows, the one that leads ahead."""

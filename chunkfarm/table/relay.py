@@ -35,7 +35,7 @@ SHORT_STREAMS_MAX = 3
 """Streams in a row that ended sooner: then those who watch are told instead, and ask again in their own time."""
 
 OpenWatch = Callable[[bytes, int], Deferred[IWatch]]
-"""(prefix, from revision) -> a watch where the rows are: over a connection of its own, or here."""
+"""(prefix, from revision) -> a watch on a server that holds rows, over a connection of its own."""
 
 
 class Relay:
@@ -54,11 +54,6 @@ class Relay:
         part = next((part for part in (SERVERS, FARM, FILES) if prefix.startswith(part)), b"")
         stream = self._streams.setdefault(part, _Stream(part, self._open_watch, self._clock))
         return Deferred.fromCoroutine(stream.watch(prefix, from_revision))
-
-    def move(self) -> None:
-        """Open every stream anew where it goes on; who watches here notices nothing."""
-        for stream in self._streams.values():
-            stream.move()
 
     def close(self) -> None:
         """End every watch and every stream, and begin no new one."""
@@ -114,10 +109,6 @@ class _Stream:
                     if not waiter.called:
                         waiter.callback(None)
         return await hub.watch(prefix, from_revision)
-
-    def move(self) -> None:
-        """Go on elsewhere: the rows may be here now."""
-        self._close_upstream()
 
     def end(self, error: TableError) -> None:
         """End the stream, and all watches with that error."""

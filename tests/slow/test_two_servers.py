@@ -132,7 +132,7 @@ class TwoServersTests(FarmTestCase):
             with self.assertRaises(Refused) as refused:
                 link.reply()
             assert refused.exception.code == "readonly", refused.exception
-            for words in (missed, "Cure: start the masters that are missing"):
+            for words in (missed, "Cure: start alpha", "chunkfarm takeover"):
                 assert words in refused.exception.sentence, refused.exception
         curl = farm.curl("-X", "DELETE", f"{farm.servers['beta'].url}/home/before")
         assert b"readonly" in curl.stdout and missed.encode() in curl.stdout, curl

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from chunkfarm.table import relay as relay_module
+from chunkfarm.table import watches
 from chunkfarm.table.interface import Compacted, Event, IWatch, TableClosed, Unavailable
 from chunkfarm.table.relay import (
     BEAT_SECONDS,
@@ -246,19 +247,15 @@ class RelayTests(SynchronousTestCase):
         assert isinstance(reader.error, Unavailable)
         assert len(self.holder.opened) == 2 * (SHORT_STREAMS_MAX + 1) and self.holder.open_now == 0
 
-    def test_the_rows_are_here_now(self) -> None:
-        """A server that begins to hold rows gives up its connections, and who watches there notices nothing."""
+    def test_a_slow_reader(self) -> None:
+        """Who does not read costs no memory: it is told that it fell behind, and the others notice nothing."""
+        self.patch(watches, "RECENT_EVENTS_MAX", 8)
         relay = self.make_relay()
-        readers = [self.read(relay), self.read(relay, b"files/")]
-        self.holder.put(b"servers/a", b"files/a")
-        there, self.holder = self.holder, Holder()
-        self.holder.put(b"servers/a", b"files/a")
-        relay.move()
-        self.holder.put(b"files/b")
-        self.holder.put(b"servers/b")
-        there.put(b"files/c")
-        assert readers[0].keys == [b"servers/a", b"servers/b"] and readers[1].keys == [b"files/a", b"files/b"]
-        assert there.open_now == 0 and self.holder.open_now == 2
+        slow, quick = self.successResultOf(relay.watch(b"servers/", 0)), self.read(relay)
+        for _ in range(20):
+            self.holder.put(b"servers/a")
+        assert len(quick.events) == 20
+        assert self.failureResultOf(slow.next(), Compacted).value.first_revision > 8
 
     def test_nobody_goes_on(self) -> None:
         """When no holder can be reached every watch ends with the reason, and a later one begins a new stream."""
