@@ -47,6 +47,7 @@ from chunkfarm.table.driver import Driver, Lost
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import (
     KEY_BYTES_MAX,
+    Compacted,
     Compare,
     Conflict,
     ITable,
@@ -413,6 +414,10 @@ class EmbeddedTable:
         if self._driver.stopped:
             return fail(TableClosed("this server's part of the table is closed"))
         if self.holds_rows:
+            if self.committed_this_term and self.has_quorum and from_revision > self.last_index:
+                # Whoever asks was told more by a server whose journal was given up: what it knows past the end of
+                # this one never happened, and the same numbers will stand for other changes.
+                return fail(Compacted(self.revision + 1))
             return self._driver.hub.watch(prefix, from_revision)
         return Deferred.fromCoroutine(self._borrow(prefix, from_revision))
 

@@ -36,6 +36,8 @@ class _Part:
     rows: dict[bytes, Row] = field(factory=dict)
     revision: int = 0
     known: bool = False
+    ahead: bool = False
+    """Whether what is here may be of a history that a takeover by hand has cut off, so that an older reading counts."""
 
     def replace(self, rows: Iterable[Row], revision: int) -> None:
         """Take a whole reading of this prefix, unless newer changes are here already."""
@@ -201,8 +203,9 @@ class Roster:
                     delay = RETRY_SECONDS_FIRST
             except (CancelledError, TableClosed):
                 raise
-            except Compacted:
+            except Compacted as error:
                 self._log.info("the watch of {prefix} fell behind and reads anew", prefix=part.prefix.decode())
+                part.ahead = error.first_revision <= part.revision
                 needs_reading = True
             except TableError as error:
                 self._log.info(
@@ -222,10 +225,10 @@ class Roster:
 
     async def _read(self, part: _Part) -> None:
         """Read a whole prefix; without a majority, what this server holds is better than nothing."""
-        rows, revision = await self._pages_or_stale(part.prefix)
+        rows, revision = await self._pages_or_stale(part)
         if part is self._farm:
             # After the farm's rows, so that the servers are never older than the generation that counts them.
-            servers, servers_revision = await self._pages_or_stale(SERVERS)
+            servers, servers_revision = await self._pages_or_stale(self._servers)
             if servers_revision < max((row.revision for row in rows), default=0):
                 raise Unavailable("the servers could only be read as they were before")
             self._servers.replace(servers, servers_revision)
@@ -236,11 +239,14 @@ class Roster:
             started, self._started = self._started, None
             started.callback(None)
 
-    async def _pages_or_stale(self, prefix: bytes) -> tuple[list[Row], int]:
+    async def _pages_or_stale(self, part: _Part) -> tuple[list[Row], int]:
         try:
-            return await self._pages(prefix, stale=False)
+            rows, revision = await self._pages(part.prefix, stale=False)
         except Unavailable:
-            return await self._pages(prefix, stale=True)
+            return await self._pages(part.prefix, stale=True)
+        if part.ahead:
+            part.ahead, part.revision = False, min(part.revision, revision)
+        return rows, revision
 
     async def _pages(self, prefix: bytes, stale: bool) -> tuple[list[Row], int]:
         page = await self._table.read(prefix, stale=stale)

@@ -506,6 +506,17 @@ class ThreeServersTests(ClusterTestCase):
         cluster.run(1)
         assert len(self.digests()) == 1
 
+    def test_watch_from_a_history_that_was_cut_off(self) -> None:
+        """Who has heard of more than the leader has, has heard of what a takeover undid: it is told to read anew."""
+        self.of("a", "b", "c")
+        revision = self.put("a", b"k")
+        last = self.cluster.nodes["a"].table.last_index
+        error = self.failureResultOf(self.table("a").watch(b"", last + 1), Compacted).value
+        assert revision < error.first_revision <= last + 1
+        self.successResultOf(self.table("a").watch(b"", last)).close()
+        # A follower may only be late.
+        self.successResultOf(self.table("b").watch(b"", last + 1)).close()
+
     def test_watch_across_a_change_of_leader(self) -> None:
         """A watch on a follower goes on when the leader dies: no gap, no duplicate, and what was undone never shows."""
         cluster = self.of("a", "b", "c")

@@ -308,6 +308,23 @@ class RosterTests(SynchronousTestCase):
         assert self.names(roster) == ["b", "c"]
         assert table.last_watch(SERVERS).from_revision == 3
 
+    def test_a_history_that_was_cut_off(self) -> None:
+        """After a takeover by hand a server that has heard of more than the farm goes on with takes the farm's rows."""
+        roster, table, clock = self.started()
+        before = dict(table.rows)
+        table.put(server("c"), generation=3)
+        table.put(server("d"))
+        for part in (SERVERS, FARM):
+            table.deliver(part)
+        assert sorted(self.names(roster)) == ["a", "b", "c", "d"] and roster.generation == 3
+        table.rows, table.revision = before, 2
+        table.put(gone=("b" * 32,))
+        for part in (SERVERS, FARM):
+            table.last_watch(part).watch.end(Compacted(4))
+        clock.advance(RETRY_SECONDS_FIRST)
+        assert self.names(roster) == ["a"] and roster.generation == 2
+        assert {one.from_revision for one in table.watches[-2:]} == {3}
+
     def test_compacted_at_once(self) -> None:
         """A watch that is refused as too old again and again does not make the server spin."""
         roster, table, clock = self.make()
