@@ -271,10 +271,12 @@ class PeerAnswers:
         return self._known(server_id).to_value().decode()
 
     def transact(self, server_id: str, request: bytes) -> Deferred[bytes]:
+        member = server_id in self._table.configuration.members
+
         def answer(told: bytes) -> Deferred[bytes]:
-            if server_id not in self._table.configuration.members:
+            if not member:
                 _check_open(_keys_of(told))
-            return self._table.answer_transact(told)
+            return self._table.answer_transact(told, allow_secret=member)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 

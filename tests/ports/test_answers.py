@@ -56,8 +56,10 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.secret_reads: list[bool] = []
+        self.secret_writes: list[bool] = []
 
-    def answer_transact(self, request: bytes) -> Deferred[bytes]:
+    def answer_transact(self, request: bytes, allow_secret: bool = False) -> Deferred[bytes]:
+        self.secret_writes.append(allow_secret)
         return succeed(request)
 
     def answer_read(self, request: bytes, allow_secret: bool) -> Deferred[bytes]:
@@ -305,6 +307,9 @@ class PeerAnswersTests(SynchronousTestCase):
         assert self.successResultOf(answers.transact(server_id(9), encode_request(OpenSession("c"))))
         key = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"keys/x", b"{}"),)))
         assert self.successResultOf(answers.transact(server_id(2), key)) == key
+        secret = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"secret/x", b"{}"),)))
+        assert self.successResultOf(answers.transact(server_id(2), secret)) == secret
+        assert self.engine.secret_writes == [False, False, True, True]
 
     def test_requests_that_make_no_sense(self) -> None:
         """Every kind of request says so with a declared error."""
