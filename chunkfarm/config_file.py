@@ -29,6 +29,10 @@ from chunkfarm.model import FarmOptions, Server
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 """Some thirty thousand servers; what is larger is another file that was named by mistake."""
 VERSIONS_KEPT = 3
+REACHED_MAX = 1000
+"""Servers that may share one file and are remembered in its lock file: far more than one machine runs."""
+REACHED_BYTES_MAX = 64 * REACHED_MAX
+"""A line is a server id of 32 digits and a number."""
 NEW_FILE_MODE = 0o644
 """The file holds no secret, and every client on the machine may read it."""
 
@@ -101,6 +105,14 @@ class ConfigFile:
             given["data"] = os.path.abspath(data)
         return parse_config(self.read_text(), self.path, given, host_name)
 
+    def versions(self, overrides: Mapping[str, str | None] | None = None, host_name: str = "") -> tuple[Config, ...]:
+        """The file and its kept versions, newest first; those that are missing or damaged are left out."""
+        found = []
+        for ending in ("", *(f".{number}" for number in range(1, VERSIONS_KEPT + 1))):
+            with contextlib.suppress(ConfigError):
+                found.append(read_config(self.path + ending, overrides, host_name))
+        return tuple(found)
+
     def read_text(self) -> str:
         """The text as it is; raises `ConfigError`."""
         text = _read_text(self.path)
@@ -118,14 +130,28 @@ class ConfigFile:
         real = os.path.realpath(self.path)
         return HeldConfig(self, real, _take_lock(real + ".lock"))
 
-    def write_if_newer(self, generation: int, farm: FarmOptions, servers: Iterable[Server]) -> bool:
+    def reached(self, server_id: str) -> int | None:
+        """The generation that this server last brought the file up to, or found it at; None if that is not known."""
+        try:
+            with open(os.path.realpath(self.path) + ".lock", "rb") as file:
+                return _read_reached(file.read(REACHED_BYTES_MAX)).get(server_id)
+        except OSError:
+            return None
+
+    def write_if_newer(
+        self, generation: int, farm: FarmOptions, servers: Iterable[Server], reached_by: str = ""
+    ) -> bool:
         """Bring the file up to `generation`, unless it is there already; returns whether it was written.
 
+        Beside the file it is remembered, durably, that the table of the server `reached_by` has reached that.
         Raises `LockHeld`, `ForeignFarm`, `ConfigError` if the file cannot be understood, and `OSError` if it
         cannot be written. In every such case the file is as it was.
         """
         with self.locked() as held:
-            return held.write_if_newer(generation, farm, servers)
+            written = held.write_if_newer(generation, farm, servers)
+            if reached_by:
+                held.note_reached(reached_by, generation)
+            return written
 
     def put_back(self, seen: str, generation: int, farm: FarmOptions, servers: Iterable[Server]) -> bool:
         """Undo an edit: write the file, whatever its generation, if its text still is `seen`.
@@ -157,6 +183,19 @@ class HeldConfig:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def note_reached(self, server_id: str, generation: int) -> None:
+        """Remember in the lock file that this server's table has reached `generation`."""
+        known = _read_reached(os.pread(self._lock, REACHED_BYTES_MAX, 0))
+        if known.get(server_id) == generation:
+            return
+        # Those noted last stand last; ids that have been given up long ago make room.
+        known.pop(server_id, None)
+        kept = [*list(known.items())[1 - REACHED_MAX :], (server_id, generation)]
+        content = "".join(f"{id} {number}\n" for id, number in kept).encode()
+        os.pwrite(self._lock, content, 0)
+        os.ftruncate(self._lock, len(content))
+        os.fsync(self._lock)
 
     def read(self, overrides: Mapping[str, str | None] | None = None, host_name: str = "") -> Config:
         """As `read_config`, and nobody writes until the lock is released."""
@@ -198,6 +237,12 @@ class HeldConfig:
         _replace(self._real, new.encode())
         self._file._seen = new
         return True
+
+
+def _read_reached(content: bytes) -> dict[str, int]:
+    """Server ids and generations; a line that is damaged says nothing."""
+    words = [line.split() for line in content.decode("ascii", "replace").splitlines()]
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isascii() and pair[1].isdigit()}
 
 
 def _farm_id(text: str) -> str:

@@ -189,6 +189,8 @@ def read_answer(text: str) -> dict[str, Any]:
         "stamp": told["stamp"],
         "farm": check_server_id(str(told["farm"])) if told.get("farm") else "",
         "first": server_hint(first) if first is not None else None,
+        "incarnation": str(told.get("incarnation", "")),
+        "generation": told["generation"] if type(told.get("generation")) is int else 0,
         "version": told["version"] if type(told.get("version")) is int else 1,
         "keyed": told.get("keyed") is True,
         "proof": str(told.get("proof", "")),

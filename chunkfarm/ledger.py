@@ -52,6 +52,8 @@ class Ledger:
     _run_in_thread: RunInThread
     _am_first: Callable[[], bool]
     _on_note: Callable[[str], None] = field(default=lambda _: None)
+    _own_id: str = ""
+    """The server whose table this is; what it has reached is remembered beside the file."""
     drift: tuple[Difference, ...] = field(default=(), init=False)
     note: str = field(default="", init=False)
     _written: int = field(default=0, init=False)
@@ -137,7 +139,7 @@ class Ledger:
         """Bring the file up to the newest generation, however many have come meanwhile."""
         while self._written < self._roster.generation and not self._stopped:
             generation, farm, servers = self._roster.generation, self._roster.options, self._roster.servers
-            if not await self._attempt(self._file.write_if_newer, generation, farm, servers):
+            if not await self._attempt(self._file.write_if_newer, generation, farm, servers, self._own_id):
                 return
             self._written = generation
 

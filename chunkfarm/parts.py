@@ -43,6 +43,7 @@ from chunkfarm.links.peers import Peers
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
 from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
+from chunkfarm.old_disks import OLD_DISKS
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
@@ -196,6 +197,7 @@ class Parts:
             self.run_in_thread,
             lambda: self.first() == data.server_id,
             self._take_note,
+            data.server_id,
         )
 
     def _build_table(self, on_fatal: Callable[[Failure], None]) -> None:
@@ -582,7 +584,8 @@ class Parts:
         pairs += self.caretaker.progress.pairs()
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
-        if self._table.withheld:
+        if self._table.withheld and (self._table.is_member or self._table.withheld not in OLD_DISKS):
+            # An old disk matters to those who vote or learn; others start from whatever a first sends them.
             pairs.append(("withheld", self._table.withheld))
         pairs.append(("takeovers", str(len(self.history.chain))))
         pairs += [("drift", str(difference)) for difference in self.ledger.drift]

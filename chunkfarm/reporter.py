@@ -49,6 +49,9 @@ class LedTable(Protocol):
     @property
     def has_quorum(self) -> bool: ...
 
+    @property
+    def withheld(self) -> str: ...
+
 
 class Reporter:
     """Reports to the first, finds out who that is, and keeps the server's phase true."""
@@ -274,12 +277,14 @@ class Reporter:
         self._state.change("readonly", waits=waits, cures=(ROOM_CURE,) if full else self._cures())
 
     def waits(self, since: int) -> tuple[Wait, ...]:
-        """The masters that do not answer, and why."""
-        return tuple(
-            Wait(
-                server.peer_address, self._errors.get(server.id) or self._peers.error_of(server.id), since, self._tries
-            )
+        """The masters that do not answer, and why; or all of them, where this server must be caught up by one."""
+        found = (
+            (server, (self._errors.get(server.id) or self._peers.error_of(server.id), self._table.withheld))
             for server in masters(self._servers())
-            if (server.id != self._state.server_id or NO_ROOM in self._errors.get(server.id, ""))
-            and (self._errors.get(server.id) or self._peers.error_of(server.id))
+            if server.id != self._state.server_id or NO_ROOM in self._errors.get(server.id, "")
+        )
+        return tuple(
+            Wait(server.peer_address, "; ".join(filter(None, why)), since, self._tries)
+            for server, why in found
+            if any(why)
         )

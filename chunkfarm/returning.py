@@ -37,6 +37,8 @@ class Calls:
     addresses: Callable[[], Deferred[list[Address]]]
     learn: Callable[[str, Address], None]
     clock: IReactorTime
+    told: Callable[[dict[str, Any]], None] = lambda answer: None
+    """Hears what servers of the farm answer."""
     _loop: LoopingCall | None = field(default=None, init=False)
     _round: Deferred[None] | None = field(default=None, init=False)
 
@@ -86,6 +88,7 @@ class Calls:
             call = call_on(link, Probe, arguments_of(self.asking))
             told = read_answer((await self.peers.limit(call, CONNECT_TIMEOUT, "Probe"))["answer"])
             self.learn(found, address)
+            self.told(told)
             if (first := told["first"]) is not None and first["id"] not in (found, self.asking.me.server_id):
                 self.learn(first["id"], Address(first["host"], first["peer"]))
         except CancelledError:

@@ -21,9 +21,11 @@ from chunkfarm.errors import FarmError
 from chunkfarm.finding import SOON, WAIT_MOST, Answer, Asking, Join, Search, Wait
 from chunkfarm.founding import discard_unrecorded, found, join_file, remove_marker
 from chunkfarm.joining import JoinLater, join
+from chunkfarm.links.twins import find_twin, twin_sentence
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Candidate
-from chunkfarm.model import FARM, SERVERS, Address
+from chunkfarm.model import FARM, GENERATION_KEY, SERVERS, Address
+from chunkfarm.old_disks import OLDER_THAN_CONFIG, OLDER_THAN_OTHERS, witness
 from chunkfarm.parts import Parts, is_own_address
 from chunkfarm.ports.answers import PeerAnswers, is_loopback
 from chunkfarm.ports.callers import Callers
@@ -95,6 +97,8 @@ class Startup:
         self._since: dict[Address, int] = {}
         self._tries = 0
         self._said: tuple[Any, ...] = ()
+        self._held_generation = 0
+        """The newest generation in the journal as this process found it."""
 
     def run(self) -> Deferred[Parts]:
         """Start; fires with the parts of a server that serves."""
@@ -144,6 +148,7 @@ class Startup:
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
             tell=parts.history.describe,
+            generation=lambda: parts.roster.generation,
         )
         return parts
 
@@ -329,8 +334,45 @@ class Startup:
         if parts.config.server.host is None and own and is_own_address(own):
             # It joined with the address that reaches the farm, which on some machines is not that of the default route.
             parts.host = own
+        await self._check_disk(parts)
         parts.embedded.start()
         return parts, ""
+
+    async def _check_disk(self, parts: Parts) -> None:
+        """Refuse a copy of a data directory that is in use, and let a server with an old one decide nothing."""
+        me, here = parts.state.server_id, Address(parts.host, parts.config.server.peer.port)
+        listed = [Address(row.host, row.peer) for row in parts.config.servers if row.id == me]
+        rows = [server.peer_address for server in parts.servers() if server.id == me]
+        addresses = [address for address in dict.fromkeys(listed + rows) if address != here]
+        twin = await find_twin(parts.peers, me, parts.state.incarnation, addresses)
+        if twin is not None:
+            raise CannotStart(twin_sentence(me, twin, here))
+        self._held_generation = int(await parts.run_in_thread(parts.journal.newest, GENERATION_KEY) or 0)
+        versions = await parts.run_in_thread(self._file.versions, self._wish.overrides, self._wish.host_name)
+        noted = await parts.run_in_thread(self._file.reached, me)
+        reached = witness(me, parts.state.farm_id, versions, noted)
+        if parts.embedded.is_member and reached > self._held_generation:
+            self._withhold(parts, OLDER_THAN_CONFIG, reached)
+
+    def _withhold(self, parts: Parts, reason: str, reached: int) -> None:
+        self._log.warn(
+            "{reason} (generation {held}, and {reached} there).",
+            reason=reason[0].upper() + reason[1:],
+            held=self._held_generation,
+            reached=reached,
+        )
+        parts.embedded.withhold(reason, lambda: True)
+
+    def _compare(self, parts: Parts, told: dict[str, Any]) -> None:
+        """Another server tells of a farm that is led and further than this disk, and this server does not hear it.
+
+        Where nobody leads, being behind is no sign of an old disk: then a majority must be able to go on.
+        """
+        table, first = parts.embedded, told["first"]
+        led = first is not None and first["id"] != parts.state.server_id and told["state"] == "serving"
+        behind = told["generation"] > max(self._held_generation, parts.roster.generation)
+        if led and behind and table.is_member and not table.leader and not table.withheld:
+            self._withhold(parts, OLDER_THAN_OTHERS, told["generation"])
 
     async def _serve(self, begun: tuple[Parts, str]) -> Parts:
         parts, first = begun
@@ -401,7 +443,8 @@ class Startup:
         own = Address(parts.host, parts.config.server.peer.port)
         asking = Asking(me=me, address=own, farm=parts.recorded_farm)
         read = lambda: Deferred.fromCoroutine(addresses())  # noqa: E731
-        return Calls(parts.peers, asking, read, parts.book.learn, self._surroundings.reactor)
+        told = lambda answer: self._compare(parts, answer)  # noqa: E731
+        return Calls(parts.peers, asking, read, parts.book.learn, self._surroundings.reactor, told)
 
     def _explain_missing(self, parts: Parts, since: int) -> None:
         waits = parts.reporter.waits(since)

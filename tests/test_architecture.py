@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"links", "data_directory", "systemd"},
     {"trust"},
     {"wire"},
-    {"cures"},
+    {"cures", "old_disks"},
     {"membership", "state", "durable", "config", "config_file", "config_render", "config_text", "config_values"},
     {"model"},
     {"errors", "threads"},
@@ -56,6 +56,7 @@ PURE = [
     "cures",
     "explanation",
     "settings",
+    "old_disks",
 ]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 

@@ -46,6 +46,7 @@ class FakeTable:
     leader = ""
     is_leader = False
     has_quorum = True
+    withheld = ""
 
 
 class FakeDuties:
@@ -176,6 +177,8 @@ class ReporterTests(SynchronousTestCase):
             "127.0.0.1:4121": "refused",
         }
         assert self.state.waits[0].since == 77
+        self.table.withheld = "its disk is old"
+        assert {wait.error.split("; ")[-1] for wait in reporter.waits(1)} == {"its disk is old"}
         assert "majority" in self.state.cures[0]
         self.peers.answers[server_id(2)] = {"known": True}
         self.run_for(3)

@@ -17,6 +17,7 @@ from chunkfarm.errors import AuthenticationFailed, FarmError
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
+from chunkfarm.links.twins import find_twin, twin_sentence
 from chunkfarm.model import FARM, FILES, SERVERS, Address, Server
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
@@ -72,6 +73,7 @@ class PeerAnswers:
         farm: Callable[[], str],
         callers: Callers,
         tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
+        generation: Callable[[], int] = lambda: 0,
     ) -> None:
         """`tell` says what this server's journal holds, and its term at an index."""
         self._tell = tell
@@ -88,6 +90,7 @@ class PeerAnswers:
         self._learn = learn
         self._farm = farm
         self._callers = callers
+        self._generation = generation
         self._strange: set[tuple[str, int]] = set()
 
     def peer_of(self, certificate: Any) -> str | None:
@@ -111,6 +114,8 @@ class PeerAnswers:
             "farm": self._farm(),
             "name": self._state.name,
             "stamp": self._state.stamp,
+            "incarnation": self._state.incarnation,
+            "generation": self._generation(),
             "revision": self._state.revision,
             "first": self._hint(),
             "keyed": is_starting and self._callers.key is not None,
@@ -258,14 +263,27 @@ class PeerAnswers:
         row = _row(text)
         if row.id != server_id:
             raise commands.BadRequest("a server gives its own row only")
-        if self._known(server_id).peer_address != row.peer_address:
+        before = self._known(server_id)
+        if before.peer_address != row.peer_address:
             # Whoever moved is called back like a joiner: one wrong address in the table would be in every config.ini.
             await self._call_back(row, lambda link: self._peers.identity(link) == server_id)
+            await self._refuse_twin(before, row)
         self._learn(server_id, row.peer_address)
         try:
             return (await self._duties.put(row)).to_value().decode()
         except TableError as error:
             raise commands.NotNow(str(error)) from None
+
+    async def _refuse_twin(self, before: Server, row: Server) -> None:
+        """Of two processes that live on copies of one data directory the one that was here first stays."""
+        if await find_twin(self._peers, row.id, row.incarnation, [before.peer_address]) is not None:
+            self._log.warn(
+                "Two processes have the server id of {name}, at {here} and at {there}; the second is refused.",
+                name=before.name,
+                here=str(before.peer_address),
+                there=str(row.peer_address),
+            )
+            raise commands.JoinRefused(twin_sentence(row.id, before.peer_address, row.peer_address))
 
     def get_server(self, server_id: str) -> str:
         return self._known(server_id).to_value().decode()

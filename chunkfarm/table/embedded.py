@@ -281,7 +281,7 @@ class EmbeddedTable:
 
     @property
     def withheld(self) -> str:
-        """Why this server decides nothing for now, in a sentence; empty if it takes part in decisions."""
+        """Why this server decides nothing for now, in words; empty if it takes part in decisions."""
         return self._driver.withheld
 
     @property
@@ -365,7 +365,7 @@ class EmbeddedTable:
     def withhold(self, reason: str, until: Callable[[], bool]) -> None:
         """Decide nothing for now: follow and acknowledge, but do not lead, stand for election, vote or count.
 
-        `reason` is a sentence for people. It ends when `until()` holds, which is looked at after each word of a
+        `reason` is words for people. It ends when `until()` holds, which is looked at after each word of a
         leader and after what is applied, and a leader has since caught this server up with all that was decided
         (`withheld.Proof`); or by `take_over_by_force`. Several reasons may hold at once; each must come to its
         end. A restart does not forget it: then the same reason stands until a leader has caught this server up.

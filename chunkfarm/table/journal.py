@@ -28,7 +28,7 @@ from chunkfarm.table.codec import (
     decode_request,
 )
 from chunkfarm.table.framing import CodecError
-from chunkfarm.table.interface import Compacted, Event, Page
+from chunkfarm.table.interface import Compacted, Event, Page, Put
 from chunkfarm.table.journal_file import (
     APPLICATION_ID,
     FORMAT,
@@ -215,6 +215,25 @@ class Journal:
         return Loaded(
             self._state.hard_state, self._state.meta, entries, self._state.applied, bool(self._state.caught_up)
         )
+
+    def newest(self, key: bytes) -> bytes:
+        """The value that a row has, or will have once all of the log is applied; empty if it has none.
+
+        Entries that turn out to have no effect count as well. Blocks.
+        """
+        with self._lock, self._view() as connection:
+            found = connection.execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
+            value = bytes(found[0]) if found is not None else b""
+            later = connection.execute(
+                "SELECT data FROM log WHERE number > (SELECT applied FROM state) AND kind = ? ORDER BY number",
+                (ENTRY_KINDS[EntryKind.DATA],),
+            )
+            for (data,) in later:
+                request = decode_request(data)
+                for one in request.operations if isinstance(request, Transaction) else ():
+                    if one.key == key:
+                        value = one.value if isinstance(one, Put) else b""
+        return value
 
     # -- writing -----------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class Doubts:
     _doubts: dict[str, Callable[[], bool]] = field(factory=dict)
 
     def add(self, reason: str, until: Callable[[], bool]) -> None:
-        """`reason` is a sentence for people; one that was given before is replaced."""
+        """`reason` is told to people; one that was given before is replaced."""
         self._doubts[reason] = until
 
     def clear(self) -> None:
@@ -60,7 +60,7 @@ class Doubts:
     @property
     def reason(self) -> str:
         """All reasons; empty if there are none."""
-        return " ".join(self._doubts)
+        return "; ".join(self._doubts)
 
     def settled(self) -> bool:
         """Whether everything that was waited for has come to pass. A condition that fails counts as not met."""

@@ -70,15 +70,16 @@ class FakeEngine:
 class CalledBack:
     """The link on which a joiner is called back."""
 
-    def __init__(self, identity: Identity, server: str) -> None:
+    def __init__(self, identity: Identity, server: str, incarnation: str = "") -> None:
         self.identity = identity
         self.server = server
+        self.incarnation = incarnation
 
     def certificate(self) -> crypto.X509:
         return crypto.X509.from_cryptography(self.identity.certificate)
 
     def callRemote(self, command: Any, **arguments: Any) -> Deferred[Any]:
-        return succeed({"answer": json.dumps({"server": self.server})})
+        return succeed({"answer": json.dumps({"server": self.server, "incarnation": self.incarnation})})
 
     def close(self) -> None:
         pass
@@ -91,6 +92,7 @@ class PeerAnswersTests(SynchronousTestCase):
         self.clock = clock = Clock()
         self.callers = Callers(clock)
         self.learned: dict[str, Address] = {}
+        self.places: dict[Address, Any] = {}
         self.table, self.engine = MemoryTable(), FakeEngine()
         self.authority = authority = Authority.create(FARM, NOW)
         self.seal = SealKey.create()
@@ -105,6 +107,8 @@ class PeerAnswersTests(SynchronousTestCase):
 
         def open_link(address: Any, factory: Any, timeout: float) -> Deferred[Any]:
             self.called_back = address
+            if address in self.places:
+                return succeed(self.places[address])
             return fail(self.back) if isinstance(self.back, Exception) else succeed(self.back)
 
         peers = Peers(clock, open_link, self.contexts.peer_of, lambda server: None)
@@ -349,6 +353,22 @@ class PeerAnswersTests(SynchronousTestCase):
         self.back = CalledBack(identity, server_id(2))
         self.successResultOf(answers.put_server(server_id(2), moved))
         assert {server.name: server.host for server in self.servers()}["s2"] == "10.0.0.7"
+
+    def test_a_copied_data_directory(self) -> None:
+        """Whoever moved is refused while another process of that server answers where it was, both addresses named."""
+        answers = self.make_answers()
+        identity = Identity.provisional(server_id(2), NOW).signed_by(self.authority, [], NOW)
+        (here,) = [row.peer_address for row in self.servers() if row.id == server_id(2)]
+        moved = make_server(2, host="10.0.0.7", incarnation="copy")
+        self.back = CalledBack(identity, server_id(2), "copy")
+        self.places[here] = CalledBack(identity, server_id(2), "run2")
+        asked = answers.put_server(server_id(2), moved.to_value().decode())
+        refused = str(self.failureResultOf(asked, commands.JoinRefused).value)
+        assert str(here) in refused and "10.0.0.7:4121" in refused
+        # The same process on two addresses is no copy, and neither is another server that listens there now.
+        other = Identity.provisional(server_id(9), NOW).signed_by(self.authority, [], NOW)
+        self.places[here] = CalledBack(other, server_id(9), "run9")
+        self.successResultOf(answers.put_server(server_id(2), moved.to_value().decode()))
 
     def test_keys_are_checked_for_others(self) -> None:
         """A server without the rows asks with a hash, and learns the role or nothing."""

@@ -212,6 +212,15 @@ class JournalTests(JournalTestCase):
 
 
 class LogTests(JournalTestCase):
+    def test_the_newest_value(self) -> None:
+        """What the log holds counts before it is applied."""
+        journal = self.founded()
+        assert journal.newest(b"k") == b""
+        self.commit(journal, put(3, b"k", b"one"))
+        assert journal.newest(b"k") == b"one"
+        journal.save(Ready(entries=(put(4, b"k", b"two"), put(5, b"other", b"x"))))
+        assert journal.newest(b"k") == b"two"
+
     """The log is cut behind a tail, and doubles as the history for watches."""
 
     @patch.object(journal_module, "LOG_ENTRIES_MAX", 10)

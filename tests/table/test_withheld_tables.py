@@ -84,12 +84,12 @@ class WithheldTests(TableCase):
         cluster = self.make_cluster("b", "c")
         table = cluster.nodes["c"].table
         first, second = [False], [False]
-        table.withhold("One.", lambda: first[0])
-        table.withhold("Two.", lambda: second[0])
-        assert table.withheld == "One. Two."
+        table.withhold("one", lambda: first[0])
+        table.withhold("two", lambda: second[0])
+        assert table.withheld == "one; two"
         first[0] = True
         cluster.run(5)
-        assert table.withheld == "One. Two."
+        assert table.withheld == "one; two"
         second[0] = True
         cluster.until(lambda: not table.withheld)
 
