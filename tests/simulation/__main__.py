@@ -16,8 +16,10 @@ from chunkfarm.table.consensus import Consensus
 from tests.simulation.chunk_mutants import CHUNK_MUTANTS
 from tests.simulation.chunks import ChunkFarm
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
+from tests.simulation.disk_mutants import DISK_MUTANTS
 from tests.simulation.farm import FAULTY_SECONDS, FarmSimulation
 from tests.simulation.mutants import MUTANTS
+from tests.simulation.old_disks import OldDiskSimulation
 from tests.simulation.pair_mutants import PAIR_MUTANTS
 from tests.simulation.pairs import TICKS, PairSimulation, Rules
 from tests.simulation.trace import lines
@@ -37,18 +39,23 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, default=_seeds("1..200"), help="FIRST..LAST, or one seed")
     parser.add_argument("--ticks", type=int, help="how long faults are made")
     parser.add_argument("--pairs", action="store_true", help="farms of two servers, and what they see of each other")
+    parser.add_argument("--disks", action="store_true", help="disks that are put back, and majorities that are lost")
     parser.add_argument("--chunks", action="store_true", help="chunks on several servers, and who repairs them")
     parser.add_argument("--farm", action="store_true", help="whole servers, from their first start on")
     parser.add_argument("--seconds", type=float, help="of a whole farm: how long faults are made")
     parser.add_argument(
-        "--mutant", choices=sorted({**MUTANTS, **PAIR_MUTANTS, **CHUNK_MUTANTS}), help="run one with this fault instead"
+        "--mutant",
+        choices=sorted({**MUTANTS, **PAIR_MUTANTS, **DISK_MUTANTS, **CHUNK_MUTANTS}),
+        help="run one with this fault instead",
     )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
     options = parser.parse_args(arguments)
     mutants = CHUNK_MUTANTS if options.chunks else PAIR_MUTANTS if options.pairs else MUTANTS
+    if options.disks:
+        mutants = DISK_MUTANTS
     if options.mutant and options.mutant not in mutants:
         parser.error("that mutant is of another kind of farm")
-    if options.farm and (options.mutant or options.pairs or options.chunks or options.ticks):
+    if options.farm and (options.mutant or options.pairs or options.disks or options.chunks or options.ticks):
         parser.error("a whole farm has no mutants, and its faults are made for so many --seconds")
     return options
 
@@ -61,7 +68,9 @@ def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimu
     if options.pairs:
         rules = PAIR_MUTANTS[options.mutant][0] if options.mutant else Rules()
         return PairSimulation(seed, rules, options.ticks or TICKS)
-    make_core: MakeCore = MUTANTS[options.mutant][0] if options.mutant else Consensus
+    make_core: MakeCore = {**MUTANTS, **DISK_MUTANTS}[options.mutant][0] if options.mutant else Consensus
+    if options.disks:
+        return OldDiskSimulation(seed, make_core, options.ticks or FAULTY_TICKS)
     return Simulation(seed, make_core, options.ticks or FAULTY_TICKS)
 
 
@@ -82,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         if failure:
             more = f" --ticks {options.ticks}" if options.ticks else ""
             more += " --pairs" if options.pairs else ""
+            more += " --disks" if options.disks else ""
             more += " --chunks" if options.chunks else ""
             more += " --farm" if options.farm else ""
             more += f" --seconds {options.seconds:g}" if options.seconds else ""

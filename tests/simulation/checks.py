@@ -42,6 +42,7 @@ class Checks:
         self._digests: dict[int, int] = {}
         self._reads: dict[tuple[str, int, int], int] = {}
         self._answered = 0
+        self._lost: dict[str, list[Disk]] = {}
 
     # Elections.
 
@@ -62,6 +63,15 @@ class Checks:
         written = disk.hard_state
         durable = written.term > term or (written.term == term and written.vote == candidate)
         _must(durable, f"promises: {voter} voted for {candidate} in term {term}, and has not written it")
+
+    def put_back(self, id: str, lost: Disk) -> None:
+        """An older disk has taken the place of this one, until `caught_up`.
+
+        A candidate that is gone wins nothing any more, so what it voted for itself may be forgotten.
+        """
+        self._lost.setdefault(id, []).append(lost)
+        for key in [key for key, candidate in self._votes.items() if key[0] == id == candidate]:
+            del self._votes[key]
 
     def _lead(self, server: Server, core: Consensus) -> None:
         """Election safety: one leader a term. Leader completeness: it has what earlier terms committed."""
@@ -126,7 +136,9 @@ class Checks:
         if index == core.commit:
             _must(term == core.term, f"commitment: {server.id} committed {index} of term {term} by counting")
         voters = core.configuration.voters
-        holders = [id for id in sorted(voters) if servers[id].disk.holds(index, term)]
+        # What a disk had before it was put back was a promise that its leader may have counted.
+        disks = {id: [servers[id].disk, *self._lost.get(id, [])] for id in sorted(voters)}
+        holders = [id for id, some in disks.items() if any(disk.holds(index, term) for disk in some)]
         _must(len(holders) >= majority(len(voters)), f"durability: {index} is committed and durable only on {holders}")
         assert index == len(self._committed)
         self._committed.append((term, core.term))
@@ -161,7 +173,31 @@ class Checks:
     def answered_since(self, token: int) -> bool:
         return self._answered > token
 
+    def caught_up(self, id: str) -> None:
+        """Whatever was on that disk is again where it is needed."""
+        self._lost.pop(id, None)
+
+    def has_all(self, disk: Disk) -> bool:
+        """Whether everything that was ever committed is on this disk."""
+        return disk.holds(self.commit, self._committed[self.commit][0])
+
     # The end.
+
+    def lost(self, core: Consensus, term: int) -> None:
+        """A majority is gone, and with it what only that had, and every term after `term`; this log goes on."""
+        self._leaders = {key: leader for key, leader in self._leaders.items() if key <= term}
+        self._votes = {key: vote for key, vote in self._votes.items() if key[1] <= term}
+        self._entries = {key: entry for key, entry in self._entries.items() if key[1] <= term}
+        last = core.log.snapshot.index
+        while last + 1 < len(self._committed) and core.log.term_at(last + 1) == self._committed[last + 1][0]:
+            last += 1
+        del self._committed[last + 1 :]
+        self.commit = len(self._committed) - 1
+        for index in [index for index in self._applied if index > last]:
+            del self._applied[index]
+        for index in [index for index in self._digests if index > last]:
+            del self._digests[index]
+        self._reads.clear()
 
     def finished(self, servers: Mapping[str, Server]) -> None:
         """Every committed entry is still where it was promised to be: in all rows that reached it."""

@@ -110,6 +110,9 @@ class Disk:
         position = index - self.snapshot.index - 1
         return position < len(self.entries) and self.entries[position].term == term
 
+    def copy(self) -> Disk:
+        return Disk(self.hard_state, self.snapshot, list(self.entries), self.rows)
+
 
 @define(eq=False)
 class Server:
@@ -313,10 +316,14 @@ class Simulation:
             self.checks.applied(server.id, server.rows.index, entry)
             server.rows = server.rows.after(entry)
             self.checks.rows(server.rows)
+            self._applied(server, entry)
         for read in ready.reads:
             self.checks.read_answered(server.id, server.life, read.token, read.index)
         core.persisted(ready)
         self._touched(server)
+
+    def _applied(self, server: Server, entry: Entry) -> None:
+        """The entry is in the rows of this server."""
 
     # The network.
 
