@@ -89,18 +89,25 @@ class Farm:
         """Whether all are up, and the table has three copies that are current."""
         try:
             asked = next(name for name in SERVERS if self.farm.servers[name].is_running())
-            said = dict(row.split("=", 1) for row in self.farm.ask(asked, "STATUS").rows)
+            said = self._said(asked)
         except OSError:
             return False
         up = [row for row in self.farm.rows(asked) if row["state"] == "up"]
         return len(up) == len(SERVERS) and said.get("table-copies") == "3"
 
     def leader(self) -> str:
-        for name in SERVERS:
-            for row in self.farm.rows(name) if self.farm.servers[name].is_running() else ():
-                if row["role"] == "first":
-                    return row["name"]
-        return ""
+        return self.farm.wait_for(self._agreed, 60, "all know who leads")
+
+    def _agreed(self) -> str:
+        """The server that leads, if all say the same."""
+        try:
+            said = {self._said(name)["first"] for name in SERVERS}
+        except OSError:
+            return ""
+        return said.pop() if len(said) == 1 and said <= {*SERVERS} else ""
+
+    def _said(self, name: str) -> dict[str, str]:
+        return dict(row.split("=", 1) for row in self.farm.ask(name, "STATUS").rows)
 
     def others(self, leader: str) -> list[str]:
         return [name for name in SERVERS if name != leader]

@@ -97,7 +97,7 @@ class Farm(MultiService):
     # Opening the ports, on behalf of the startup.
 
     def open_peer(self, parts: Parts, answers: PeerAnswers) -> None:
-        self._peer_factory = PeerPortFactory(answers, self._reactor, parts.takeover.ended, parts.line)
+        self._peer_factory = PeerPortFactory(answers, self._reactor, parts.link_ended, parts.line)
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:

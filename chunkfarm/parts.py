@@ -182,7 +182,7 @@ class Parts:
             self._open_link,
             self.contexts.peer_of,
             self.book.lookup,
-            lambda server_id: self.takeover.ended(server_id),
+            self.link_ended,
             self.line,
         )
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
@@ -528,6 +528,11 @@ class Parts:
 
     def take_over(self, farm_name: str) -> Deferred[Outlook]:
         return self.by_hand.run(farm_name)
+
+    def link_ended(self, server_id: str) -> None:
+        """A server of this farm has ended a link to this one, or from it, by end of file or reset."""
+        self.takeover.ended(server_id)
+        self._table.suspect(server_id)
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.contexts.peer_of(certificate)

@@ -6,6 +6,7 @@ queue is made of locks in Python that both sides wake up to wait for, it costs a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
@@ -33,6 +34,9 @@ class Threads:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._under_way = 0
+        self._done: deque[tuple[Deferred[Any], Any]] = deque()
+        self._told = False
+        """Whether the reactor has been woken for what is done: one that is late is woken once for many."""
         self._stopped = False
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -67,13 +71,20 @@ class Threads:
             try:
                 value = call()
             except BaseException:
-                self._reactor.callFromThread(self._done, result, Failure())
+                self._done.append((result, Failure()))
             else:
-                self._reactor.callFromThread(self._done, result, value)
+                self._done.append((result, value))
                 del value
+            if not self._told:
+                self._told = True
+                self._reactor.callFromThread(self._tell)
             # What was done must not live on until there is something else to do.
             del job, result, call
 
-    def _done(self, result: Deferred[Any], value: Any) -> None:
-        self._under_way -= 1
-        result.callback(value)
+    def _tell(self) -> None:
+        """Fire what is done. Whoever is done from here on wakes the reactor again."""
+        self._told = False
+        for _ in range(len(self._done)):
+            result, value = self._done.popleft()
+            self._under_way -= 1
+            result.callback(value)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from chunkfarm.table.leadership import ChangeRefused, Dropped, Leadership
+from chunkfarm.table.leadership import CHECK_QUORUM_VOTERS_MIN, ChangeRefused, Dropped, Leadership
 from chunkfarm.table.progress import Progress
 from chunkfarm.table.raft_state import RaftState, majority
 from chunkfarm.table.read_rounds import ReadQuestions
@@ -160,6 +160,24 @@ class Consensus(RaftState):
         else:
             stretch = min(max(self._rank(self.id), 0), RANK_MAX) * ticks * 3 // 10
             self._timeout = ticks + stretch + self._random.randrange(max(2, ticks // 2))
+
+    def suspect(self, id: str) -> None:
+        """The link to that server has ended. If it leads, look at once whether it still does.
+
+        A hint and no more: whoever stands asks for pre-votes first, which a leader that lives and those who hear
+        it do not heed, and its next word makes all as before. The most senior of the others begins a tick later,
+        so that they have lost their links too; each one after it leaves it the time of an election. Two voters
+        have nothing to look at: neither can lead without the other.
+        """
+        if self.role != FOLLOWER or id != self.leader or len(self.configuration.voters) < CHECK_QUORUM_VOTERS_MIN:
+            return
+        self._elapsed = max(self._elapsed, self._election_ticks)
+        if self._rank is None:
+            wait = self._random.randrange(self._election_ticks)
+        else:
+            rank = min(max(self._rank(self.id), 0), RANK_MAX)
+            wait = (rank - (self._rank(id) < rank)) * self._election_ticks * 3 // 10
+        self._timeout = min(self._timeout, self._elapsed + 1 + wait)
 
     # Roles.
 

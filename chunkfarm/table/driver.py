@@ -325,6 +325,12 @@ class Driver:
         self.core.take_over(leader)
         self.pump()
 
+    def suspect(self, server_id: str) -> None:
+        """That server has ended a link: if it leads, see at once whether it still does."""
+        if not self.stopped:
+            self.core.suspect(server_id)
+            self._pump_soon()
+
     def step(self, message: Message) -> None:
         """Take a message from another server."""
         if self.stopped:

@@ -348,6 +348,10 @@ class EmbeddedTable:
         """
         return self._changing(self._driver.drop(server_id, seconds))
 
+    def suspect(self, server_id: str) -> None:
+        """That server has ended a link by itself. If it leads, the others need not wait until it is silent for long."""
+        self._driver.suspect(server_id)
+
     def take_over(self, leader: str) -> None:
         """Lead alone, the other one of two voters being gone for good (see `survivor`); raises `ChangeRefused`."""
         self._driver.take_over(leader)

@@ -37,7 +37,7 @@ class Reader:
         except struct.error as error:
             raise CodecError("the bytes end too early") from error
         self._at += shape.size
-        if any(value > NUMBER_MAX for value in values):
+        if max(values) > NUMBER_MAX:
             raise CodecError("a number is too large")
         return values
 

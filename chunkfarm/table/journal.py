@@ -301,16 +301,22 @@ class Journal:
     def _append(self, entries: Sequence[Entry]) -> tuple[int, int]:
         """Replace the log from the first of `entries` on; returns count and bytes of what was dropped."""
         first = entries[0].index
+        if first > self._state.snapshot_index + self._entries:
+            self._insert(entries)
+            return 0, 0
         dropped = self._connection.execute(
             "SELECT count(*), total(length(data)) FROM log WHERE number >= ?", (first,)
         ).fetchone()
         if dropped[0]:
             self._connection.execute("DELETE FROM log WHERE number >= ?", (first,))
+        self._insert(entries)
+        return int(dropped[0]), int(dropped[1])
+
+    def _insert(self, entries: Sequence[Entry]) -> None:
         self._connection.executemany(
             "INSERT INTO log VALUES (?, ?, ?, ?)",
             [(entry.index, entry.term, ENTRY_KINDS[entry.kind], entry.data) for entry in entries],
         )
-        return int(dropped[0]), int(dropped[1])
 
     def _apply(self, entry: Entry) -> Applied:
         done = apply_entry(self._connection, entry)

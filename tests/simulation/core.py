@@ -129,6 +129,10 @@ class Server:
     """A paused process: nothing reaches it, no time passes for it, and it does not know."""
 
 
+FALSE_HINTS = 0.01
+"""Chance, in each tick of a server, of a link that ends though both sides live."""
+
+
 @frozen
 class Options:
     """What kind of farm and weather; drawn from the seed."""
@@ -178,6 +182,7 @@ class Simulation:
         self.now = 0
         self.random = Random(seed)
         self._telling = Random(seed)
+        self._hints = Random(seed)
         self.options = self._draw_options()
         self.checks = Checks()
         self.trace: list[tuple[Any, ...]] = []
@@ -247,6 +252,14 @@ class Simulation:
     def _crash(self, server: Server) -> None:
         self._note("crash", server.id)
         server.core = None
+        for other in self.servers.values():
+            self._at(self._hints.randrange(4 * TICK), self._hint, other, server)
+
+    def _hint(self, server: Server, other: Server) -> None:
+        """A link of a server has ended, mostly because the other one died."""
+        if server.core is not None and not self._later(server, self._hint, server, other):
+            server.core.suspect(other.id)
+            self._touched(server)
 
     def _restart(self, server: Server) -> None:
         if server.core is None:
@@ -260,6 +273,9 @@ class Simulation:
         if server.core is not None:
             server.core.tick()
             self._touched(server)
+            if self._hints.random() < FALSE_HINTS:
+                # Any link may end at any time, also that of a leader who lives.
+                self._hint(server, self._hints.choice(list(self.servers.values())))
 
     def _later(self, server: Server, call: Callable[..., None], *arguments: Any) -> bool:
         """Put the call off while the server is frozen."""

@@ -98,5 +98,5 @@ PAIR_MUTANTS: dict[str, tuple[Rules, int]] = {
     "takes-over-beside-others": (Rules(make_core=_OverlooksOthers), 635),
     "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43),
     "drops-too-early": (Rules(drop_after=GRACE // 60), 28),
-    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 6),
+    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133),
 }

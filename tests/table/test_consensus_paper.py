@@ -83,6 +83,49 @@ class ElectionTests(SynchronousTestCase):
         assert max(timeouts) < 2 * ELECTION_TICKS
         assert len(timeouts) > ELECTION_TICKS // 2
 
+    def test_a_link_to_the_leader_ends(self) -> None:
+        """The next in line stands a tick later, the others after it; and a leader that lives makes it as before."""
+        for rank, ticks in ((1, 1), (2, 4), (3, 7)):
+            server = OneServer(rank=lambda id, rank=rank: 0 if id == "b" else rank)  # type: ignore[misc]
+            server.hear("b", K.HEARTBEAT, term=1)
+            server.tick()
+            server.core.suspect("c")
+            assert server.core.has_quorum
+            server.core.suspect("b")
+            assert not server.core.has_quorum
+            server.tick(ticks - 1)
+            assert server.core.role == "follower"
+            server.tick()
+            assert server.core.role == "pre_candidate"
+            server.hear("b", K.HEARTBEAT, term=1)
+            assert (server.core.role, server.core.leader, server.core.has_quorum) == ("follower", "b", True)
+            # A hint never makes a silence count for more than it is.
+            server.core.suspect("b")
+            server.hear("b", K.HEARTBEAT, term=1)
+            server.tick(ELECTION_TICKS)
+            assert server.core.role == "follower"
+
+    def test_a_hint_deposes_nobody(self) -> None:
+        """Whoever hears the leader still does not help against it, and the leader itself goes on."""
+        for server in (OneServer(), OneServer.leading()):
+            if server.core.role == "follower":
+                server.hear("b", K.HEARTBEAT, term=1)
+            term = server.core.term
+            last = server.core.last_index
+            server.hear("c", K.PRE_VOTE, term=term + 1, log_index=last + 1, log_term=term)
+            assert server.taken(K.PRE_VOTE_ANSWER) == []
+            server.core.suspect("b")
+            server.hear("c", K.PRE_VOTE, term=term + 1, log_index=last + 1, log_term=term)
+            assert len(server.taken(K.PRE_VOTE_ANSWER)) == (0 if server.core.role == "leader" else 1)
+            assert server.core.term == term
+
+    def test_a_link_between_two_ends(self) -> None:
+        """Of two voters neither can lead without the other, so there is nothing to see."""
+        server = OneServer("b")
+        server.hear("b", K.HEARTBEAT, term=1)
+        server.core.suspect("b")
+        assert server.core.has_quorum
+
     def test_seniors_stand_first(self) -> None:
         """The longest timeout of a rank is shorter than the shortest of the rank two below."""
         ranges = []
