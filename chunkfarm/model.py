@@ -86,6 +86,9 @@ def check_server_name(text: str) -> str:
     return text
 
 
+_NO_PARTS = frozenset(("", ".", ".."))
+
+
 def check_file_name(name: str) -> str:
     """Return `name` if it is a file name, `bucket/path`; raise `InvalidRequest` if not."""
     bucket, slash, path = name.partition("/")
@@ -100,7 +103,7 @@ def check_file_name(name: str) -> str:
         raise InvalidRequest("a file name has no control characters")
     if len(name.encode()) > NAME_BYTES_MAX:
         raise InvalidRequest(f"a file name has at most {NAME_BYTES_MAX} bytes")
-    if any(part in ("", ".", "..") for part in path.split("/")):
+    if not _NO_PARTS.isdisjoint(path.split("/")):
         raise InvalidRequest(f"{name!r} is not a file name: no part of the path may be empty, '.' or '..'")
     return name
 

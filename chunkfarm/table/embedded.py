@@ -65,7 +65,7 @@ from chunkfarm.table.objections import objection
 from chunkfarm.table.progress import REPLICATE, Progress
 from chunkfarm.table.records import Configuration, Message, MessageKind
 from chunkfarm.table.sessions import Session, Sessions
-from chunkfarm.table.threads import OneThread, RunBlocking
+from chunkfarm.table.threads import Gathered, OneThread, RunBlocking
 from chunkfarm.threads import Threads
 
 __all__ = ["ChangeRefused", "EmbeddedTable", "IConsensusLinks", "NotLeader"]
@@ -128,7 +128,7 @@ class EmbeddedTable:
         self._make_threads = threads
         self._threads: list[OneThread] = []
         self._journal = journal
-        self._run_reads = self._thread("table-reads") if run_reads is None else run_reads
+        self._run_reads = Gathered(self._thread("table-reads"), clock) if run_reads is None else run_reads
         self._client = client_id or f"{random.getrandbits(128):032x}"
         self._expired = 0
         self._sessions = Sessions(self._open_session)
