@@ -20,7 +20,7 @@ from chunkfarm.model import Address, Server
 from chunkfarm.survey import Questions, Told
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.leadership import ChangeRefused
-from chunkfarm.table.lines import TERM_LEAP, contains, newest
+from chunkfarm.table.lines import TERM_LEAP, Verdict, contains, newest
 
 AT_ONCE = 16
 """Servers that are asked at the same time, as at a start."""
@@ -60,8 +60,11 @@ def longest(seen: Sequence[Seen]) -> tuple[int, int]:
     return max(found, default=(0, 0))
 
 
-def objection(seen: Sequence[Seen]) -> str:
-    """Why this server must not take over, in a sentence; empty if it may."""
+def objection(seen: Sequence[Seen], lost: str = "") -> str:
+    """Why this server must not take over, in a sentence; empty if it may.
+
+    `lost` says why this server's line has ended, if it has: a takeover there would divide the farm that goes on.
+    """
     here = next(one for one in seen if one.here)
     me, found = here.told, [one for one in seen if one.told is not None]
     assert me is not None
@@ -75,6 +78,8 @@ def objection(seen: Sequence[Seen]) -> str:
             first = next((other.name for other in seen if other.told and other.told.server == one.told.first), "")
             who = f", {first}" if first else ""
             return f"{one.told.name} is served by a first{who}; if that was lost just now, ask again in a moment"
+    if lost:
+        return lost
     if me.journal is None:
         holders = [f"{one.name} ({one.address})" for one in found if one.told and one.told.journal is not None]
         where = f"say it to {' or '.join(holders)}" if holders else "nobody who answers does"
@@ -143,7 +148,9 @@ class TakeoverByHand:
             _marked(one, one.told is not None and one.told.journal is not None and one.told.journal == most)
             for one in seen
         )
-        return Outlook(seen=shown, objection=objection(seen))
+        stopped = self.history.stopped
+        lost = stopped.reason if stopped is not None and stopped.verdict == Verdict.LOST.value else ""
+        return Outlook(seen=shown, objection=objection(seen, lost))
 
     def _ask(self, name: str, address: Address) -> Deferred[Seen]:
         return Deferred.fromCoroutine(self._ask_one(name, address))

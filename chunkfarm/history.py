@@ -347,12 +347,15 @@ class History:
 
     async def weigh(self, told: Told) -> None:
         """Act on what another server of this farm said of its line."""
-        if self._memory.intended is not None or told.stopped:
-            # This one's takeover is not complete, or the other one is out of it already: nothing to act on.
+        if self._memory.intended is not None:
+            # This one's takeover is not complete: there is nothing yet to compare with.
             return
         past = self.table.past
         there = told.term_there if told.settled else None
         verdict = judge(self.chain, past, told.chain, there)
+        if told.stopped and verdict is not Verdict.APART:
+            # It teaches nobody any more.
+            return
         if verdict is Verdict.AHEAD and (told.server, newest(told.chain)) not in self._said:
             self._said.add((told.server, newest(told.chain)))
             self._log.info("{name} comes from before a takeover; this server's line goes on.", name=told.name)

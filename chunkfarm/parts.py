@@ -352,6 +352,8 @@ class Parts:
         self._table.refuse_writes(stopped.reason if stopped is not None else "")
         self._state.halted = stopped.reason if stopped is not None else ""
         self._state.halted_cures = stopped.cures if stopped is not None else ()
+        if stopped is not None and self._state.phase == "serving":
+            self._state.change("readonly", cures=stopped.cures)
 
     def _build_chunks(self) -> None:
         self._store = ChunkStore(

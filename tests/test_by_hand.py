@@ -86,6 +86,10 @@ class ObjectionTests(SynchronousTestCase):
         assert self.why(told(1, chain=(X,)), told(2, index=99, stopped=True)) == ""
         assert self.why(told(1, stopped=True), None) == ""
 
+    def test_a_line_that_has_ended(self) -> None:
+        """To go on there would divide the farm that goes on elsewhere."""
+        assert objection([seen(1, told(1, stopped=True))], "the farm goes on") == "the farm goes on"
+
 
 class TakeoverByHandTests(SynchronousTestCase):
     """Asking, showing, doing."""

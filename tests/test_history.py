@@ -241,11 +241,17 @@ class HistoryTests(SynchronousTestCase):
         assert history.said == X.line
 
     def test_one_that_stopped_decides_for_nobody(self) -> None:
-        """What such a server tells of its line is over."""
+        """Nobody learns from it; but where both sides took over, the second to notice stops too."""
         history = self.make_history()
         self.answers[OTHER] = self.told(X, stopped=True)
         history.met(OTHER, X.line)
         assert history.said == "" and history.stopped is None
+        notes = FakeNotes()
+        notes.lines = row(Y)
+        history = self.make_history(notes)
+        self.answers[OTHER] = self.told(X, stopped=True)
+        history.met(OTHER, X.line)
+        assert history.stopped is not None and history.stopped.verdict == "apart"
 
     def test_one_that_only_learns_is_no_witness(self) -> None:
         """What its journal has is of the line that was left: who has learned is waited for."""
