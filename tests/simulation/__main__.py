@@ -17,6 +17,7 @@ from tests.simulation.chunk_mutants import CHUNK_MUTANTS
 from tests.simulation.chunks import ChunkFarm
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
 from tests.simulation.disk_mutants import DISK_MUTANTS
+from tests.simulation.divided import LineSimulation
 from tests.simulation.farm import FAULTY_SECONDS, FarmSimulation
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.old_disks import OldDiskSimulation
@@ -42,6 +43,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--disks", action="store_true", help="disks that are put back, and majorities that are lost")
     parser.add_argument("--chunks", action="store_true", help="chunks on several servers, and who repairs them")
     parser.add_argument("--farm", action="store_true", help="whole servers, from their first start on")
+    parser.add_argument("--divided", action="store_true", help="whole servers, divided by takeovers by hand")
     parser.add_argument("--seconds", type=float, help="of a whole farm: how long faults are made")
     parser.add_argument(
         "--mutant",
@@ -55,12 +57,15 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         mutants = DISK_MUTANTS
     if options.mutant and options.mutant not in mutants:
         parser.error("that mutant is of another kind of farm")
-    if options.farm and (options.mutant or options.pairs or options.disks or options.chunks or options.ticks):
+    of_core = options.pairs or options.disks or options.chunks
+    if (options.farm or options.divided) and (options.mutant or of_core or options.ticks):
         parser.error("a whole farm has no mutants, and its faults are made for so many --seconds")
     return options
 
 
 def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimulation | ChunkFarm:
+    if options.divided:
+        return LineSimulation(seed, seconds=options.seconds or FAULTY_SECONDS)
     if options.farm:
         return FarmSimulation(seed, seconds=options.seconds or FAULTY_SECONDS)
     if options.chunks:
@@ -94,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
             more += " --disks" if options.disks else ""
             more += " --chunks" if options.chunks else ""
             more += " --farm" if options.farm else ""
+            more += " --divided" if options.divided else ""
             more += f" --seconds {options.seconds:g}" if options.seconds else ""
             more += f" --mutant {options.mutant}" if options.mutant else ""
             print(f"\nseed {seed} failed at time {simulation.now:g}: {failure}")
