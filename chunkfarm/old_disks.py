@@ -10,7 +10,8 @@ of three servers must be able to go on without the third.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from chunkfarm.config import Config
 
@@ -42,3 +43,14 @@ def witness(server_id: str, farm: str, versions: Iterable[Config], reached: int 
         if any(row.id == server_id and row.state != "down" for row in version.servers)
     )
     return max(live, default=0)
+
+
+def tells_of_newer(told: Mapping[str, Any], me: str, held: int) -> bool:
+    """Whether another server's answer to a probe shows that the table of `me`, at generation `held`, is an old one.
+
+    Only where somebody else leads, who can catch this server up. Where nobody does, being behind is no sign of an
+    old disk, and a majority must be able to go on.
+    """
+    first = told["first"]
+    led = first is not None and first["id"] != me and told["state"] == "serving"
+    return bool(led and told["generation"] > held)

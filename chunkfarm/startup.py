@@ -25,7 +25,7 @@ from chunkfarm.links.twins import find_twin, twin_sentence
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, GENERATION_KEY, SERVERS, Address
-from chunkfarm.old_disks import OLDER_THAN_CONFIG, OLDER_THAN_OTHERS, witness
+from chunkfarm.old_disks import OLDER_THAN_CONFIG, OLDER_THAN_OTHERS, tells_of_newer, witness
 from chunkfarm.parts import Parts, is_own_address
 from chunkfarm.ports.answers import PeerAnswers, is_loopback
 from chunkfarm.ports.callers import Callers
@@ -364,14 +364,10 @@ class Startup:
         parts.embedded.withhold(reason, lambda: True)
 
     def _compare(self, parts: Parts, told: dict[str, Any]) -> None:
-        """Another server tells of a farm that is led and further than this disk, and this server does not hear it.
-
-        Where nobody leads, being behind is no sign of an old disk: then a majority must be able to go on.
-        """
-        table, first = parts.embedded, told["first"]
-        led = first is not None and first["id"] != parts.state.server_id and told["state"] == "serving"
-        behind = told["generation"] > max(self._held_generation, parts.roster.generation)
-        if led and behind and table.is_member and not table.leader and not table.withheld:
+        """Decide nothing if another server tells of a farm that is further than this disk, and led by one not heard."""
+        table, held = parts.embedded, max(self._held_generation, parts.roster.generation)
+        ahead = tells_of_newer(told, parts.state.server_id, held)
+        if ahead and table.is_member and not table.leader and not table.withheld:
             self._withhold(parts, OLDER_THAN_OTHERS, told["generation"])
 
     async def _serve(self, begun: tuple[Parts, str]) -> Parts:

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.config import Config, ConfigFile, parse_config
 from chunkfarm.model import FarmOptions
-from chunkfarm.old_disks import witness
+from chunkfarm.old_disks import tells_of_newer, witness
 from tests.builders import make_server, server_id
 
 FARM = "f" * 32
@@ -48,6 +48,25 @@ class WitnessTests(SynchronousTestCase):
     def test_another_farm(self) -> None:
         """The file of another farm is no witness."""
         assert witness(ME, FARM, [config(9, "up", "up", farm="e" * 32)]) == 0
+
+
+class TellsOfNewerTests(SynchronousTestCase):
+    """What another server of the farm answers to a probe."""
+
+    def told(self, **changes: object) -> dict[str, object]:
+        first = {"id": OTHER, "host": "10.0.0.2", "peer": 4101}
+        return {"state": "serving", "generation": 7, "first": first, **changes}
+
+    def test_a_farm_that_is_led(self) -> None:
+        """It is further, and has a first who can catch this server up."""
+        assert tells_of_newer(self.told(), ME, 6)
+        assert not tells_of_newer(self.told(), ME, 7)
+
+    def test_merely_behind(self) -> None:
+        """Where nobody leads, or this server is said to, a server that was away must be able to vote."""
+        assert not tells_of_newer(self.told(first=None), ME, 6)
+        assert not tells_of_newer(self.told(first={"id": ME, "host": "10.0.0.1", "peer": 4101}), ME, 6)
+        assert not tells_of_newer(self.told(state="readonly"), ME, 6)
 
 
 class ReachedTests(SynchronousTestCase):

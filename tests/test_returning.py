@@ -51,6 +51,7 @@ class CallsTests(SynchronousTestCase):
         self.learned: dict[str, Address] = {}
         self.asked: list[dict[str, Any]] = []
         self.open = 0
+        self.heard: list[dict[str, Any]] = []
         self.places = places
 
         def open_link(address: Address, factory: Any, timeout: float) -> Deferred[Any]:
@@ -65,6 +66,7 @@ class CallsTests(SynchronousTestCase):
             lambda: succeed([HERE, *(Address("127.0.0.1", port) for port in self.places)]),
             self.learned.__setitem__,
             self.clock,
+            self.heard.append,
         )
         calls.start()
         self.addCleanup(calls.stop)
@@ -85,12 +87,18 @@ class CallsTests(SynchronousTestCase):
         assert self.open == 0
         assert (self.asked[0]["host"], self.asked[0]["peer"]) == (HERE.host, HERE.port)
 
+    def test_what_they_answer(self) -> None:
+        """How far the farm is, as a server of the farm says it, or 0 if it does not say."""
+        self.make_calls({5001: (server_id(1), self.told(generation=7)), 5002: (server_id(2), self.told())})
+        self.clock.advance(INTERVAL)
+        assert sorted(told["generation"] for told in self.heard) == [0, 7]
+
     def test_a_stranger_is_not_believed(self) -> None:
         """Without a certificate of the farm nothing that is said counts, and nothing is said either."""
         first = {"id": server_id(3), "host": "10.6.6.6", "peer": 666}
         self.make_calls({5001: (None, self.told(first=first))})
         self.clock.advance(INTERVAL)
-        assert self.learned == {} and self.asked == [] and self.open == 0
+        assert self.learned == {} and self.asked == [] and self.open == 0 and self.heard == []
 
     def test_who_leads(self) -> None:
         """A server of the farm also says where the first listens."""
