@@ -448,6 +448,7 @@ class Parts:
             note=self.note,
             leaving=self.leaving,
             table_full=self._table.disk_full,
+            short=self.caretaker.progress.short,
         )
 
     def own_row(self) -> Server:
@@ -588,6 +589,7 @@ class Parts:
         ]
         if self._state.halted:
             pairs.append(("halted", self._state.halted))
+        pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]

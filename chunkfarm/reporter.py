@@ -97,6 +97,8 @@ class Reporter:
         self._loop: LoopingCall | None = None
         self._joined: list[Deferred[None]] = []
         self._settling: list[Deferred[bool]] = []
+        self.short = 0
+        """Chunks of the farm with too few copies, by the last answer of the first."""
         self.belongs = False
         """Whether the first has acknowledged this process's row."""
         self.voters: frozenset[str] = frozenset()
@@ -244,6 +246,7 @@ class Reporter:
             raise TableError(no_room_sentence(names))
         if not is_known:
             await self._duties.put(self._own_row())
+        self.short = self._duties.short()
 
     async def _report_to(self, target: str) -> None:
         report = json.dumps(asdict(self._make_report()))
@@ -253,6 +256,7 @@ class Reporter:
             # A master that was removed hears of it from nobody but the first.
             self.voters = frozenset(answer["voters"])
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
+        self.short = answer.get("short", 0)
         if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)

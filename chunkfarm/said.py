@@ -24,6 +24,9 @@ BYTES_MAX = 2**63 - 1
 NOTE_LENGTH_MAX = 500
 """Characters of a note: a sentence with a path in it."""
 
+_NUMBERS = frozenset(
+    ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
+)
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
@@ -68,7 +71,7 @@ def note_of(text: str) -> str:
 def _check(name: str, value: Any) -> None:
     if name in ("master", "full", "leaving", "given_up", "table_full"):
         good = type(value) is bool
-    elif name in ("client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since"):
+    elif name in _NUMBERS:
         # To Python a bool is a number too, but in config.ini it would not read as one.
         good = type(value) is int and 0 <= value <= BYTES_MAX
     else:

@@ -63,6 +63,9 @@ class FakeDuties:
     def without_room(self) -> tuple[str, ...]:
         return self.full
 
+    def short(self) -> int:
+        return 3
+
     def put(self, row: Server) -> Deferred[Server]:
         self.known = True
         self.put_rows.append(row)
@@ -133,6 +136,16 @@ class ReporterTests(SynchronousTestCase):
         reporter.start(server_id(1))
         assert reporter.voters == {server_id(1), server_id(2)}
         assert self.heeded == [(4, frozenset({server_id(1), server_id(2), server_id(3)}))]
+
+    def test_what_the_farm_lacks(self) -> None:
+        """The answer tells how many chunks of the farm have too few copies; an older first does not."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True, "short": 7}
+        reporter.start(server_id(1))
+        assert reporter.short == 7
+        self.peers.answers[server_id(1)] = {"known": True}
+        self.run_for(1)
+        assert reporter.short == 0
 
     def test_a_new_process_gives_its_row(self) -> None:
         """Asked for, the row is given, and only then does the server belong."""

@@ -28,7 +28,7 @@ from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Need, Progress, Serv
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import FarmError, Full, Mismatch, NotFound
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import IChunkLinks
 from chunkfarm.model import MIB
 
 RATE = 64 * MIB
@@ -51,11 +51,14 @@ AGAIN_SECONDS_A_CHUNK = 0.001
 at a chunk takes some 0.1 ms."""
 IDLE_SECONDS = 60.0
 """The longest rest between two looks at what is due."""
-LOOK_BATCH = HAVE_DIGESTS_MAX
+LOOK_BATCH = 250
+"""Chunks looked at in one go: to rank the servers for each takes a thread some 0.1 ms, which slows the reactor."""
+BREATH_SECONDS_MAX = 0.2
+"""The rest after each is as long as it took, but no longer: a server with a million chunks serves all the while."""
 REPAIR_BATCH = 32
 """Chunks of which it is asked once more, right before they are sent, who has them."""
-SENDS_MAX = 4
-"""Chunks on their way at a time: enough to hide another server's fsync."""
+SENDS_MAX = 16
+"""Chunks on their way at a time: small ones become durable together, and large ones are bounded by their bytes."""
 SEND_BYTES_MAX = 64 * MIB
 """Bytes of them, all of which are in memory; one chunk goes always."""
 PREFIXES = 256
@@ -166,7 +169,7 @@ class Caretaker:
         standing = self._standing()[2]
         return Progress(
             done=self._done,
-            left=len(self._backlog) + self._sending + len(self._missing),
+            left=len(self._backlog) + self._sending + len(self._missing.keys() - self._lost),
             bytes_left=self._backlog.size,
             rate=int(self._moved.rate(self._clock.seconds())),
             paused=self._paused or self._hindered() or self._why_short(),
@@ -283,11 +286,12 @@ class Caretaker:
         whole = part.standing is None or began - part.at >= ROUND_SECONDS
         again = part.again is not None and part.again <= began
         if not whole and not again:
-            before, both = part.servers, (part.replicas, replicas)
-            digests = await self._run_in_thread(_affected, digests, before, servers, both)
+            digests = await self._affected(digests, part, servers, replicas)
         settled = True
         for start in range(0, len(digests), LOOK_BATCH):
+            before = self._clock.seconds()
             settled = await self._look(digests[start : start + LOOK_BATCH]) and settled
+            await self._breathe(before)
         now = self._clock.seconds()
         part.standing, part.servers, part.replicas = standing, servers, replicas
         if whole or again:
@@ -296,6 +300,21 @@ class Caretaker:
             part.short &= set(digests)
         if not settled or part.short:
             self._look_again(number, here * PREFIXES * AGAIN_SECONDS_A_CHUNK)
+
+    async def _affected(self, digests: list[bytes], part: _Part, servers: Servers, replicas: int) -> list[bytes]:
+        """Those that the changes since the last look at this part may have touched."""
+        found: list[bytes] = []
+        for start in range(0, len(digests), LOOK_BATCH):
+            before = self._clock.seconds()
+            batch = digests[start : start + LOOK_BATCH]
+            found += await self._run_in_thread(_affected, batch, part.servers, servers, (part.replicas, replicas))
+            await self._breathe(before)
+        return found
+
+    async def _breathe(self, since: float) -> None:
+        """Rest as long as the work since then has taken."""
+        if (elapsed := self._clock.seconds() - since) > 0:
+            await deferLater(self._clock, min(elapsed, BREATH_SECONDS_MAX))
 
     def _look_again(self, number: int, seconds: float = 0.0) -> None:
         part = self._parts[number]
@@ -437,6 +456,9 @@ class Caretaker:
 
     async def _fetch_missing(self, now: float) -> None:
         """Fetch chunks that should be here, one after the other."""
+        if (await self._store.space()).full:
+            self._missing = {digest: max(at, now + AGAIN_SECONDS) for digest, at in self._missing.items()}
+            return
         for digest in [digest for digest, at in self._missing.items() if at <= now][:REPAIR_BATCH]:
             (length,) = await self._store.has([digest])
             if not length:
@@ -490,5 +512,5 @@ class Caretaker:
 
 
 def _affected(digests: Sequence[bytes], before: Servers, after: Servers, replicas: tuple[int, int]) -> list[bytes]:
-    # On a thread: with many servers it takes a tenth of a second for a run of chunks.
+    # On a thread.
     return [digest for digest in digests if repair.is_affected(digest, before, after, replicas)]

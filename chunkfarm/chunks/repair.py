@@ -240,7 +240,7 @@ class Progress:
             ("repair-left", str(self.left)),
             ("repair-rate", str(self.rate)),
             ("repair-looked", f"{self.looked}%"),
-            ("under-replicated", str(self.short)),
+            ("under-replicated-here", str(self.short)),
             ("damaged", str(self.damaged)),
             ("lost", str(self.lost)),
             ("verified", f"{self.verified}%"),

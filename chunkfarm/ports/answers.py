@@ -253,6 +253,7 @@ class PeerAnswers:
             "learners": sorted(self._table.configuration.learners),
             "revision": self._state.revision,
             "known": is_known,
+            "short": self._duties.short(),
         }
 
     def put_server(self, server_id: str, row: str) -> Deferred[str]:

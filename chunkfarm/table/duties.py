@@ -56,6 +56,8 @@ class Report:
     leaving: bool = False
     table_full: bool = False
     """Whether the disk that holds the table has no room, so that nothing is acknowledged there."""
+    short: int = 0
+    """Chunks with too few copies for which this server answers."""
 
 
 NO_ROOM = "no change can be made, because the disk that holds the table is full on "
@@ -243,6 +245,11 @@ class Duties:
             return row
 
         return self._registry.join(server).addCallback(joined)
+
+    def short(self) -> int:
+        """Chunks of the farm with too few copies, as the servers that are up have told."""
+        up = {server.id for server in self._servers() if server.state != "down"}
+        return sum(heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up)
 
     def heard(self) -> dict[str, float]:
         """Seconds since each server was heard."""

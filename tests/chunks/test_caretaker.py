@@ -199,7 +199,7 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(1)
         self.successResultOf(self.store.quarantine(DIGEST, "a bit flipped"))
         self.pass_time(START_SECONDS + 1)
-        assert caretaker.progress.lost == 1
+        assert (caretaker.progress.lost, caretaker.progress.left) == (1, 0)
         self.links.on(self.servers[1])[DIGEST] = DATA
         self.pass_time(ROUND_SECONDS + 5)
         assert (caretaker.progress.lost, caretaker.progress.left) == (0, 0)

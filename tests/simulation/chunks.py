@@ -25,7 +25,7 @@ from chunkfarm.chunks import placement
 from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.chunks.checking import verify_here
 from chunkfarm.chunks.pieces import Buffer, BytesSource
-from chunkfarm.chunks.store import ChunkStore, DamagedChunk
+from chunkfarm.chunks.store import ChunkStore, DamagedChunk, Space
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import Full, Mismatch, NotFound
 from chunkfarm.links.interface import IChunkLinks
@@ -92,6 +92,9 @@ class MemoryStore:
 
     def scan(self, prefix: int) -> Deferred[list[bytes]]:
         return execute(lambda: sorted(digest for digest in self.chunks if digest[0] == prefix))
+
+    def space(self) -> Deferred[Space]:
+        return execute(lambda: Space(0, 0, self.full))
 
     def quarantined(self) -> Deferred[list[bytes]]:
         return execute(lambda: sorted(self.aside - set(self.chunks)))
@@ -331,7 +334,7 @@ class ChunkFarm:
         for node in self.alive():
             assert node.caretaker is not None
             told = node.caretaker.progress
-            assert (told.left - told.lost, told.short) == (0, 0), f"{node.row.name}: {told}"
+            assert (told.left, told.short) == (0, 0), f"{node.row.name}: {told}"
             for digest, data in node.store.chunks.items():
                 assert digest_of(data) == digest or digest not in self.files.values(), "wrong bytes"
 
@@ -356,6 +359,8 @@ class ChunkFarm:
             (1, self._lose_disk),
             (1, self._change_fullness),
             (1, self._join),
+            (1, self._change_weight),
+            (1, self._change_replicas),
         ]
         self.random.choices([one for _, one in happens], [weight for weight, _ in happens])[0]()
 
@@ -445,6 +450,20 @@ class ChunkFarm:
             self._publish()
 
         self.clock.callLater(2.0, tell)
+
+    def _change_weight(self) -> None:
+        """A server gets more chunks, fewer, or none any more, but not all of them none."""
+        node = self.random.choice(list(self.nodes.values()))
+        weight = self.random.choice((0, 1, 2, 4))
+        if weight or sum(other.row.weight > 0 for other in self.nodes.values() if other is not node) >= 3:
+            node.row = evolve(node.row, weight=weight)
+            self.say(f"{node.row.name} has the weight {weight}")
+            self._publish()
+
+    def _change_replicas(self) -> None:
+        self.replicas = self.random.choice((2, 3, 3, 4))
+        self.say(f"{self.replicas} replicas are wanted")
+        self._publish()
 
     def _join(self) -> None:
         if len(self.nodes) < 7:

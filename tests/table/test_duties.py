@@ -104,6 +104,14 @@ class DutiesTests(SynchronousTestCase):
         duties.put(make_server(3, incarnation="run9", given_up=True))
         assert not any(server.given_up for server in self.servers())
 
+    def test_chunks_that_are_short(self) -> None:
+        """What servers say that their chunks lack is added up, of those that are not down."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.pass_time(duties, 1, 2, 3, short=4)
+        assert duties.short() == 8
+        self.pass_time(duties, DOWN_AFTER + 1, 2, short=5)
+        assert self.states()["s3"] == "down" and duties.short() == 5
+
     def test_not_given_up_by_a_new_first(self) -> None:
         """A first that begins to lead counts from then on, whatever the clock on the wall says."""
         duties = self.make_duties(make_server(1), make_server(2), make_server(3, state="down", since=0))
