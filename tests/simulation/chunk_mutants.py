@@ -5,8 +5,13 @@ Each stands in `CHUNK_MUTANTS` with the first seed that catches it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve
+
 from chunkfarm.chunks.caretaker import Caretaker
-from chunkfarm.chunks.repair import Need
+from chunkfarm.model import Server
 from tests.simulation.chunks import MakeCaretaker
 
 
@@ -31,18 +36,15 @@ class _IgnoresChanges(Caretaker):
         return number if number is None or self._parts[number].standing is None else None
 
 
-class _SendsOne(Caretaker):
-    """Only the first of those that lack a chunk gets it, and the others are forgotten."""
-
-    async def _send(self, digest: bytes, need: Need) -> None:
-        await super()._send(digest, Need(need.targets[:1], need.sender, need.wanted, need.wanted))
-
-    def _look_again(self, number: int, seconds: float = 0.0) -> None:
-        pass
+def _never_gives_up(
+    store: Any, links: Any, transfer: Any, servers: Callable[[], tuple[Server, ...]], *others: Any
+) -> Caretaker:
+    """It waits for ever for a server that is dead."""
+    return Caretaker(store, links, transfer, lambda: tuple(evolve(one, given_up=False) for one in servers()), *others)
 
 
 CHUNK_MUTANTS: dict[str, tuple[MakeCaretaker, int]] = {
     "forgets-damage": (_ForgetsDamage, 1),
-    "ignores-changes": (_IgnoresChanges, 15),
-    "sends-one": (_SendsOne, 8),
+    "ignores-changes": (_IgnoresChanges, 7),
+    "never-gives-up": (_never_gives_up, 4),
 }

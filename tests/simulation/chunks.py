@@ -201,7 +201,7 @@ class ChunkFarm:
         self.nodes: dict[str, Node] = {}
         self.files: dict[int, bytes] = {}
         """Acknowledged files that were not removed: the digest of the one chunk that each has."""
-        self.acknowledged = self.injuries = self.losses = 0
+        self.acknowledged = self.injuries = self.losses = self.buried = 0
         self.story: list[str] = []
         self._number = 0
         self.table: tuple[Server, ...] = ()
@@ -311,12 +311,17 @@ class ChunkFarm:
         self.check()
 
     def heal(self) -> None:
-        """Nothing goes wrong any more, all servers but those given up for good are back, everything is read once."""
+        """Nothing goes wrong any more, and everything is read once.
+
+        A server that is dead stays so for good in every other history, if nothing is only there.
+        """
+        needed = not all(map(self.intact, self.files.values()))
         for node in self.nodes.values():
             self.fill(node, False)
-            if not node.running:
+            if not node.running and (needed or self.random.random() < 0.5):
                 self.start(node)
-        self.pass_time(60)
+        self.buried = sum(not node.running for node in self.nodes.values())
+        self.pass_time(60 + REPAIR_AFTER * self.buried)
         (somebody, *_) = self.alive()
         assert somebody.transfer is not None
         for _ in range(2):
