@@ -29,7 +29,7 @@ class ForgetsItsTail(Consensus):
 
 
 DISK_MUTANTS: dict[str, tuple[type[Consensus], int]] = {
-    "old-disk-votes": (VotesAtOnce, 23),
-    "old-disk-released-early": (ReleasedByAnyLeader, 52),
+    "old-disk-votes": (VotesAtOnce, 14),
+    "old-disk-released-early": (ReleasedByAnyLeader, 733),
     "forced-without-tail": (ForgetsItsTail, 7),
 }
