@@ -16,8 +16,9 @@ from chunkfarm.table.records import Configuration, Entry, EntryKind, Message, Me
 NUMBER_MAX = 2**62
 """Terms and indexes end here: what counts on from the highest one still fits the 63 bits of disk and wire."""
 TERM_STEP_MAX = 2**32
-"""By how much a term may be ahead of this server's. An election a second takes 136 years to get so far; and whoever
-would use terms up in such steps, each of which this server's disk must write, is at it for weeks."""
+"""By how much a term may be ahead of this server's. An election a second takes 136 years to get so far, and two hundred
+takeovers by hand, each of which leaps, come to less; but whoever would use terms up in such steps, each of which this
+server's disk must write, is at it for weeks."""
 MEMBERS_MAX = 64
 """Voters and learners of one configuration: three and two are the rule, and old ones leave one by one. The
 configuration stands in the head of each page of a snapshot."""

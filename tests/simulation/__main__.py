@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.table.consensus import Consensus
+from tests.simulation.all_mutants import ALL_MUTANTS
 from tests.simulation.chunk_mutants import CHUNK_MUTANTS
 from tests.simulation.chunks import ChunkFarm
 from tests.simulation.core import FAULTY_TICKS, MakeCore, Simulation
@@ -50,6 +51,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         choices=sorted({**MUTANTS, **PAIR_MUTANTS, **DISK_MUTANTS, **CHUNK_MUTANTS}),
         help="run one with this fault instead",
     )
+    parser.add_argument("--mutants", action="store_true", help="look for every known fault, and say what finds it")
     parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
     options = parser.parse_args(arguments)
     mutants = CHUNK_MUTANTS if options.chunks else PAIR_MUTANTS if options.pairs else MUTANTS
@@ -79,9 +81,28 @@ def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimu
     return Simulation(seed, make_core, options.ticks or FAULTY_TICKS)
 
 
+def _look_for_mutants() -> int:
+    """Play each known fault from seed 1 on, and print what catches it; the exit status is 1 if one lives."""
+    print(f"{'fault':30} {'seeds':>5}  rule")
+    lived = 0
+    for mutant in ALL_MUTANTS.values():
+        for seed in range(1, mutant.within + 1):
+            rule = mutant.caught(seed)
+            if rule:
+                print(f"{mutant.name:30} {seed:5}  {rule}", flush=True)
+                break
+        else:
+            lived += 1
+            print(f"{mutant.name:30} lives through {mutant.within} seeds", flush=True)
+    print(f"{len(ALL_MUTANTS) - lived} of {len(ALL_MUTANTS)} faults caught")
+    return 1 if lived else 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the seeds; the exit status is 1 if one of them fails."""
     options = _options(arguments)
+    if options.mutants:
+        return _look_for_mutants()
     began = shown = time.monotonic()
     for count, seed in enumerate(options.seeds, 1):
         simulation = _simulation(options, seed)

@@ -28,9 +28,11 @@ def _must(holds: bool, sentence: str) -> None:
 class Checks:
     """All that has been seen so far in one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, empty: Rows | None = None) -> None:
         self.commit = 0
         """The highest index that any server has known to be committed."""
+        self.changes_max = 1
+        """Changes of configuration that may be under way in one log. A leader of two may drop the other beside one."""
         self._leaders: dict[int, tuple[str, int]] = {}
         self._votes: dict[tuple[str, int], str] = {}
         self._entries: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}
@@ -39,10 +41,17 @@ class Checks:
         self._committing_terms: set[int] = set()
         self._known: dict[tuple[str, int], int] = {}
         self._applied: dict[int, Entry] = {}
-        self._digests: dict[int, int] = {}
+        self._empty = empty
+        """Rows of which nothing has been applied; without them nothing is replayed."""
+        self._rows: dict[int, Rows] = {}
         self._reads: dict[tuple[str, int, int], int] = {}
         self._answered = 0
         self._lost: dict[str, list[Disk]] = {}
+
+    @property
+    def terms_led(self) -> tuple[int, ...]:
+        """The terms in which there was a leader, in the order in which they were seen."""
+        return tuple(self._leaders)
 
     # Elections.
 
@@ -100,10 +109,7 @@ class Checks:
             _must(before == seen, f"log matching: {server.id} has another {entry.index} of term {entry.term}")
 
     def changed(self, core: Consensus) -> None:
-        """One change of configuration at a time, and only after an entry of the leader's own term."""
-        log = core.log
-        under_way = len(log.configurations_from(self.commit)) - 1
-        _must(under_way <= 1, f"one change at a time: {core.id} has {under_way} under way")
+        """A leader changes the configuration only after an entry of its own term has been committed."""
         own = core.term in self._committing_terms
         _must(own, f"own term first: {core.id} changes the configuration before it has committed anything")
 
@@ -111,6 +117,8 @@ class Checks:
         """After every event, at the server that it touched."""
         if core.role == "leader":
             self._lead(server, core)
+        under_way = len(core.log.configurations_from(self.commit)) - 1
+        _must(under_way <= self.changes_max, f"one change at a time: {core.id} has {under_way} under way")
         key = (server.id, server.life)
         known = self._known.get(key, 0)
         if core.commit == known:
@@ -135,6 +143,8 @@ class Checks:
         _must(self._leaders.get(core.term) == me, f"commitment: {server.id} committed {index} without leading")
         if index == core.commit:
             _must(term == core.term, f"commitment: {server.id} committed {index} of term {term} by counting")
+        latest = self._committed[-1][1]
+        _must(core.term >= latest, f"one first: {server.id} committed {index} in {core.term}, after one in {latest}")
         voters = core.configuration.voters
         # What a disk had before it was put back was a promise that its leader may have counted.
         disks = {id: [servers[id].disk, *self._lost.get(id, [])] for id in sorted(voters)}
@@ -154,8 +164,8 @@ class Checks:
         _must(before == entry, f"state machine safety: {id} applied another {entry.index}")
 
     def rows(self, rows: Rows) -> None:
-        before = self._digests.setdefault(rows.index, rows.digest)
-        _must(before == rows.digest, f"state machine safety: rows differ at {rows.index}")
+        before = self._rows.setdefault(rows.index, rows)
+        _must(before == rows, f"state machine safety: rows differ at {rows.index}")
 
     # Reads.
 
@@ -195,15 +205,22 @@ class Checks:
         self.commit = len(self._committed) - 1
         for index in [index for index in self._applied if index > last]:
             del self._applied[index]
-        for index in [index for index in self._digests if index > last]:
-            del self._digests[index]
+        for index in [index for index in self._rows if index > last]:
+            del self._rows[index]
         self._reads.clear()
 
     def finished(self, servers: Mapping[str, Server]) -> None:
-        """Every committed entry is still where it was promised to be: in all rows that reached it."""
+        """The table is the replay of the log: the rows of every server, and of those that have gone."""
+        rows = self._empty
+        if rows is None:
+            return
+        replayed = {0: rows}
+        for index in range(1, len(self._committed)):
+            if index not in self._applied:
+                break
+            rows = replayed[index] = rows.after(self._applied[index])
+        for index, seen in self._rows.items():
+            _must(seen == replayed.get(index), f"replay: rows at {index} are not what the log makes of them")
         for server in servers.values():
-            index = server.rows.index
-            _must(
-                index == 0 or self._digests[index] == server.rows.digest,
-                f"state machine safety: the rows of {server.id} differ at {index}",
-            )
+            same = server.rows == replayed.get(server.rows.index)
+            _must(same, f"replay: the rows of {server.id} are not what the log makes of them")

@@ -20,16 +20,21 @@ from typing import Any, Protocol
 from attrs import define, field, frozen
 
 from chunkfarm.table.consensus import ChangeRefused, Consensus, Dropped, NotLeader
+from chunkfarm.table.raft_log import RaftLog
 from chunkfarm.table.records import (
     Configuration,
     Entry,
     HardState,
     Message,
     MessageKind,
+    ReadState,
     Ready,
     SnapshotMeta,
 )
+from chunkfarm.table.watches import WatchHub
 from tests.simulation.checks import Checks, Violation
+from tests.simulation.clients import Clients, Desk, Table, apply, encode
+from tests.simulation.linearizable import Done, NotLinearizable, Refused
 
 TICK = 10
 """Units of time in a tick."""
@@ -60,16 +65,22 @@ class MakeCore(Protocol):
 
 @frozen
 class Rows:
-    """The state machine: how far it is, and a number that depends on every entry applied so far, in order."""
+    """The state machine: how far it is, a number that depends on every entry applied so far, and the table."""
 
     index: int = 0
     digest: int = 0
+    table: Table = field(factory=dict)
 
     def after(self, entry: Entry) -> Rows:
+        return self.apply(entry)[0]
+
+    def apply(self, entry: Entry) -> tuple[Rows, Done | Refused]:
+        """The rows with one more entry, and what its client is told."""
         digest = (self.digest * 1_000_003 + entry.term) % (1 << 61)
         for byte in entry.data:
             digest = (digest * 257 + byte + 1) % (1 << 61)
-        return Rows(entry.index, digest)
+        table, outcome = apply(self.table, entry)
+        return Rows(entry.index, digest, table), outcome
 
 
 @define
@@ -117,6 +128,7 @@ class Disk:
 @define(eq=False)
 class Server:
     id: str
+    desk: Desk
     disk: Disk = field(factory=Disk)
     core: Consensus | None = None
     life: int = 0
@@ -177,16 +189,25 @@ class Simulation:
 
     names: tuple[str, ...] = NAMES
 
-    def __init__(self, seed: int, make_core: MakeCore = Consensus, faulty_ticks: int = FAULTY_TICKS) -> None:
+    def __init__(
+        self,
+        seed: int,
+        make_core: MakeCore = Consensus,
+        faulty_ticks: int = FAULTY_TICKS,
+        make_hub: Callable[..., WatchHub] = WatchHub,
+    ) -> None:
         self.seed = seed
         self.now = 0
         self.random = Random(seed)
         self._telling = Random(seed)
         self._hints = Random(seed)
         self.options = self._draw_options()
-        self.checks = Checks()
+        self.checks = Checks(Rows())
         self.trace: list[tuple[Any, ...]] = []
-        self.servers = {name: Server(name) for name in self.names}
+        self.clients = Clients(seed, lambda: self.now, make_hub)
+        self.servers = {
+            name: Server(name, self.clients.desk(0, lambda: RaftLog(SnapshotMeta(), ()))) for name in self.names
+        }
         self.cut: set[tuple[str, str]] = set()
         self._make_core = make_core
         self._faulty_ticks = faulty_ticks
@@ -212,9 +233,13 @@ class Simulation:
         deadline = self.now + HEALED_TICKS_MAX * TICK
         while not self._alive():
             if self.now >= deadline:
-                raise Violation(f"healed for {HEALED_TICKS_MAX} ticks, and {self._what_is_missing()}")
+                raise Violation(f"liveness: healed for {HEALED_TICKS_MAX} ticks, and {self._what_is_missing()}")
             self._until(self.now + 5 * TICK)
         self.checks.finished(self.servers)
+        try:
+            self.clients.check()
+        except NotLinearizable as error:
+            raise Violation(f"linearizable: {error}") from error
 
     def _until(self, time: int) -> None:
         while self._queue and self._queue[0][0] <= time:
@@ -248,6 +273,9 @@ class Simulation:
             election_ticks=ELECTION_TICKS,
             rank=rank,
         )
+        core = server.core
+        server.desk.hub.close()
+        server.desk = self.clients.desk(server.rows.index, lambda: core.log)
 
     def _crash(self, server: Server) -> None:
         self._note("crash", server.id)
@@ -293,7 +321,7 @@ class Simulation:
             self._post(server, message)
         if self.options.early_reads:
             for read in core.take_reads():
-                self.checks.read_answered(server.id, server.life, read.token, read.index)
+                self._may_read(server, read)
         for id in core.wants_snapshot():
             self._stream(server, core, id)
         if core.has_ready():
@@ -301,6 +329,11 @@ class Simulation:
             self.checks.taken(server, core, ready)
             self._at(self._disk_time(ready), self._write, server, server.life, ready)
         self.checks.look(server, core, self.servers)
+        self.clients.serve(server.desk, server.rows.index, server.rows.table)
+
+    def _may_read(self, server: Server, read: ReadState) -> None:
+        self.checks.read_answered(server.id, server.life, read.token, read.index)
+        self.clients.read_from(server.desk, read.token, read.index)
 
     def _disk_time(self, ready: Ready) -> int:
         if not ready.must_sync or self._healed:
@@ -315,6 +348,7 @@ class Simulation:
         rows = server.rows
         if ready.snapshot is not None:
             rows = server.received.pop((ready.snapshot.index, ready.snapshot.term))
+            self.clients.replaced(server.desk, rows.index)
         server.rows = rows
         server.disk.write(ready, rows)
         if not self._healed and self.random.random() < 0.002:
@@ -330,11 +364,12 @@ class Simulation:
             return
         for entry in ready.committed:
             self.checks.applied(server.id, server.rows.index, entry)
-            server.rows = server.rows.after(entry)
+            server.rows, outcome = server.rows.apply(entry)
             self.checks.rows(server.rows)
+            self.clients.applied(server.desk, entry, outcome)
             self._applied(server, entry)
         for read in ready.reads:
-            self.checks.read_answered(server.id, server.life, read.token, read.index)
+            self._may_read(server, read)
         core.persisted(ready)
         self._touched(server)
 
@@ -416,6 +451,7 @@ class Simulation:
             self._propose(random.choice(self._running()))
         for _ in range(random.randrange(3)):
             self._read(random.choice(self._running()))
+        self.clients.watch([server.desk for server in self._running()])
         if self._healed:
             return
         if random.random() < self.options.faults:
@@ -445,17 +481,21 @@ class Simulation:
     def _propose(self, server: Server) -> None:
         assert server.core is not None
         self._written += 1
+        what = self.clients.draw(self._written)
+        data = encode(self._written, what)
         try:
-            server.core.propose(b"%d" % self._written)
+            term, index = server.core.propose(data)
         except (NotLeader, Dropped):
             return
-        self._note("propose", server.id, self._written)
+        self._note("propose", server.id, data.decode())
+        self.clients.proposed(server.desk, what, term, index)
         self._touched(server)
 
     def _read(self, server: Server) -> None:
         assert server.core is not None
         self._tokens += 1
         self.checks.read_asked(server.id, server.life, self._tokens)
+        self.clients.asked_to_read(server.desk, self._tokens)
         server.core.read_index(self._tokens)
         self._touched(server)
 

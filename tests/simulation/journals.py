@@ -101,6 +101,7 @@ class FarmChecks(Checks):
         super().__init__()
         self._committed = [(0, 0), (1, 1)]
         self.commit = 1
+        self.changes_max = 2
         self.changes: dict[int, tuple[Operation, ...]] = {}
         """What each revision has changed."""
 

@@ -61,7 +61,7 @@ class Witness:
 
 
 def raises_generation(entry: Entry) -> bool:
-    return entry.kind is EntryKind.DATA and int(entry.data) % GENERATION_EVERY == 0
+    return entry.kind is EntryKind.DATA and int(entry.data.split()[0]) % GENERATION_EVERY == 0
 
 
 class OldDiskSimulation(Simulation):

@@ -1,6 +1,6 @@
 """Rules for two servers with one fault each. A simulation that lets one of them live checks nothing.
 
-Each stands in `PAIR_MUTANTS` with the first seed that catches it.
+Each stands in `PAIR_MUTANTS` with the first seed, counted from 1, that catches it, and the rule that it breaks then.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ class _DropsOneOfThree(Consensus):
         return _DropsAnybody(self, self._election_ticks, self._heartbeat_ticks)
 
 
-PAIR_MUTANTS: dict[str, tuple[Rules, int]] = {
-    "takes-over-on-timeout": (Rules(make_survivor=_TrustsTimeouts), 11),
-    "takes-over-unconfirmed": (Rules(make_survivor=_TrustsWhatItSent), 74),
-    "takes-over-restarted": (Rules(remembers=True), 11),
-    "takes-over-thawed": (Rules(make_survivor=_TrustsAnyRefusal), 25),
-    "takes-over-stolen": (Rules(make_survivor=_TrustsStolenAddresses), 95),
-    "takes-over-beside-others": (Rules(make_core=_OverlooksOthers), 635),
-    "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43),
-    "drops-too-early": (Rules(drop_after=GRACE // 60), 28),
-    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133),
+PAIR_MUTANTS: dict[str, tuple[Rules, int, str]] = {
+    "takes-over-on-timeout": (Rules(make_survivor=_TrustsTimeouts), 11, "leader completeness"),
+    "takes-over-unconfirmed": (Rules(make_survivor=_TrustsWhatItSent), 74, "leader completeness"),
+    "takes-over-restarted": (Rules(remembers=True), 11, "leader completeness"),
+    "takes-over-thawed": (Rules(make_survivor=_TrustsAnyRefusal), 25, "leader completeness"),
+    "takes-over-stolen": (Rules(make_survivor=_TrustsStolenAddresses), 95, "leader completeness"),
+    "takes-over-beside-others": (Rules(make_core=_OverlooksOthers), 635, "leader completeness"),
+    "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43, "leader completeness"),
+    "drops-too-early": (Rules(drop_after=GRACE // 60), 28, "leader completeness"),
+    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133, "election safety"),
 }

@@ -61,6 +61,7 @@ class PairSimulation(Simulation):
         self.takeovers = 0
         self.drops = 0
         super().__init__(seed, self.rules.make_core, faulty_ticks)
+        self.checks.changes_max = 2
 
     def _draw_options(self) -> Options:
         options = Options.draw(self.random)

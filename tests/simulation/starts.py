@@ -27,6 +27,7 @@ from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Prober
 from chunkfarm.state import ServerState
 from tests.builders import server_id
+from tests.simulation.checks import Violation
 
 START_WITHIN = 3.0
 SKEW_MS = 2_000
@@ -244,7 +245,7 @@ class World:
 
 
 def play(seed: int, callers: Callable[[Any], Callers] = Callers) -> World:
-    """One history; asserts that one server founds, and that all come to serve its farm."""
+    """One history; raises `Violation` unless one server founds, and all come to serve its farm."""
     random = Random(seed)
     world = World(random, callers)
     world.slow = random.choice([0.0, 0.0, 0.05, 0.3])
@@ -266,9 +267,11 @@ def play(seed: int, callers: Callable[[Any], Callers] = Callers) -> World:
         world.clock.advance(max(min(due) - world.clock.seconds(), 0.0))
         if len(world.founders) > 1:
             break
-    assert len(world.founders) == 1, f"seed {seed}: {world.founders} founded"
+    if len(world.founders) != 1:
+        raise Violation(f"one founder: {world.founders} founded with seed {seed}")
     farms = {node.state.farm_id for node in world.nodes}
-    assert farms == {server_id(1000 + world.founders[0])}, f"seed {seed}: {farms}"
+    if farms != {server_id(1000 + world.founders[0])}:
+        raise Violation(f"one farm: with seed {seed} they serve {farms}")
     return world
 
 

@@ -270,7 +270,7 @@ class HistoryTests(SynchronousTestCase):
     """Random histories. `python -m tests.simulation --pairs` plays as many as wanted, also of each mutant."""
 
     def caught(self, name: str) -> None:
-        rules, seed = PAIR_MUTANTS[name]
+        rules, seed, _ = PAIR_MUTANTS[name]
         with pytest.raises(AssertionError):
             PairSimulation(seed, rules).run()
 
