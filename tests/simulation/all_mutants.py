@@ -34,7 +34,6 @@ from tests.simulation.pair_mutants import PAIR_MUTANTS
 from tests.simulation.pairs import PairSimulation, Rules
 from tests.simulation.repeats import RepeatRules, RepeatSimulation
 
-
 SEEDS_MIN = 200
 
 

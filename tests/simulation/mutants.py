@@ -214,8 +214,8 @@ class NeverStandsAgain(Consensus):
 
 
 MUTANTS: dict[str, tuple[type[Consensus], int, str]] = {
-    "truncates-matching": (TruncatesMatchingEntries, 4, "durability"),
-    "commits-old-terms": (CommitsOldTermsByCounting, 19, "commitment"),
+    "truncates-matching": (TruncatesMatchingEntries, 2, "promises"),
+    "commits-old-terms": (CommitsOldTermsByCounting, 26, "commitment"),
     "forgets-votes": (ForgetsVotes, 1, "promises"),
     "forgets-terms": (ForgetsTerms, 1, "promises"),
     "changes-twice": (ChangesTwice, 3, "one change at a time"),
@@ -224,8 +224,8 @@ MUTANTS: dict[str, tuple[type[Consensus], int, str]] = {
     "counts-own-disk-early": (CountsItsDiskTooEarly, 1, "durability"),
     "reads-without-round": (ReadsWithoutRound, 2, "linearizable reads"),
     "votes-for-short-logs": (VotesForShortLogs, 2, "leader completeness"),
-    "commits-without-match": (CommitsWithoutMatch, 7, "state machine safety"),
-    "commits-during-snapshot": (CommitsDuringSnapshot, 2, "state machine safety"),
+    "commits-without-match": (CommitsWithoutMatch, 9, "state machine safety"),
+    "commits-during-snapshot": (CommitsDuringSnapshot, 9, "state machine safety"),
     "commits-on-half": (CommitsOnHalf, 1, "durability"),
-    "never-stands-again": (NeverStandsAgain, 2, "liveness"),
+    "never-stands-again": (NeverStandsAgain, 3, "liveness"),
 }

@@ -91,7 +91,7 @@ class _DropsOneOfThree(Consensus):
 
 PAIR_MUTANTS: dict[str, tuple[Rules, int, str]] = {
     "takes-over-on-timeout": (Rules(make_survivor=_TrustsTimeouts), 11, "leader completeness"),
-    "takes-over-unconfirmed": (Rules(make_survivor=_TrustsWhatItSent), 74, "leader completeness"),
+    "takes-over-unconfirmed": (Rules(make_survivor=_TrustsWhatItSent), 43, "leader completeness"),
     "takes-over-restarted": (Rules(remembers=True), 11, "leader completeness"),
     "takes-over-thawed": (Rules(make_survivor=_TrustsAnyRefusal), 25, "leader completeness"),
     "takes-over-stolen": (Rules(make_survivor=_TrustsStolenAddresses), 95, "leader completeness"),
