@@ -31,10 +31,12 @@ from tests.simulation.disturbance import DisturbanceSimulation
 from tests.simulation.lateness import LateSimulation
 from tests.simulation.mutants import MUTANTS, AnswersWithoutTerm, NoPreVote
 from tests.simulation.pair_mutants import PAIR_MUTANTS
-from tests.simulation.pairs import PairSimulation, Rules
+from tests.simulation.pairs import PairSimulation, Rules, ThirdSimulation
 from tests.simulation.repeats import RepeatRules, RepeatSimulation
 
 SEEDS_MIN = 200
+WITH_A_THIRD = "takes-over-beside-others"
+"""Seldom found without a third server that gets its vote at the wrong moment."""
 
 
 @frozen
@@ -134,7 +136,9 @@ def _all() -> Iterable[Mutant]:
     for name, (core, seed, rule) in MUTANTS.items():
         yield Mutant(name, "core", _said(core), partial(_play, Simulation, core), seed, rule)
     for name, (rules, seed, rule) in PAIR_MUTANTS.items():
-        yield Mutant(name, "pairs", _broken(rules), partial(_play, PairSimulation, rules), seed, rule)
+        third = name == WITH_A_THIRD
+        play = partial(_play, ThirdSimulation if third else PairSimulation, rules)
+        yield Mutant(name, "third" if third else "pairs", _broken(rules), play, seed, rule)
     for name, (kind, what, simulation, broken, seed, rule) in OTHERS.items():
         yield Mutant(name, kind, what, partial(_play, simulation, broken), seed, rule)
     yield Mutant(

@@ -329,3 +329,32 @@ class PairSimulation(Simulation):
     def _heal(self) -> None:
         self.stolen.clear()
         super()._heal()
+
+
+class ThirdSimulation(PairSimulation):
+    """Farms of two in which a third learns, and may get its vote just when the second hears nothing."""
+
+    def _draw_options(self) -> Options:
+        return evolve(super()._draw_options(), voters=2)
+
+    def _faults(self) -> tuple[Callable[[], None], ...]:
+        return (self._fault_third, self._fault_third, self._fault_third, self._fault_reset, self._mend)
+
+    def _fault_third(self) -> None:
+        """The first gives the third a vote, which the second does not hear, and dies."""
+        for first in self._leaders()[:1]:
+            core = first.core
+            assert core is not None
+            now = core.configuration
+            seconds, thirds = sorted(now.voters - {first.id}), sorted(set(self.names) - now.voters)
+            if len(now.voters) != 2 or not thirds:
+                continue
+            second, third = seconds[0], thirds[0]
+            self._note("third", first.id, second, third)
+            self._at(TICK, self.cut.update, {(first.id, second), (second, third), (third, second)})
+            for later in range(2, 6):
+                self._at(later * TICK, self._change)
+            death = self.random.randrange(3 * TICK, 12 * TICK)
+            self._at(death, self._end_for_long, first)
+            self._at(death, self.cut.discard, (first.id, second))
+            self._at(death + 4 * GRACE, self._mend)

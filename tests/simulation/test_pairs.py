@@ -12,7 +12,7 @@ from chunkfarm.table.records import Configuration
 from tests.simulation.checks import Violation
 from tests.simulation.core import TICK, Options, Server
 from tests.simulation.pair_mutants import PAIR_MUTANTS
-from tests.simulation.pairs import GRACE, PairSimulation, Rules
+from tests.simulation.pairs import GRACE, PairSimulation, Rules, ThirdSimulation
 
 SEEDS = range(1, 26)
 SECOND = 10 * TICK
@@ -294,3 +294,8 @@ class HistoryTests(SynchronousTestCase):
             takeovers += simulation.takeovers
             drops += simulation.drops
         assert takeovers and drops
+
+    def test_a_third(self) -> None:
+        """Where a third gets its vote just when the second hears nothing, nobody goes on beside the others."""
+        for seed in range(1, 6):
+            ThirdSimulation(seed).run()
