@@ -54,9 +54,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mutants", action="store_true", help="look for every known fault, and say what finds it")
     parser.add_argument("--trace", action="store_true", help="print the whole trace of every run")
     options = parser.parse_args(arguments)
-    mutants = CHUNK_MUTANTS if options.chunks else PAIR_MUTANTS if options.pairs else MUTANTS
+    mutants = set(CHUNK_MUTANTS if options.chunks else PAIR_MUTANTS if options.pairs else MUTANTS)
     if options.disks:
-        mutants = DISK_MUTANTS
+        mutants = set(DISK_MUTANTS)
     if options.mutant and options.mutant not in mutants:
         parser.error("that mutant is of another kind of farm")
     of_core = options.pairs or options.disks or options.chunks
@@ -75,9 +75,11 @@ def _simulation(options: argparse.Namespace, seed: int) -> Simulation | FarmSimu
     if options.pairs:
         rules = PAIR_MUTANTS[options.mutant][0] if options.mutant else Rules()
         return PairSimulation(seed, rules, options.ticks or TICKS)
-    make_core: MakeCore = {**MUTANTS, **DISK_MUTANTS}[options.mutant][0] if options.mutant else Consensus
+    make_core: MakeCore = Consensus
     if options.disks:
+        make_core = DISK_MUTANTS[options.mutant][0] if options.mutant else make_core
         return OldDiskSimulation(seed, make_core, options.ticks or FAULTY_TICKS)
+    make_core = MUTANTS[options.mutant][0] if options.mutant else make_core
     return Simulation(seed, make_core, options.ticks or FAULTY_TICKS)
 
 

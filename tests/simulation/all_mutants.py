@@ -27,9 +27,11 @@ from tests.simulation.checks import Violation
 from tests.simulation.config_writes import ConfigSimulation
 from tests.simulation.core import Disk, Simulation
 from tests.simulation.core import Server as SimulatedServer
+from tests.simulation.disk_mutants import DISK_MUTANTS
 from tests.simulation.disturbance import DisturbanceSimulation
 from tests.simulation.lateness import LateSimulation
 from tests.simulation.mutants import MUTANTS, AnswersWithoutTerm, NoPreVote
+from tests.simulation.old_disks import OldDiskSimulation
 from tests.simulation.pair_mutants import PAIR_MUTANTS
 from tests.simulation.pairs import PairSimulation, Rules, ThirdSimulation
 from tests.simulation.repeats import RepeatRules, RepeatSimulation
@@ -109,7 +111,9 @@ def _twice(connection: sqlite3.Connection, entry: Entry) -> Applied:
 class CarelessFile(ConfigFile):
     """config.ini is written without a look at the generation that it has."""
 
-    def write_if_newer(self, generation: int, farm: FarmOptions, servers: Iterable[Server]) -> bool:
+    def write_if_newer(
+        self, generation: int, farm: FarmOptions, servers: Iterable[Server], reached_by: str = ""
+    ) -> bool:
         with self.locked() as held:
             return held.write(generation, farm, servers)
 
@@ -139,6 +143,8 @@ def _all() -> Iterable[Mutant]:
         third = name == WITH_A_THIRD
         play = partial(_play, ThirdSimulation if third else PairSimulation, rules)
         yield Mutant(name, "third" if third else "pairs", _broken(rules), play, seed, rule)
+    for name, (core, seed) in DISK_MUTANTS.items():
+        yield Mutant(name, "disks", _said(core), partial(_play, OldDiskSimulation, core), seed, "leader completeness")
     for name, (kind, what, simulation, broken, seed, rule) in OTHERS.items():
         yield Mutant(name, kind, what, partial(_play, simulation, broken), seed, rule)
     yield Mutant(
@@ -186,7 +192,14 @@ OTHERS: dict[str, tuple[str, str, Callable[[int, Any], Any], object, int, str]] 
         1,
         "once",
     ),
-    "writes-older-config": ("config", _said(CarelessFile), ConfigSimulation, CarelessFile, 1, "config.ini"),
+    "writes-older-config": (
+        "config",
+        _said(CarelessFile),
+        ConfigSimulation,
+        CarelessFile,
+        1,
+        "config.ini never goes back",
+    ),
 }
 """Faults of other simulations: kind, sentence, simulation, what is broken, seed and rule."""
 

@@ -83,7 +83,9 @@ class ConfigSimulation:
             for ledger in ledgers:
                 ledger.stop()
             if _generation_in(path) != self._generation:
-                raise Violation(f"config.ini: it is at {_generation_in(path)}, and the table at {self._generation}")
+                raise Violation(
+                    f"config.ini is kept: it is at {_generation_in(path)}, and the table at {self._generation}"
+                )
 
     def _ledger(self, path: str, number: int) -> Ledger:
         random = self._random
@@ -113,7 +115,7 @@ class ConfigSimulation:
             self._clock.advance(0.1)
             there = _generation_in(path)
             if there < before:
-                raise Violation(f"config.ini: generation {before} was replaced by {there}")
+                raise Violation(f"config.ini never goes back: generation {before} was replaced by {there}")
             before = there
 
 

@@ -77,6 +77,8 @@ class OldDiskSimulation(Simulation):
         self.gone: set[str] = set()
         """Servers that are lost for ever."""
         super().__init__(seed, make_core, faulty_ticks)
+        # Who goes on by force need not wait for the end of another change.
+        self.checks.changes_max = 2
 
     # A server.
 
