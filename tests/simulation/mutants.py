@@ -214,17 +214,17 @@ class NeverStandsAgain(Consensus):
 
 
 MUTANTS: dict[str, tuple[type[Consensus], int, str]] = {
-    "truncates-matching": (TruncatesMatchingEntries, 2, "promises"),
-    "commits-old-terms": (CommitsOldTermsByCounting, 26, "commitment"),
+    "truncates-matching": (TruncatesMatchingEntries, 5, "promises"),
+    "commits-old-terms": (CommitsOldTermsByCounting, 108, "commitment"),
     "forgets-votes": (ForgetsVotes, 1, "promises"),
     "forgets-terms": (ForgetsTerms, 1, "promises"),
     "changes-twice": (ChangesTwice, 3, "one change at a time"),
     "changes-early": (ChangesBeforeOwnTerm, 10, "own term first"),
     "acknowledges-early": (AcknowledgesBeforeDisk, 1, "promises"),
     "counts-own-disk-early": (CountsItsDiskTooEarly, 1, "durability"),
-    "reads-without-round": (ReadsWithoutRound, 2, "linearizable reads"),
+    "reads-without-round": (ReadsWithoutRound, 10, "linearizable reads"),
     "votes-for-short-logs": (VotesForShortLogs, 2, "leader completeness"),
-    "commits-without-match": (CommitsWithoutMatch, 9, "state machine safety"),
+    "commits-without-match": (CommitsWithoutMatch, 6, "state machine safety"),
     "commits-during-snapshot": (CommitsDuringSnapshot, 9, "state machine safety"),
     "commits-on-half": (CommitsOnHalf, 1, "durability"),
     "never-stands-again": (NeverStandsAgain, 3, "liveness"),

@@ -98,5 +98,5 @@ PAIR_MUTANTS: dict[str, tuple[Rules, int, str]] = {
     "takes-over-beside-others": (Rules(make_core=_OverlooksOthers), 2, "leader completeness"),
     "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43, "leader completeness"),
     "drops-too-early": (Rules(drop_after=GRACE // 60), 28, "leader completeness"),
-    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133, "election safety"),
+    "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133, "leader completeness"),
 }
