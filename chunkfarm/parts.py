@@ -266,6 +266,7 @@ class Parts:
 
     def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
         questions = Questions(self.peers, self._probe_arguments)
+        self._file_generation = self.config.generation
         self.history = History(
             server_id=self.data.server_id,
             table=self._table,
@@ -273,7 +274,7 @@ class Parts:
             run_in_thread=self.run_in_thread,
             ask=questions.ask,
             servers=self.servers,
-            generation=lambda: self.config.generation,
+            generation=lambda: self._file_generation,
             on_change=self._history_changed,
             on_fatal=on_fatal,
             clock=self.reactor,
@@ -338,6 +339,8 @@ class Parts:
             except FarmError:
                 # A person is editing it.
                 config = self.config
+            # Those that are lost now may have written it last.
+            self._file_generation = max(self._file_generation, config.generation)
             rows = [row for row in config.servers if row.id != self.data.server_id]
             return [Seen(name=row.name, address=Address(row.host, row.peer)) for row in rows]
 

@@ -407,8 +407,6 @@ class Startup:
             return parts
         self._keep_up(parts)
         parts.state.change("serving")
-        parts.caretaker.start()
-        parts.scrub.start()
         self._log.info(
             "Serving as {name} of farm {farm}: client port {client}, peer port {peer}, file port {files}.",
             name=parts.state.name,
@@ -423,6 +421,8 @@ class Startup:
         """What only a server does that belongs."""
         parts.ledger.start()
         parts.renewal.start()
+        parts.caretaker.start()
+        parts.scrub.start()
 
     def _make_calls(self, parts: Parts) -> Calls:
         async def addresses() -> list[Address]:

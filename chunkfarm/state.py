@@ -56,7 +56,9 @@ class ServerState:
                 watcher()
 
     def because(self, sentence: str) -> str:
-        """The sentence, with whom this server waits for, and what a person can do about it."""
+        """The sentence, with why this server takes part no more or whom it waits for, and what a person can do."""
+        if self.halted:
+            sentence = f"{sentence}: {self.halted}"
         if self.waits:
             waits = "; ".join(f"{wait.address} ({wait.error})" for wait in self.waits)
             sentence = f"{sentence}; it waits for {waits}"

@@ -65,5 +65,7 @@ class TakeoverTests(SynchronousTestCase):
         """HELLO says why; a watch would show nothing any more, so there is none."""
         link = self.make_link()
         link.backend.state.halted = "the farm goes on without this server"
+        refused = link.say("REMOVE a/b")
+        assert refused.startswith("ERR readonly ") and "the farm goes on without this server" in refused
         assert link.say("HELLO").endswith(' because="the farm goes on without this server"\r\n')
         assert link.say("WATCH") == "ERR waiting the farm goes on without this server\r\n"

@@ -340,8 +340,7 @@ class ClientConnection(Protocol):
         except FarmError as error:
             answer = refusal(self._with_cure(error))
         except Unavailable:
-            why = self._session.backend.state.halted or "no majority of the masters answers now"
-            answer = refusal(self._with_cure(ReadOnly(why)))
+            answer = refusal(self._with_cure(ReadOnly("no majority of the masters answers now")))
         except TableClosed:
             answer = refusal(Waiting("this server is leaving; ask another"))
         except Exception:
