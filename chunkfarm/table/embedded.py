@@ -207,6 +207,9 @@ class EmbeddedTable:
     def leader(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""
         core = self._driver.core
+        if core.withheld and not core.has_quorum:
+            # It never stands for election, so it would remember for ever a leader that is gone.
+            return ""
         return core.leader if self.is_member or core.role == LEADER else self._links.leader_hint()
 
     def _whom_to_ask(self) -> str:
