@@ -368,7 +368,10 @@ class Caretaker:
         if not self._short or self._backlog or self._sending:
             return ""
         down = [server.name for server in self._servers() if server.owns and server.state in ("down", "leaving")]
+        full = [server.name for server in self._servers() if server.owns and server.full]
         reasons = [one.reason for one in self._examiner.hindrances()]
+        if full:
+            reasons.append(f"no room on {', '.join(full)}")
         if down:
             reasons.append(f"{', '.join(down)} may come back, and is given up after repair_after")
         return "; ".join(reasons)

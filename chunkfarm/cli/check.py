@@ -91,19 +91,6 @@ async def check_file(farm: Farm, name: str, quick: bool) -> FileCheck | None:
     return told
 
 
-async def names(farm: Farm, prefix: str) -> list[tuple[str, int]]:
-    """All files whose names begin with `prefix`, and their sizes."""
-    found: list[tuple[str, int]] = []
-    more = True
-    while more:
-        after = quote(found[-1][0]) if found else "-"
-        line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
-        reply: Reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
-        found += [(row["name"], int(row["size"])) for row in reply.parsed()]
-        more = "more" in reply.words and bool(reply.rows)
-    return found
-
-
 @define
 class Checked:
     """All files, as they were found."""
@@ -115,20 +102,36 @@ class Checked:
 
 
 async def check(farm: Farm, prefix: str, quick: bool, bar: screen.Bar) -> Checked:
-    """Go through the files."""
+    """Go through the files whose names begin with `prefix`, page by page: there may be millions."""
     found = Checked()
-    files = await names(farm, prefix)
-    bar.size(sum(size for _, size in files))
-    for name, size in files:
-        told = await check_file(farm, name, quick)
-        bar.more(size)
-        if told is not None:
-            found.files += 1
-            found.chunks += len(told.chunks)
-            found.bytes += told.size
-            if not told.is_whole:
-                found.wrong.append(told)
+    after, more, listed = "-", True, 0
+    while more:
+        line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
+        reply: Reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
+        rows = reply.parsed()
+        more = "more" in reply.words and bool(rows)
+        listed += sum(int(row["size"]) for row in rows)
+        # What is behind the last page is not known yet.
+        bar.size(None if more else listed)
+        for row in rows:
+            after = quote(row["name"])
+            told = await check_file(farm, row["name"], quick)
+            bar.more(int(row["size"]))
+            if told is not None:
+                found.files += 1
+                found.chunks += len(told.chunks)
+                found.bytes += told.size
+                if not told.is_whole:
+                    found.wrong.append(told)
     return found
+
+
+async def _repairs(farm: Farm) -> tuple[int, int]:
+    """What STATUS says of repairs: the copies made by the server that is asked, and the farm's chunks that are short."""
+    reply: Reply = await farm.run(lambda link: link.request("STATUS"))
+    told = dict(row.partition("=")[::2] for row in reply.rows)
+    done, short = told.get("repair-done", ""), told.get("under-replicated", "")
+    return int(done) if done.isdecimal() else 0, int(short) if short.isdecimal() else 0
 
 
 async def repaired(
@@ -136,12 +139,19 @@ async def repaired(
 ) -> list[FileCheck]:
     """Wait until these files are whole; gives those that are not when nothing has moved for `timeout` seconds.
 
-    While a server is down that may come back, its copies are not made elsewhere yet, and that is waited for too.
+    Copies that the farm makes of other chunks count as well, since those with fewer copies come first. While a server is
+    down that may come back, its copies are not made elsewhere yet, and that is waited for too.
     """
     left = list(wrong)
     fewest, moved, said = _missing(left), farm.clock.seconds(), float("-inf")
+    done, short = await _repairs(farm)
     while left:
         await deferLater(farm.clock, POLL_SECONDS)
+        done_before, short_before = done, short
+        done, short = await _repairs(farm)
+        # Chunks may be found short again and again, so that only what is less than ever before is progress.
+        goes_on = done != done_before or short < short_before
+        short = min(short, short_before)
         still = []
         for file in left:
             told = await check_file(farm, file.name, quick=True)
@@ -152,8 +162,8 @@ async def repaired(
                 still.append(told)
         left = still
         now = farm.clock.seconds()
-        if (missing := _missing(left)) < fewest:
-            fewest, moved = missing, now
+        if (missing := _missing(left)) < fewest or goes_on:
+            fewest, moved = min(missing, fewest), now
         awaited = [row["name"] for row in _silent(left).values() if row.get("owns") == "yes"]
         if now - said >= TOLD_SECONDS and left:
             said = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import check as checking
@@ -73,6 +74,23 @@ class CheckTests(SynchronousTestCase):
         assert "2 copies in 1 file left" in result.stderr
         assert "lab/a: 1 chunk lost" in result.stdout
         assert 5 <= self.world.clock.seconds() < 10
+
+    def test_others_come_first(self) -> None:
+        """While the farm copies other chunks it does not give up."""
+        self.transfer.only.add(self.file.digests[2])
+        backend = self.world.servers["alpha"].backend
+        done = 0
+
+        def status() -> Deferred[list[tuple[str, str]]]:
+            nonlocal done
+            done += 1
+            if done == 60:
+                self.transfer.only.clear()
+            return succeed([("repair-done", f"{done}"), ("under-replicated", "9")])
+
+        self.patch(backend, "status", status)
+        result = self.world.run("--timeout", "5", "check", "--repair")
+        assert result.exit_code == 0 and done >= 60, result.output
 
     def test_waits_for_a_server(self) -> None:
         """While a server is down that may come back it does not give up."""
