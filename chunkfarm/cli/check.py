@@ -127,7 +127,7 @@ async def check(farm: Farm, prefix: str, quick: bool, bar: screen.Bar) -> Checke
 
 
 async def _repairs(farm: Farm) -> tuple[int, int]:
-    """What STATUS says of repairs: the copies made by the server that is asked, and the farm's chunks that are short."""
+    """What STATUS says of repairs: the copies that this server has made, and the farm's chunks that are short."""
     reply: Reply = await farm.run(lambda link: link.request("STATUS"))
     told = dict(row.partition("=")[::2] for row in reply.rows)
     done, short = told.get("repair-done", ""), told.get("under-replicated", "")
@@ -139,8 +139,8 @@ async def repaired(
 ) -> list[FileCheck]:
     """Wait until these files are whole; gives those that are not when nothing has moved for `timeout` seconds.
 
-    Copies that the farm makes of other chunks count as well, since those with fewer copies come first. While a server is
-    down that may come back, its copies are not made elsewhere yet, and that is waited for too.
+    Copies that the farm makes of other chunks count as well, since those with fewer copies come first. While a server
+    is down that may come back, its copies are not made elsewhere yet, and that is waited for too.
     """
     left = list(wrong)
     fewest, moved, said = _missing(left), farm.clock.seconds(), float("-inf")

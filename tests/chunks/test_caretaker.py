@@ -253,6 +253,18 @@ class CaretakerTests(SynchronousTestCase):
         other = next(server for server in self.servers if server not in owners)
         assert digest in self.links.on(owners[1]) and digest in self.links.on(other)
 
+    def test_no_room_anywhere(self) -> None:
+        """If nobody has room the chunk stays short, and it is said why."""
+        caretaker = self.make(2)
+        self.change(2, full=True)
+        self.put(self.own(1, 1000)[0])
+        self.pass_time(START_SECONDS + 5)
+        progress = caretaker.progress
+        assert (progress.short, progress.left, progress.paused) == (1, 0, "no room on s2")
+        self.change(2, full=False)
+        self.pass_time(5)
+        assert caretaker.progress.short == 0
+
     def test_not_now(self) -> None:
         """A server that does not serve repairs nothing, and says why."""
         caretaker = self.make()
