@@ -49,6 +49,9 @@ LOG_BYTES_MAX = 32 * 1024 * 1024
 """The same, for large transactions."""
 LOG_TAIL = 5_000
 """Entries that stay when the log is cut, so that a follower or a watch that fell a little behind goes on."""
+INCOMING_SYNC_BYTES = 16 * 1024 * 1024
+"""Rows of a snapshot after which the file that takes them is synchronized. All at the end, a large table takes a slow
+disk longer than a process may wait for a write; piece by piece the pages come as fast as the disk takes them."""
 CHANGES_SCAN = 1_000
 """Log entries that one look for changes reads, so that it does not hold up other reads."""
 
@@ -87,6 +90,8 @@ class Journal:
         """Held while something is written: the notes are also written from outside the writing thread."""
         self._outgoing: set[OutgoingSnapshot] = set()
         self._incoming: IncomingSnapshot | None = None
+        self._unsynced = 0
+        """Bytes of its rows since the second file was synchronized."""
         self._closed = False
         self._open()
 
@@ -376,6 +381,10 @@ class Journal:
                 raise SnapshotError("another snapshot has begun since")
             try:
                 incoming.add(page)
+                self._unsynced += len(page.records)
+                if self._unsynced >= INCOMING_SYNC_BYTES:
+                    self._unsynced = 0
+                    self._files.sync(self.path + ".next")
             except BaseException:
                 self.drop_incoming()
                 raise
@@ -383,6 +392,7 @@ class Journal:
 
     def _begin_incoming(self, source: tuple[str, int], meta: SnapshotMeta) -> IncomingSnapshot:
         path = self.path + ".next"
+        self._unsynced = 0
         self._files.create(path)
         connection = self._files.connect(path)
         # Until it is swapped in the file may be lost at any time, so nothing is synchronized before that.

@@ -350,6 +350,23 @@ class SnapshotTests(JournalTestCase):
         assert not os.path.exists(receiver.path + ".next")
         assert stat.S_IMODE(os.stat(receiver.path).st_mode) == 0o600
 
+    def test_synchronized_on_the_way(self) -> None:
+        """A large table is on the disk, but for its end, when it is swapped in: that must not take long."""
+        pages, receiver = self.pages(self.full()), self.receiver()
+        synchronized: list[str] = []
+        sync = receiver._files.sync
+
+        def note(path: str) -> None:
+            synchronized.append(os.path.basename(path))
+            sync(path)
+
+        with patch("chunkfarm.table.journal.INCOMING_SYNC_BYTES", 50_000), patch.object(receiver._files, "sync", note):
+            for page in pages:
+                receiver.receive("a", page)
+        assert set(synchronized) == {"table.sqlite.next"} and len(synchronized) > 1
+        receiver.save(Ready(snapshot=pages[0].meta, hard_state=HardState(4, "a", 302)))
+        assert receiver.applied == 302
+
     def test_consistent(self) -> None:
         """What is committed while a snapshot is being sent is not in it."""
         sender = self.full()
