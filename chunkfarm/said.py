@@ -29,6 +29,7 @@ _NUMBERS = frozenset(
 )
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
+_REPORT_FIELDS = tuple(attribute.name for attribute in fields(Report))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
 
 
@@ -53,14 +54,13 @@ def row_of(text: str) -> Server:
 
 def report_of(told: Mapping[str, Any]) -> Report:
     """A report; raises `ValueError` for what is none. Fields that are not known here are passed over."""
-    known = {attribute.name for attribute in fields(Report)}
     try:
-        report = Report(**{name: value for name, value in told.items() if name in known})
+        report = Report(**{name: value for name, value in told.items() if name in _REPORT_FIELDS})
     except TypeError as error:
         raise ValueError(str(error)) from error
-    for name, value in asdict(report).items():
-        _check(name, value)
-    return evolve(report, note=note_of(report.note))
+    for name in _REPORT_FIELDS:
+        _check(name, getattr(report, name))
+    return evolve(report, note=note_of(report.note)) if report.note else report
 
 
 def note_of(text: str) -> str:

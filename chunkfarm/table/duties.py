@@ -146,6 +146,9 @@ class Duties:
         self._servers = servers
         self._options = options
         self._clock = clock
+        self._indexed: tuple[Server, ...] = ()
+        self._rows: dict[str, Server] = {}
+        """The servers of `_indexed` by id."""
         self._heard: dict[str, _Heard] = {}
         self._term = -1
         self._followed = ""
@@ -257,7 +260,11 @@ class Duties:
         return {server_id: now - heard.at for server_id, heard in self._heard.items()}
 
     def _row(self, server_id: str) -> Server | None:
-        return next((server for server in self._servers() if server.id == server_id), None)
+        servers = self._servers()
+        if servers is not self._indexed:
+            # Every report asks for a row, so with a search for each they would cost the square of the servers.
+            self._indexed, self._rows = servers, {server.id: server for server in servers}
+        return self._rows.get(server_id)
 
     def _failed(self, failure: Any) -> None:
         if failure.check(ChangeRefused, NotLeader):

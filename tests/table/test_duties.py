@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -89,6 +90,22 @@ class DutiesTests(SynchronousTestCase):
         assert self.states()["s3"] == "up"
         self.pass_time(duties, 2, 2)
         assert self.states() == {"s1": "up", "s2": "up", "s3": "down"}
+
+    def test_reports_of_many(self) -> None:
+        """A report costs the same in a farm of two and in one of a thousand: no look at every row for each of them."""
+        looks = []
+
+        class Rows(tuple[Server, ...]):
+            def __iter__(self) -> Iterator[Server]:
+                looks.append(len(self))
+                return super().__iter__()
+
+        duties = self.make_duties(*(make_server(number) for number in range(1, 51)))
+        rows = Rows(self.servers())
+        duties._servers = lambda: rows
+        for number in range(1, 51):
+            assert duties.report(server_id(number), Report(incarnation=f"run{number}"))
+        assert len(looks) < 10
 
     def test_given_up(self) -> None:
         """A server that stays down is given up after `repair_after`, once; when it is back it is not any more."""
