@@ -92,8 +92,15 @@ class RealServer:
 
     def peak_memory(self) -> int:
         """The most bytes of memory it has had so far."""
+        return self._memory("VmHWM:")
+
+    def memory(self) -> int:
+        """The bytes of memory it has now."""
+        return self._memory("VmRSS:")
+
+    def _memory(self, what: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(what):
                 return int(line.split()[1]) * 1024
         raise AssertionError(f"the kernel does not tell the memory of {self.name}")
 

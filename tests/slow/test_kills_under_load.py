@@ -11,7 +11,7 @@ from tests.slow.farm_case import FarmTestCase
 pytestmark = pytest.mark.slow
 
 NAMES = ("alpha", "beta", "gamma")
-ROUNDS = 4
+ROUNDS = 3
 WRITES_AGAIN_SECONDS = 15.0
 """After the end of the first: an election of a second or two, and the silence until its partners notice."""
 ALL_AGAIN_SECONDS = 30.0

@@ -13,7 +13,7 @@ from tests.slow.own_disks import DisksFarm, need_power_cuts
 pytestmark = pytest.mark.slow
 
 NAMES = ("alpha", "beta", "gamma")
-ROUNDS = 3
+ROUNDS = 2
 WRITES_AGAIN_SECONDS = 15.0
 ALL_AGAIN_SECONDS = 30.0
 SOME_PUTS = 10
