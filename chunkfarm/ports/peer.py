@@ -25,11 +25,12 @@ from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import end_when_silent
 
-CONNECTIONS_MAX = 2048
-"""A farm of fifty servers needs two hundred links; past this something is wrong, and descriptors are kept for it."""
-STRANGER_CONNECTIONS_MAX = 128
-"""Links that have shown no certificate of this farm yet, at one time: enough for all servers of a farm to join at
-once. Beyond it the one that is longest here makes room: a server says who it is in its first command."""
+CONNECTIONS_MAX = 4096
+"""The first has a link of each server; past this something is wrong, and descriptors are kept for it."""
+STRANGER_CONNECTIONS_MAX = 1024
+"""Links that have shown no certificate of this farm yet, at one time: enough for a thousand servers that turn to a new
+first in the same second. With fewer places they would put each other out before any of them was done. Beyond it the one
+that is longest here makes room: a server says who it is in its first command."""
 STRANGER_SECONDS = 60.0
 """How long such a link may last: a join takes a second, and a founder may take a few."""
 STRANGER_ANSWERS_MAX = 256 * KIB
