@@ -149,6 +149,9 @@ class Duties:
         self._indexed: tuple[Server, ...] = ()
         self._rows: dict[str, Server] = {}
         """The servers of `_indexed` by id."""
+        self._back: dict[str, None] = {}
+        """Who is back in time, and is to be marked up, in the order of their reports."""
+        self._letting_back = False
         self._heard: dict[str, _Heard] = {}
         self._term = -1
         self._followed = ""
@@ -201,8 +204,30 @@ class Duties:
         heard.gone = heard.gone or silence >= self._options().master_grace
         if heard.gone:
             return False
-        self._registry.enter_state((server_id,), "up", only_from=("down",)).addErrback(self._failed)
+        self._let_back(server_id)
         return True
+
+    def _let_back(self, server_id: str) -> None:
+        """Mark a server up that was down, and with it, in one transaction, all who come back while that is under way.
+
+        When a thousand come back at once, as to a new first, one transaction for each would take a minute.
+        """
+        self._back[server_id] = None
+        if not self._letting_back:
+            self._letting_back = True
+            Deferred.fromCoroutine(self._mark_back()).addErrback(self._failed)
+
+    async def _mark_back(self) -> None:
+        try:
+            while self._back:
+                some = list(self._back)[:ROWS_A_TRANSACTION]
+                for server_id in some:
+                    del self._back[server_id]
+                await self._registry.enter_state(some, "up", only_from=("down",))
+        finally:
+            # Those who are left report again.
+            self._back.clear()
+            self._letting_back = False
 
     def without_room(self) -> tuple[str, ...]:
         """The names of the voters whose disks are too full for the table, if no change can be made because of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.membership import in_order
 from chunkfarm.model import SERVERS, FarmOptions, Server
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
-from chunkfarm.table.interface import TableError
+from chunkfarm.table.interface import TableError, Unavailable
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
@@ -203,6 +203,29 @@ class DutiesTests(SynchronousTestCase):
         assert duties.report(server_id(2), Report(incarnation="run2"))
         assert self.states()["s2"] == "up"
         assert {server.id: server.seniority for server in self.servers()} == before
+
+    def test_many_come_back_at_once(self) -> None:
+        """Those who come back while one is being marked up are marked in one transaction, and nobody is forgotten."""
+        servers = [make_server(1), *(make_server(number, state="down") for number in range(2, 42))]
+        duties = self.make_duties(*servers)
+        marked: list[tuple[list[str], Deferred[None]]] = []
+
+        def enter_state(ids: Iterable[str], state: str, *, only_from: tuple[str, ...]) -> Deferred[None]:
+            assert (state, only_from) == ("up", ("down",))
+            marked.append((list(ids), Deferred()))
+            return marked[-1][1]
+
+        self.time = 0
+        self.patch(duties._registry, "enter_state", enter_state)
+        for number in range(2, 42):
+            assert duties.report(server_id(number), Report(incarnation=f"run{number}"))
+        assert [ids for ids, _ in marked] == [[server_id(2)]]
+        marked[0][1].callback(None)
+        assert [ids for ids, _ in marked[1:]] == [[server_id(number) for number in range(3, 42)]]
+        marked[1][1].errback(Unavailable("no majority"))
+        assert duties.report(server_id(7), Report(incarnation="run7"))
+        assert [ids for ids, _ in marked[2:]] == [[server_id(7)]]
+        marked[2][1].callback(None)
 
     def test_back_after_the_grace_goes_to_the_end(self) -> None:
         """Gone for longer than `master_grace`, it must give its row anew."""
