@@ -54,6 +54,7 @@ class PeerLink(Boxes):
     ) -> None:
         super().__init__(lines)
         self._peer_of = peer_of
+        self._peer: str | None = None
         self.lost: Deferred[None] = Deferred()
         self.alive = False
         self.reads = 0
@@ -73,8 +74,11 @@ class PeerLink(Boxes):
     def ampBoxReceived(self, box: amp.AmpBox) -> None:
         """Take an answer, and note the line of whoever gave it."""
         line = line_in(box)
-        if line is not None and line != self._lines.said and (peer := self._peer_of(self.certificate())) is not None:
-            self._lines.met(peer, line)
+        if line is not None and line != self._lines.said:
+            # Once a link: it costs the check of a signature, and the lines may differ for long.
+            self._peer = self._peer or self._peer_of(self.certificate())
+            if self._peer is not None:
+                self._lines.met(self._peer, line)
         super().ampBoxReceived(box)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
