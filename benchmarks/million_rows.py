@@ -15,24 +15,22 @@ import contextlib
 import hashlib
 import io
 import json
-import random
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from attrs import asdict, define, field
 from rich.console import Console
 from rich.table import Table
-from twisted.internet.defer import Deferred, DeferredSemaphore, fail, gatherResults
-from zope.interface import implementer
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
+from benchmarks.alone import run_alone
 from chunkfarm.model import File
-from chunkfarm.table.embedded import EmbeddedTable, IConsensusLinks
-from chunkfarm.table.interface import IWatch, Operation, Put
-from chunkfarm.table.journal import Journal
+from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.interface import Operation, Put
 from tests.slow.line_socket import LineSocket, Refused
 from tests.slow.real_farm import RealFarm
 
@@ -55,29 +53,6 @@ ANSWER_SECONDS_MAX = 1.0
 """The longest that a question or a commit may take while a snapshot is on its way: an election timeout."""
 
 
-@implementer(IConsensusLinks)
-class Nobody:
-    """The links of a table that is alone."""
-
-    def send(self, to: str, payload: bytes) -> None:
-        """There is nobody."""
-
-    def call(self, to: str, payload: bytes) -> Deferred[None]:
-        return fail(ConnectionError("there is nobody"))
-
-    def transact(self, to: str, request: bytes) -> Deferred[bytes]:
-        return fail(ConnectionError("there is nobody"))
-
-    def read(self, to: str, request: bytes) -> Deferred[bytes]:
-        return fail(ConnectionError("there is nobody"))
-
-    def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
-        return fail(ConnectionError("there is nobody"))
-
-    def leader_hint(self) -> str:
-        return ""
-
-
 def row_of(number: int) -> Put:
     """A file of one chunk, as the catalog writes it."""
     digest = hashlib.sha256(b"%d" % number).digest()
@@ -95,17 +70,8 @@ def row_of(number: int) -> Put:
 
 def fill(data: Path, rows: int) -> float:
     """Write so many files into the table in a data directory whose server does not run; seconds that it took."""
-    from twisted.internet import reactor
 
-    loop = cast(Any, reactor)
-    loop.seconds = time.monotonic
-    server_id = (data / "server.id").read_text().strip()
-    table = EmbeddedTable(
-        server_id, Journal.open(str(data / "table.sqlite")), Nobody(), loop, random.Random(), client_id="benchmark"
-    )
-
-    async def work() -> None:
-        table.start()
+    async def work(table: EmbeddedTable) -> None:
         slots = DeferredSemaphore(UNDER_WAY)
         going: list[Deferred[Any]] = []
         for start in range(0, rows, OPERATIONS):
@@ -115,16 +81,9 @@ def fill(data: Path, rows: int) -> float:
             await slots.acquire()
             going.append(table.transact((), operations).addBoth(_release(slots)))
         await gatherResults(going)
-        await table.stop()
 
-    problems: list[Any] = []
     begun = time.monotonic()
-    loop.callWhenRunning(
-        lambda: Deferred.fromCoroutine(work()).addErrback(problems.append).addBoth(lambda _: loop.stop())
-    )
-    loop.run(installSignalHandlers=False)
-    if problems:
-        problems[0].raiseException()
+    run_alone(data, work)
     return time.monotonic() - begun
 
 
