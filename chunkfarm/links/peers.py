@@ -196,12 +196,15 @@ class Peers:
         return deferred.addTimeout(seconds, self._clock, onTimeoutCancel=explain)
 
     def send(self, server_id: str, payload: bytes) -> None:
-        """Send a message of the consensus, if there is a link; if not, open one for the next time."""
+        """Send a message of the consensus. Without a link it is what the next one begins with, or is lost.
+
+        The masters that follow have no links to each other until they elect: their first question must not be lost.
+        """
         place = self._places.get(server_id)
         if place is not None and place.link is not None and place.link.alive:
             place.link.send_message(payload)
         elif place is None or (place.attempt is None and self._clock.seconds() >= place.not_before):
-            self.link_to(server_id).addErrback(lambda failure: None)
+            self.link_to(server_id).addCallbacks(lambda link: link.send_message(payload), lambda failure: None)
 
     def error_of(self, server_id: str) -> str:
         """Why the last attempt to reach this server failed, or an empty string."""

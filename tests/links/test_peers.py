@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links import commands
+from chunkfarm.links.boxes import message_box
 from chunkfarm.links.peers import CALL_TIMEOUT, RETRY_DELAY, UNANSWERED_MAX, LinkFailed, PeerLink, Peers
 from chunkfarm.model import Address
 from chunkfarm.wire.tls import PeerEnded
@@ -182,6 +183,15 @@ class LineTests(PeersCase):
         peers = self.make_peers()
         self.lines = peers._lines = FakeLines(said)
         return peers
+
+    def test_the_first_message_is_kept(self) -> None:
+        """A message for a server without a link is the first on the link that is opened for it."""
+        peers = self.make_peers()
+        peers.send(server_id(2), b"first")
+        assert self.wires[-1].written == message_box(b"first", None)
+        peers.send(server_id(2), b"second")
+        assert self.wires[-1].written == message_box(b"first", None) + message_box(b"second", None)
+        assert len(self.wires) == 1
 
     def test_it_is_said(self) -> None:
         """With every call, also where it is the first line, which has no name; a server without a history says none."""
