@@ -147,6 +147,7 @@ class Startup:
             learn=parts.book.learn,
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
+            set_table=parts.set_table,
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
         )

@@ -40,6 +40,10 @@ class BadRequest(Exception):
     """The request is malformed or not allowed to this peer."""
 
 
+class Conflict(Exception):
+    """The table has changed since it was read; the text says what."""
+
+
 _REFUSALS = {NotNow: b"NOT_NOW", BadRequest: b"BAD_REQUEST"}
 
 
@@ -122,6 +126,17 @@ class GetTable(amp.Command):
     arguments = [(b"request", amp.String())]
     response = [(b"page", amp.String())]
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class PutTable(amp.Command):
+    """The editable fields of the whole server table, compared and put at once: `block` as SERVERS shows it.
+
+    The answer is how many rows were changed.
+    """
+
+    arguments = [(b"block", amp.String())]
+    response = [(b"changed", amp.Integer())]
+    errors = {Conflict: b"CONFLICT", **_REFUSALS}
 
 
 class GetServer(amp.Command):

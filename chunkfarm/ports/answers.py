@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from chunkfarm.access import Access
-from chunkfarm.errors import AuthenticationFailed, FarmError
+from chunkfarm.errors import AuthenticationFailed, FarmError, PreconditionFailed
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
@@ -72,6 +72,7 @@ class PeerAnswers:
         learn: Callable[[str, Address], None],
         farm: Callable[[], str],
         callers: Callers,
+        set_table: Callable[[bytes], Deferred[int]],
         tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
         generation: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -90,6 +91,7 @@ class PeerAnswers:
         self._learn = learn
         self._farm = farm
         self._callers = callers
+        self._set_table = set_table
         self._generation = generation
         self._strange: set[tuple[str, int]] = set()
 
@@ -328,6 +330,20 @@ class PeerAnswers:
             return self._table.answer_read(told, allow_secret=False)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
+
+    def put_table(self, server_id: str, block: bytes) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._put_table(server_id, block))
+
+    async def _put_table(self, server_id: str, block: bytes) -> int:
+        self._known(server_id)
+        try:
+            return await self._set_table(block)
+        except PreconditionFailed as error:
+            raise commands.Conflict(str(error)) from None
+        except FarmError as error:
+            raise commands.BadRequest(str(error)) from None
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
         return self._table.receive(server_id, payload)

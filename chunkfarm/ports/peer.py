@@ -97,6 +97,8 @@ class PeerBackend(Protocol):
 
     def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
+    def put_table(self, server_id: str, block: bytes) -> Deferred[int]: ...
+
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]: ...
 
     def authenticate(self, key: str, proof: bytes) -> Deferred[str]: ...
@@ -274,6 +276,10 @@ class PeerPort(Boxes):
     @commands.GetTable.responder
     def get_table(self, request: bytes) -> Deferred[dict[str, bytes]]:
         return self._backend.get_table(self._sender(), request).addCallback(lambda page: {"page": page})
+
+    @commands.PutTable.responder
+    def put_table(self, block: bytes) -> Deferred[dict[str, int]]:
+        return self._backend.put_table(self._sender(), block).addCallback(lambda changed: {"changed": changed})
 
     @commands.Transact.responder
     def transact(self, request: bytes) -> Deferred[dict[str, bytes]]:

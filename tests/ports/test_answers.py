@@ -14,6 +14,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
+from chunkfarm.errors import InvalidRequest, PreconditionFailed
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
 from chunkfarm.links.peers import Peers
@@ -25,7 +26,7 @@ from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
 from chunkfarm.table.duties import Duties
-from chunkfarm.table.interface import Compare, Delete, Put
+from chunkfarm.table.interface import Compare, Delete, Put, Unavailable
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
 from chunkfarm.trust.authority import Authority, server_id_of
@@ -91,6 +92,8 @@ class PeerAnswersTests(SynchronousTestCase):
     def make_answers(self) -> PeerAnswers:
         self.clock = clock = Clock()
         self.callers = Callers(clock)
+        self.blocks: list[bytes] = []
+        self.table_fails: Exception | None = None
         self.learned: dict[str, Address] = {}
         self.places: dict[Address, Any] = {}
         self.table, self.engine = MemoryTable(), FakeEngine()
@@ -132,8 +135,13 @@ class PeerAnswersTests(SynchronousTestCase):
             learn=self.learned.__setitem__,
             farm=lambda: FARM,
             callers=self.callers,
+            set_table=self.set_table,
             tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
         )
+
+    def set_table(self, block: bytes) -> Deferred[int]:
+        self.blocks.append(block)
+        return fail(self.table_fails) if self.table_fails is not None else succeed(2)
 
     def servers(self) -> tuple[Server, ...]:
         rows = (row for key, row in self.table.rows.items() if key.startswith(SERVERS))
@@ -326,6 +334,22 @@ class PeerAnswersTests(SynchronousTestCase):
         table = encode_read(ReadRequest(b"servers/", b"", 10))
         self.successResultOf(answers.get_table(server_id(2), table))
         self.failureResultOf(answers.get_table(server_id(5), table), commands.BadRequest)
+
+    def test_a_whole_table(self) -> None:
+        """A server of the farm may put the whole table; what stands in the way is told by kind."""
+        answers = self.make_answers()
+        assert self.successResultOf(answers.put_table(server_id(2), b"TABLE")) == 2
+        assert self.blocks == [b"TABLE"]
+        self.failureResultOf(answers.put_table(server_id(5), b"TABLE"), commands.BadRequest)
+        assert self.blocks == [b"TABLE"]
+        for error, kind in (
+            (PreconditionFailed("it has changed"), commands.Conflict),
+            (InvalidRequest("no table"), commands.BadRequest),
+            (Unavailable("nobody leads"), commands.NotNow),
+        ):
+            self.table_fails = error
+            refused = self.failureResultOf(answers.put_table(server_id(2), b"TABLE"), kind)
+            assert str(refused.value) == str(error)
 
     def test_a_row_given_anew_cannot_harm(self) -> None:
         """A server of the farm cannot write into config.ini through its host, nor choose its place."""

@@ -67,6 +67,9 @@ class FakePeerBackend:
     def get_table(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request)
 
+    def put_table(self, sender: str, block: bytes) -> Deferred[int]:
+        return succeed(len(block))
+
     def consensus(self, sender: str, payload: bytes) -> Deferred[None]:
         self.payloads.append(payload)
         return succeed(None)
@@ -136,6 +139,7 @@ class PeerPortTests(SynchronousTestCase):
         (commands.Renew, {"request": b""}),
         (commands.Report, {"report": "{}"}),
         (commands.GetTable, {"request": b""}),
+        (commands.PutTable, {"block": b""}),
         (commands.GetServer, {"server": "x"}),
         (commands.PutServer, {"row": "{}"}),
         (commands.Transact, {"request": b""}),

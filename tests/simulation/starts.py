@@ -157,6 +157,7 @@ class Node:
             learn=lambda server, address: None,
             farm=lambda: self.state.farm_id,
             callers=self.callers,
+            set_table=nothing,
         )
         self.later(self.world.random.uniform(0, 0.4), self._listen)
 

@@ -242,6 +242,7 @@ class PeerPortTests(RefusalTestCase):
             ("PutServer", {"row": row}),
             ("GetServer", {"server": told["server"]}),
             ("GetTable", {"request": "{}"}),
+            ("PutTable", {"block": "TABLE 0 revision=1\nEND\n"}),
             ("Transact", {"request": "{}"}),
             ("Read", {"request": "{}"}),
             ("Consensus", {"payload": "{}"}),
