@@ -99,6 +99,7 @@ class Reporter:
         self._settling: list[Deferred[bool]] = []
         self.short = 0
         """Chunks of the farm with too few copies, by the last answer of the first."""
+        self._said_to_lead = ""
         self.belongs = False
         """Whether the first has acknowledged this process's row."""
         self.voters: frozenset[str] = frozenset()
@@ -113,6 +114,11 @@ class Reporter:
     def hint(self) -> str:
         """Who leads by what the answers to reports said, for an engine that cannot know it by itself."""
         return self._first
+
+    def hear_of(self, first: str) -> None:
+        """Somebody says who leads; that counts where no row and no list names another server to ask."""
+        if first != self._state.server_id:
+            self._said_to_lead = first
 
     def start(self, first: str = "") -> None:
         """Begin to report, to `first` at the start."""
@@ -224,7 +230,7 @@ class Reporter:
         line += [server.id for server in self._servers() if server.id not in line]
         others = [server_id for server_id in line if server_id != self._state.server_id]
         if not others:
-            return ""
+            return self._said_to_lead
         self._tried += 1
         return others[self._tried % len(others)]
 

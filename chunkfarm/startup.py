@@ -440,7 +440,12 @@ class Startup:
         own = Address(parts.host, parts.config.server.peer.port)
         asking = Asking(me=me, address=own, farm=parts.recorded_farm)
         read = lambda: Deferred.fromCoroutine(addresses())  # noqa: E731
-        told = lambda answer: self._compare(parts, answer)  # noqa: E731
+
+        def told(answer: dict[str, Any]) -> None:
+            self._compare(parts, answer)
+            if answer["first"] is not None:
+                parts.reporter.hear_of(str(answer["first"]["id"]))
+
         return Calls(parts.peers, asking, read, parts.book.learn, self._surroundings.reactor, told)
 
     def _explain_missing(self, parts: Parts, since: int) -> None:

@@ -184,24 +184,22 @@ class Journal:
 
     @farm_id.setter
     def farm_id(self, farm_id: str) -> None:
-        self.set_note("farm", farm_id)
+        """Raises `JournalError` if the disk does not take it."""
+        try:
+            self.set_note("farm", farm_id)
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path} cannot be written: {error}") from error
 
     def note(self, name: str) -> str:
         """A word that was kept beside the table; empty if there is none."""
         return self._notes.get(name, "")
 
     def set_note(self, name: str, value: str) -> None:
-        """Keep a word beside the table, durably. It belongs to this server and outlives snapshots.
-
-        Raises `JournalError` if the disk does not take it.
-        """
+        """Keep a word beside the table, durably. It belongs to this server and outlives snapshots."""
         with self._writing:
-            try:
-                self._synchronous(True)
-                with transaction(self._connection):
-                    self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
-            except sqlite3.Error as error:
-                raise JournalError(f"{self.path} cannot be written: {error}") from error
+            self._synchronous(True)
+            with transaction(self._connection):
+                self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
             self._notes[name] = value
 
     def load(self) -> Loaded:

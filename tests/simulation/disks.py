@@ -8,6 +8,7 @@ tested here. A process that is killed loses nothing that it has written.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -55,7 +56,7 @@ class Disk(Files):
         self.cut_at = 0
         """The power fails at this point, counted from now; 0: it does not."""
         self.points = 0
-        self.cuts = 0
+        self.on_cut: Callable[[], None] = lambda: None
         self.life = 0
         """Counts processes: what is left of an earlier one closes nothing of a later one."""
         self._random = random
@@ -67,7 +68,7 @@ class Disk(Files):
         self.points += 1
         if self.cut_at and self.points >= self.cut_at:
             self.cut_at = 0
-            self.cuts += 1
+            self.on_cut()
             raise PowerCut(what)
         if self.full and what != "sync":
             raise _error(FULL, sqlite3.SQLITE_FULL)
@@ -165,6 +166,9 @@ class _Connection:
         return self._number == 1 and self._base.in_transaction
 
     def execute(self, sql: str, parameters: Any = ()) -> Any:
+        if self._life != self._disk.life:
+            # Whoever asks is no more.
+            raise PowerCut(sql)
         if sql.startswith("PRAGMA"):
             return self._pragma(sql)
         if self._number > 1 and sql in ("BEGIN", "ROLLBACK"):

@@ -28,6 +28,7 @@ from tests.simulation.journals import JournalChecks
 from tests.simulation.network import Network
 from tests.simulation.servers import SimulatedServer
 from tests.simulation.users import Users
+from tests.simulation.visitors import Visitors
 from tests.simulation.world import Process, World
 
 FAULTY_SECONDS = 45.0
@@ -37,6 +38,9 @@ SETTLE_SECONDS = 6.0
 SERVE_WITHIN = 60.0
 """Seconds from the last fault until every server serves and a transaction has been committed through each of them:
 a process that hangs ends after ten, a call to somebody who is gone takes as long, and a start asks in rounds."""
+QUIET_SECONDS = 15.0
+CHANGES_WHEN_QUIET_MAX = 2
+"""Changes of the first in that time: back to the senior, once more if it was not ready yet."""
 RESTART_SECONDS = 2.0
 """After which a process that ended by itself is started again, as systemd does."""
 STOP_SECONDS = 40.0
@@ -78,14 +82,20 @@ class FarmSimulation:
         self.random = self.world.random("farm")
         self.options = options or Options.draw(self.random)
         self.network = Network(self.world)
-        self.checks = JournalChecks()
+        self.checks = JournalChecks(self.fail)
         self.servers: list[SimulatedServer] = []
+        self._by_host: dict[str, SimulatedServer] = {}
         self.seconds = FAULTY_SECONDS if seconds is None else seconds
         self.healed = False
+        self.healed_at = 0.0
+        self.healed_within = 0.0
+        """Seconds from the last fault until all served."""
+        self.changes_when_quiet = 0
         self.users = Users(self)
+        self.visitors = Visitors(self)
         self._root = Path(tempfile.mkdtemp(prefix="chunkfarm-simulation-"))
         self._generations: dict[str, tuple[int, int]] = {}
-        self._failure: Violation | None = None
+        self._failure: BaseException | None = None
         self._patches = ExitStack()
         self.faults = Faults(self)
         self.world.after_event = self._after_event
@@ -109,10 +119,12 @@ class FarmSimulation:
         with self:
             self.begin()
             self.users.begin()
+            self.visitors.begin()
             self.faults.begin()
             self.run_for(self.seconds)
             self.heal()
             self.must(self.everybody_serves, SERVE_WITHIN, "serve again")
+            self.quiet()
             self.users.finish()
             self.finished()
 
@@ -155,14 +167,20 @@ class FarmSimulation:
         """A machine with nothing on it."""
         server = SimulatedServer(len(self.servers) + 1, self.world, self.network, self._root, self.checks)
         server.on_end = self._ended
+        server.fail = self.fail
         self.servers.append(server)
+        self._by_host[server.host] = server
         return server
 
     def join(self, server: SimulatedServer) -> None:
-        """Start a new server with what a person copies from the config.ini of another."""
+        """Start a new server."""
+        self.prepare(server)
+        server.start()
+
+    def prepare(self, server: SimulatedServer) -> None:
+        """Give it what a person copies from the config.ini of another."""
         known = next(other for other in self.servers if other is not server and other.recorded)
         server.configure(tuple(other for other in self.servers if other is not server), known.recorded)
-        server.start()
 
     @property
     def is_founded(self) -> bool:
@@ -192,13 +210,29 @@ class FarmSimulation:
 
     def heal(self) -> None:
         """No more faults: everything is repaired, and every server started."""
-        self.healed = True
+        self.healed, self.healed_at = True, self.now
         self.world.note("-", "everything is repaired")
         self.faults.heal()
         for server in self.servers:
             if server.lives:
                 server.power_on()
                 server.start()
+
+    def quiet(self) -> None:
+        """Where nothing is wrong, nobody takes over: at most leadership goes back to the senior."""
+        self.healed_within = self.now - self.healed_at
+        # What they still change is in every config.ini before it is over.
+        self.visitors.finish()
+        before = self.leaderships
+        self.run_for(QUIET_SECONDS)
+        self.changes_when_quiet = self.leaderships - before
+        if self.changes_when_quiet > CHANGES_WHEN_QUIET_MAX:
+            raise Violation(f"liveness: the first changed {self.changes_when_quiet} times while nothing was wrong")
+
+    @property
+    def leaderships(self) -> int:
+        """How often somebody has come to lead so far."""
+        return sum(checks.terms for checks in self.checks.farms.values())
 
     def everybody_serves(self) -> bool:
         """Whether all servers belong, agree about who leads, and a transaction went through each of them."""
@@ -210,21 +244,37 @@ class FarmSimulation:
         farms = {server.parts.state.farm_id for server in self.servers if server.parts is not None}
         if len(farms) != 1:
             raise Violation(f"one farm: there are {len(farms)} now")
+        self._compare_configs()
         self.users.check()
+
+    def _compare_configs(self) -> None:
+        """Every config.ini says the same of the farm."""
+        said: dict[str, list[str]] = {}
+        for server in self.servers:
+            if server.is_serving:
+                config = parse_config(server.config.read_text(), "config.ini", {}, server.name)
+                text = f"generation {config.generation}, {config.farm}, {config.servers}"
+                said.setdefault(text, []).append(server.name)
+        if len(said) > 1:
+            raise Violation("config.ini: they differ: " + "; ".join(f"{names}: {text}" for text, names in said.items()))
 
     # Looking on.
 
+    def fail(self, error: BaseException | None) -> None:
+        """Something does not hold. Whoever notices it may stand where its exception would be taken for another's."""
+        self._failure = self._failure or error
+
     def _after_event(self, process: Process | None) -> None:
-        if process is None or not process.alive:
+        server = self._by_host.get(process.host) if process is not None and process.alive else None
+        if process is None or server is None:
             return
-        server = self.servers[int(process.name[1:]) - 1]
         try:
             self.checks.look(server)
             if process.has_used_disk:
                 process.has_used_disk = False
                 self._look_at_config(server)
         except Violation as violation:
-            self._failure = self._failure or violation
+            self.fail(violation)
         if self._failure is not None:
             raise self._failure
 
@@ -254,6 +304,4 @@ class FarmSimulation:
             text += f": {failure.type.__name__}: {failure.getErrorMessage()}"
         self.world.note(process.name, f"| {text}")
         if failure is not None and not self.faults.expects(text):
-            self._failure = self._failure or Violation(
-                f"a fault of the product at {process.name}: {text}\n{failure.getTraceback()}"
-            )
+            self.fail(Violation(f"a fault of the product at {process.name}: {text}\n{failure.getTraceback()}"))

@@ -5,13 +5,14 @@ The checks of the consensus are those of the simulation of its core; here is wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import define, field
 
 from chunkfarm.parts import Parts
-from chunkfarm.table.consensus import Consensus
+from chunkfarm.table.consensus import LEADER, Consensus
 from chunkfarm.table.interface import Operation
 from chunkfarm.table.journal import Journal, Loaded, Saved
 from chunkfarm.table.records import Message, Ready
@@ -37,7 +38,8 @@ class WatchedJournal(Journal):
         except BaseException:
             self.seen.uncertain = self.seen.uncertain or ready.snapshot is not None
             raise
-        self.seen.saved(ready, before, saved, self.applied)
+        with self.seen.checks.telling():
+            self.seen.saved(ready, before, saved, self.applied)
         return saved
 
     def compact(self, index: int) -> None:
@@ -105,6 +107,12 @@ class FarmChecks(Checks):
         self.changes: dict[int, tuple[Operation, ...]] = {}
         """What each revision has changed."""
 
+    def one_change(self, core: Consensus) -> None:
+        """One change of the voters at a time, but for a leader of two that goes on alone."""
+        under_way = len(core.log.configurations_from(core.commit)) - 1
+        if under_way > 1 and core.configuration.voters != {core.id}:
+            raise Violation(f"one change at a time: {core.id} has {under_way} under way")
+
     @property
     def terms(self) -> int:
         """In how many terms somebody has led."""
@@ -114,17 +122,33 @@ class FarmChecks(Checks):
 class JournalChecks:
     """All journals of a simulation."""
 
-    def __init__(self) -> None:
+    def __init__(self, fail: Callable[[BaseException | None], None] = lambda error: None) -> None:
+        """`fail` is told of what does not hold: the product takes an exception in a write for a broken disk."""
+        self._fail = fail
         self.servers: dict[str, Seen] = {}
         """By server id."""
         self._by_name: dict[str, Seen] = {}
         self._farms: dict[str, FarmChecks] = {}
         self.on_message: Callable[[Message], None] = lambda message: None
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell of what goes wrong inside."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error)
+            raise
+
     def of(self, farm: str) -> FarmChecks:
         if farm not in self._farms:
             self._farms[farm] = FarmChecks()
         return self._farms[farm]
+
+    @property
+    def changes(self) -> dict[int, tuple[Operation, ...]]:
+        """What each revision of the one farm has changed."""
+        return max(self._farms.values(), key=lambda farm: farm.commit).changes
 
     @property
     def farms(self) -> dict[str, FarmChecks]:
@@ -134,7 +158,7 @@ class JournalChecks:
         self._farms[seen.farm] = FarmChecks()
 
     def forget(self, name: str) -> None:
-        """That server's disk is empty now."""
+        """That server's disk holds something else now."""
         self._by_name.pop(name, None)
 
     def open(self, name: str, life: int, path: str, disk: Disk) -> WatchedJournal:
@@ -142,7 +166,7 @@ class JournalChecks:
         if not disk.exists(path):
             self.forget(name)
         journal = WatchedJournal.open(path, disk)
-        seen = self._by_name.setdefault(name, Seen(self, name))
+        seen = self._by_name.setdefault(name, Seen(self, name, uncertain=True))
         seen.life = life
         seen.farm = journal.farm_id or seen.farm
         seen.opened(journal.load())
@@ -161,7 +185,8 @@ class JournalChecks:
             checks = self.of(parts.journal.farm_id)
             for message in messages:
                 self.on_message(message)
-                checks.sent(message, seen.disk)
+                with self.telling():
+                    checks.sent(message, seen.disk)
             send(messages)
 
         driver._send = watched  # type: ignore[method-assign]
@@ -176,4 +201,7 @@ class JournalChecks:
         seen.farm = parts.journal.farm_id
         if not core.configuration.members:
             return
-        self.of(seen.farm).look(seen, core, self.servers)  # type: ignore[arg-type]
+        checks = self.of(seen.farm)
+        checks.look(seen, core, self.servers)  # type: ignore[arg-type]
+        if core.role == LEADER and core.pending_change:
+            checks.one_change(core)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from chunkfarm.model import GIB
 from chunkfarm.parts import Parts
 from chunkfarm.startup import Wish
 from chunkfarm.systemd import Systemd
+from chunkfarm.table.driver import StorageTooSlow
 from tests.simulation.disks import Disk
 from tests.simulation.journals import JournalChecks, WatchedJournal
 from tests.simulation.network import Network
@@ -61,9 +63,11 @@ class SimulatedServer:
         """Seconds that a write of the journal takes in addition, at the most."""
         self.disk_hangs = False
         self.lives = 0
+        self.fail: Callable[[BaseException | None], None] = lambda error: None
         self.on_end: Callable[[SimulatedServer, str], None] = lambda server, how: None
         self.random = world.random(f"server {number}")
         self.disk = Disk(world.random(f"disk {number}"))
+        self.disk.on_cut = self.cut_power
         self._network = network
         self._checks = checks
         self._farm: _WatchedFarm | None = None
@@ -123,7 +127,6 @@ class SimulatedServer:
         self.world.note(self.name, "starts")
         process = Process(self.world, self.name, self.host, self._ended)
         process.disk_delay = self._disk_delay
-        process.on_power_cut = self.cut_power
         process.identity = lambda: self.parts.contexts.identity if self.parts is not None else None
         self.process = process
         process.at(0.0, self._begin, process)
@@ -168,6 +171,8 @@ class SimulatedServer:
 
     def expects_fatal(self, failure: Failure) -> None:
         self.world.note(self.name, f"must end: {failure.getErrorMessage()}")
+        if not failure.check(sqlite3.Error, OSError, StorageTooSlow):
+            self.fail(failure.value)
 
     def _ended(self, how: str) -> None:
         assert self.process is not None
@@ -176,7 +181,11 @@ class SimulatedServer:
         self._farm = None
         self._network.end_process(process)
         self.disk.end_process()
-        _let_go(parts, farm)
+        if self.world.running is process:
+            # It may be in the middle of what is to be given up.
+            self.world.at(0.0, None, _let_go, parts, farm)
+        else:
+            _let_go(parts, farm)
         self.on_end(self, how)
 
     # What happens to it.
@@ -211,6 +220,21 @@ class SimulatedServer:
         if self.process is not None:
             self.world.note(self.name, "is told to stop")
             self.process.at(0.0, self.process.stop)
+
+    def copy_disk(self) -> bytes:
+        """A copy of its journal as it is now, as a backup has it."""
+        return self.disk.image(self._journal_path)
+
+    def put_back(self, copy: bytes) -> None:
+        """The journal of some time ago in the place of the newest one."""
+        assert self.process is None
+        self.world.note(self.name, "gets an old journal")
+        self.disk.restore(self._journal_path, copy)
+        self._checks.forget(self.name)
+
+    @property
+    def _journal_path(self) -> str:
+        return os.fspath(self.folder / "data" / "table.sqlite")
 
     def wipe(self) -> None:
         """A new disk in the place of the old one; the server on it is a new one."""

@@ -132,4 +132,6 @@ class Stage(FarmSimulation):
         """All serve, and nothing is lost."""
         self.serve()
         self.check_memory()
+        # Every config.ini is written within seconds.
+        self.wait(5.0)
         self.finished()

@@ -160,6 +160,35 @@ class DiskTests(SynchronousTestCase):
             farm.until(lambda: farm.voters() == {"s1", "s2", "s3"}, "three vote again")
             farm.end()
 
+    def test_the_power_fails_right_after_joining(self) -> None:
+        """A server that joined, and has neither rows nor a list with ids yet, finds its farm again."""
+        with Stage() as farm:
+            farm.grow(2)
+            third = farm.add_server()
+            farm.join(third)
+            assert farm.run_for(10.0, lambda: third.is_serving)
+            third.cut_power()
+            # Long enough that nobody sends it the table any more.
+            farm.wait(25.0)
+            third.power_on()
+            third.start()
+            farm.end()
+
+    def test_an_old_journal(self) -> None:
+        """A machine whose disk was put back from a backup learns what it has forgotten."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            copy = farm[3].copy_disk()
+            for number in range(5):
+                farm.remember(farm[3], f"after the backup {number}")
+            farm[3].kill()
+            farm[3].put_back(copy)
+            farm.wait(1.0)
+            farm[3].start()
+            farm.end()
+
     def test_promoted_while_it_catches_up(self) -> None:
         """A learner that gets the table as a snapshot over a slow link votes only when it has it."""
         with Stage() as farm:

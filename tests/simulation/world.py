@@ -107,8 +107,7 @@ class World:
         try:
             call(*event.arguments)
         except PowerCut:
-            assert process is not None
-            process.cut_power()
+            assert process is not None and not process.alive, "the machine is off already"
         finally:
             self.running = None
         self.after_event(process)
@@ -134,7 +133,6 @@ class Process:
         """The identity that it shows in TLS."""
         self.disk_delay: Callable[[str], float] = lambda name: 0.0005
         self.on_stop: Callable[[], Deferred[Any]] | None = None
-        self.on_power_cut: Callable[[], None] = lambda: None
         self._on_end = on_end
         self._after_stop: list[Callable[[], object]] = []
         self._stopping = False
@@ -163,10 +161,6 @@ class Process:
         if self.alive:
             self.alive = False
             self._on_end(how)
-
-    def cut_power(self) -> None:
-        """As `end`, with its machine."""
-        self.on_power_cut()
 
     def stop(self) -> None:
         """As SIGTERM, or `reactor.stop`."""

@@ -109,7 +109,7 @@ class JournalTests(JournalTestCase):
         journal = Journal.open(os.path.join(self.directory(), "table.sqlite"), disk)
         self.addCleanup(journal.close)
         disk.full = True
-        for call in (lambda: journal.set_note("farm", "f" * 32), lambda: journal.found("a")):
+        for call in (lambda: setattr(journal, "farm_id", "f" * 32), lambda: journal.found("a")):
             with self.assertRaises(JournalError) as caught:
                 call()
             assert "cannot be written: database or disk is full" in str(caught.exception)
