@@ -95,7 +95,7 @@ class FarmSimulation:
         self.visitors = Visitors(self)
         self._root = Path(tempfile.mkdtemp(prefix="chunkfarm-simulation-"))
         self._generations: dict[str, tuple[int, int]] = {}
-        self._failure: BaseException | None = None
+        self._failure: AssertionError | None = None
         self._patches = ExitStack()
         self.faults = Faults(self)
         self.world.after_event = self._after_event
@@ -262,6 +262,8 @@ class FarmSimulation:
 
     def fail(self, error: BaseException | None) -> None:
         """Something does not hold. Whoever notices it may stand where its exception would be taken for another's."""
+        if not isinstance(error, AssertionError):
+            error = Violation(f"a fault: {type(error).__name__}: {error}")
         self._failure = self._failure or error
 
     def _after_event(self, process: Process | None) -> None:
