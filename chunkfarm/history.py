@@ -15,6 +15,7 @@ judged when they meet it. Therefore a first asks those of its table that are dow
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 from attrs import asdict, define, evolve, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,6 +33,7 @@ from chunkfarm.links.commands import BadRequest, NotNow
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
+from chunkfarm.table.driver import FULL_RETRY, is_full
 from chunkfarm.table.interface import Compare, Conflict, Operation, Page, Put, TableError
 from chunkfarm.table.lines import (
     LINES_MAX,
@@ -411,8 +413,7 @@ class History:
         """Write it down, then go by it."""
         await self._turns.acquire()
         try:
-            memory = evolve(self._memory, **changes)
-            await self.run_in_thread(self.notes.set_note, NOTE, memory.to_text())
+            await self._write_down(evolve(self._memory, **changes).to_text())
         except CancelledError:
             raise
         except Exception:
@@ -422,6 +423,17 @@ class History:
         finally:
             self._turns.release()
         self._memory = evolve(self._memory, **changes)
+
+    async def _write_down(self, text: str) -> None:
+        """Write the note; a full disk is waited for, as with the journal."""
+        while True:
+            try:
+                await self.run_in_thread(self.notes.set_note, NOTE, text)
+                return
+            except (sqlite3.Error, OSError) as error:
+                if not is_full(error):
+                    raise
+            await deferLater(self.clock, FULL_RETRY)
 
     # Taking over.
 

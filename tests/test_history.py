@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -17,6 +19,7 @@ from chunkfarm.history import ASK_INTERVAL, DOWN_INTERVAL, NOTE, ROUND, History,
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
+from chunkfarm.table.driver import FULL_RETRY
 from chunkfarm.table.interface import Page, Put
 from chunkfarm.table.lines import Fork, Past
 from chunkfarm.table.records import Configuration
@@ -187,6 +190,19 @@ class HistoryTests(SynchronousTestCase):
         writing, self.writing = self.writing, None
         writing.callback(None)
         assert history.met(OTHER, X.line)
+
+    def test_a_full_disk(self) -> None:
+        """A disk without room is waited for, as it is with the journal; what was to be kept is kept then."""
+        history = self.make_history()
+        error = OSError(errno.ENOSPC, "No space left on device")
+        with patch.object(self.notes, "set_note", side_effect=error):
+            beginning = history.begin((1, 5))
+            self.clock.pump([1.0] * 5)
+            self.assertNoResult(beginning)
+        assert self.fatal == []
+        self.clock.advance(FULL_RETRY)
+        self.successResultOf(beginning)
+        assert json.loads(self.notes.note("lines"))["intended"]["index"] == 5
 
     def test_a_disk_that_fails(self) -> None:
         """What cannot be written down ends the process, as for the journal itself."""

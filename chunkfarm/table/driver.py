@@ -67,7 +67,8 @@ class _Proposal:
     outcome: Deferred[Answer]
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether the journal could not be written because its disk has no room."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -452,7 +453,7 @@ class Driver:
             except CancelledError:
                 raise
             except (sqlite3.Error, OSError) as error:
-                if not _is_full(error):
+                if not is_full(error):
                     raise
                 self._found_full()
             else:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from chunkfarm.config import ConfigFile
 from tests.slow.farm_case import FarmTestCase
 from tests.slow.real_farm import RealFarm
 from tests.slow.test_refused_starts import one_sentence
@@ -40,6 +41,12 @@ class OldDiskTests(FarmTestCase):
         assert fetched.returncode == 0, fetched.stderr
         return fetched.stdout
 
+    def reached(self, farm: RealFarm, name: str) -> int:
+        """The generation that this server has found config.ini at, or brought it to."""
+        hello = farm.hello(name)
+        assert hello is not None
+        return ConfigFile(str(farm.config_path)).reached(hello.fields["server"]) or 0
+
     def put_back(self, farm: RealFarm, name: str) -> None:
         """The copy that was laid aside takes the place of the data directory."""
         data = farm.server(name).data
@@ -57,7 +64,7 @@ class OldDiskTests(FarmTestCase):
         farm.kill9("beta")
         before = farm.config().generation
         assert farm.ask("alpha", "SET farm replicas=2").line.startswith("OK")
-        farm.wait_for(lambda: farm.config().generation > before, PATIENCE, "config.ini follows")
+        farm.wait_for(lambda: self.reached(farm, "gamma") > before, PATIENCE, "gamma has seen config.ini follow")
         # Beta lacks this. If gamma forgets it, and may vote all the same, alpha alone has it.
         self.put(farm, "acknowledged")
         farm.kill9("alpha", "gamma")
