@@ -101,18 +101,30 @@ class Packs:
         self._descriptor = -1
         self._end = 0
         self._connections: list[sqlite3.Connection] = []
+        self._index_path = f"{directory}/index.sqlite"
+        self._reader: sqlite3.Connection | None = None
+        """There is no index before there is a pack."""
 
     def open(self) -> None:
-        """Open the index and bring it up to what the packs hold. Raises `OSError`."""
+        """Open the index, if there is any pack, and bring it up to what the packs hold. Raises `OSError`."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        found: dict[int, int] = {}
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                stem, _, kind = entry.name.partition(".")
+                if kind == "pack" and stem.isdecimal():
+                    found[int(stem)] = entry.stat().st_size
+        if not found and not os.path.exists(self._index_path):
+            return
         try:
             self._open_index()
+            self._catch_up(found)
         except sqlite3.DatabaseError:
-            for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
+            for end in ("", "-wal", "-shm"):
                 with suppress(FileNotFoundError):
-                    os.unlink(f"{self._directory}/{name}")
+                    os.unlink(self._index_path + end)
             self._open_index()
-        self._catch_up()
+            self._catch_up(found)
         sync_directory(self._directory)
 
     def close(self) -> None:
@@ -137,6 +149,8 @@ class Packs:
 
     def place(self, digest: bytes) -> Place | None:
         """Where a chunk is, if its pack reaches that far."""
+        if self._reader is None:
+            return None
         with self._reading:
             row = self._reader.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
         if row is None:
@@ -164,6 +178,8 @@ class Packs:
         """The chunks whose digest begins with the byte `prefix`, in order."""
         first = bytes([prefix])
         last = bytes([prefix + 1]) if prefix < 255 else b"\xff" * (DIGEST_LENGTH + 1)
+        if self._reader is None:
+            return []
         with self._reading:
             rows = self._reader.execute(
                 "SELECT digest FROM chunks WHERE digest >= ? AND digest < ? ORDER BY digest", (first, last)
@@ -231,7 +247,8 @@ class Packs:
     # -- inside ------------------------------------------------------------------------------------------
 
     def _open_index(self) -> None:
-        path = f"{self._directory}/index.sqlite"
+        path = self._index_path
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._index = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connections.append(self._index)
         self._index.execute("PRAGMA journal_mode = WAL")
@@ -245,14 +262,8 @@ class Packs:
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connections.append(self._reader)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, found: dict[int, int]) -> None:
         known = {number: (scanned, live) for number, scanned, live in self._index.execute("SELECT * FROM packs")}
-        found: dict[int, int] = {}
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                stem, _, kind = entry.name.partition(".")
-                if kind == "pack" and stem.isdecimal():
-                    found[int(stem)] = entry.stat().st_size
         for number in known.keys() - found.keys():
             self._transact(
                 [("DELETE FROM chunks WHERE pack = ?", (number,)), ("DELETE FROM packs WHERE number = ?", (number,))]
@@ -339,6 +350,8 @@ class Packs:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._reader is None:
+            self._open_index()
         number = self._current + 1
         self._descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         sync_directory(self._directory)
@@ -379,6 +392,8 @@ class Packs:
         self._live.update(live)
 
     def _forget(self, digest: bytes) -> bool:
+        if self._reader is None:
+            return False
         row = self._index.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return False

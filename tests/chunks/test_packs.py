@@ -177,6 +177,14 @@ class PackedStoreTests(PackedTestCase):
 class RestartTests(PackedTestCase):
     """What is found after the process ended, however it ended."""
 
+    def test_nothing_is_there(self) -> None:
+        """A store that was opened and never written to has made no file."""
+        store = self.store()
+        assert self.successResultOf(store.has([digest_of(b"data")])) == [0]
+        assert self.successResultOf(store.delete(digest_of(b"data"))) is False
+        assert self.successResultOf(store.scan(0)) == []
+        assert [path for path in self.directory.rglob("*") if path.is_file()] == []
+
     def test_everything_is_there(self) -> None:
         """All that was stored is found by the next process, with and without its index."""
         store = self.store()

@@ -84,7 +84,8 @@ class RepairTests(FarmTestCase):
         cut = another_chunk(farm, "beta", harmed)
         cut.write_bytes(cut.read_bytes()[:-1000])
         another_chunk(farm, "gamma", harmed).unlink()
-        flip(next((farm.directory / "alpha" / "chunks").glob("packs/*.pack")))
+        # Not every server need hold one of the few small chunks.
+        flip(next(farm.directory.glob("*/chunks/packs/*.pack")))
         self.assert_equal(farm, digests)
 
         checked = farm.cli("check", "--repair", "home/")
