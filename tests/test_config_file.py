@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -218,6 +219,7 @@ class ConfigFileTests(SynchronousTestCase):
         assert wrong == []
         assert generations
 
+    @pytest.mark.slow
     def test_a_thousand_rewrites(self) -> None:
         """Three servers that share a file rewrite it a thousand times: no reader sees half of it, or an older one."""
         self.patch(os, "fsync", lambda descriptor: None)
