@@ -1,8 +1,10 @@
-"""What makes a name on a disk outlive a power cut."""
+"""What makes a name on a disk outlive a power cut, and what a disk says that has no room for it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:
@@ -12,3 +14,10 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written because the disk has no room, or no inode, or the quota is used up."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -28,12 +28,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.durable import is_full
 from chunkfarm.errors import FarmError
 from chunkfarm.links.commands import BadRequest, NotNow
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
-from chunkfarm.table.driver import FULL_RETRY, is_full
+from chunkfarm.table.driver import FULL_RETRY
 from chunkfarm.table.interface import Compare, Conflict, Operation, Page, Put, TableError
 from chunkfarm.table.lines import (
     LINES_MAX,

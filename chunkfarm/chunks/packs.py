@@ -26,7 +26,7 @@ from attrs import frozen
 
 from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c
 from chunkfarm.chunks.pieces import Buffer
-from chunkfarm.durable import sync_directory
+from chunkfarm.durable import is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, Mismatch
 from chunkfarm.model import DIGEST_LENGTH, KIB, MIB, digest_of
 
@@ -40,7 +40,6 @@ SCAN_STEP = 8 * MIB
 """Bytes of a pack in memory while it is read at the start: many times the largest record."""
 
 MAGIC = b"packed1\n"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _HEAD = struct.Struct(f">8s{DIGEST_LENGTH}sII")
 CACHE = 32 * MIB
 """Of the index: half of what a million chunks take, so that most inserts touch no disk."""
@@ -62,13 +61,18 @@ class Place:
         """Bytes of the record."""
         return _HEAD.size + self.length
 
+    @property
+    def inode(self) -> int:
+        """What tells this record from one that follows it, as an inode does for a file."""
+        return self.pack << 40 | self.offset
+
 
 class PackedChunk:
     """A small chunk, read and verified as a whole. Stands in for a `ChunkFile`."""
 
     def __init__(self, data: bytes, place: Place) -> None:
         self.length = len(data)
-        self.inode = place.pack << 40 | place.offset
+        self.inode = place.inode
         self._data = data
 
     def read(self, offset: int, length: int) -> memoryview:
@@ -191,12 +195,17 @@ class Packs:
     def append(self, given: Sequence[Given]) -> list[bytes | Mismatch]:
         """Make all of these durable with one fsync; for each its digest, or why it was refused.
 
-        Raises `Full` before anything is written, or the `OSError`; then none of them is stored.
+        Raises `Full`, or what else the disk said (`OSError`, `sqlite3.Error`); then none of them is stored.
         """
         answers, new = self._look(given)
         if new:
             with self._writing:
-                self._write([(digest, bytes(data)) for digest, data in new.items()])
+                try:
+                    self._write([(digest, bytes(data)) for digest, data in new.items()])
+                except (OSError, sqlite3.Error) as error:
+                    if is_full(error):
+                        raise Full(f"this server's disk is full: {error}") from error
+                    raise
         return answers
 
     def delete(self, digest: bytes) -> bool:
@@ -211,8 +220,11 @@ class Packs:
         """
         with self._writing:
             place = self.place(digest)
-            if place is None or (inode is not None and inode != place.pack << 40 | place.offset):
-                return place is None and inode is None and self._forget(digest)
+            if place is None:
+                # What lies behind the end of a pack that was cut off is forgotten all the same.
+                return inode is None and self._forget(digest)
+            if inode is not None and inode != place.inode:
+                return False
             with suppress(OSError, DamagedChunk), open(path, "xb") as aside:
                 aside.write(self._read_record(place))
             return self._forget(digest)
@@ -333,10 +345,8 @@ class Packs:
         try:
             _write_all(self._descriptor, memoryview(b"".join(records)), start)
             os.fdatasync(self._descriptor)
-        except OSError as error:
+        except OSError:
             self._abandon(start)
-            if error.errno in NO_ROOM:
-                raise Full(f"this server's disk is full: {error.strerror}") from error
             raise
         rows, offset = [], start
         for (digest, data), record in zip(chunks, records, strict=True):
@@ -354,9 +364,13 @@ class Packs:
             self._open_index()
         number = self._current + 1
         self._descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        sync_directory(self._directory)
         self._current, self._end = number, 0
         self._sizes[number] = self._live[number] = 0
+        try:
+            sync_directory(self._directory)
+        except OSError:
+            self._abandon(0)
+            raise
 
     def _abandon(self, start: int) -> None:
         """Write no more into a pack that failed: after a failed fsync nobody knows what the disk has of it."""

@@ -26,9 +26,9 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks.chunkfile import ChunkFile, DamagedChunk, trailer_length, write_chunk
 from chunkfarm.chunks.packing import Packing
-from chunkfarm.chunks.packs import NO_ROOM, PACKED_MOST, PackedChunk, Packs
+from chunkfarm.chunks.packs import PACKED_MOST, PackedChunk, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
-from chunkfarm.durable import sync_directory
+from chunkfarm.durable import is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, MIB, digest_of
 
@@ -229,8 +229,8 @@ class ChunkStore:
         except BaseException as error:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                raise Full(f"this server's disk is full: {error.strerror}") from error
+            if is_full(error):
+                raise Full(f"this server's disk is full: {error}") from error
             raise
         return digest
 

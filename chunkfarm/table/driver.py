@@ -6,7 +6,6 @@ meanwhile shares the next save (group commit); and messages that promise nothing
 
 from __future__ import annotations
 
-import errno
 import math
 import random
 import sqlite3
@@ -22,6 +21,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from chunkfarm.durable import is_full
 from chunkfarm.table.codec import PAYLOAD_BYTES_MAX, Answer, encode_message
 from chunkfarm.table.consensus import LEADER, Consensus
 from chunkfarm.table.interface import TableClosed
@@ -65,13 +65,6 @@ class StorageTooSlow(Exception):
 class _Proposal:
     term: int
     outcome: Deferred[Answer]
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether the journal could not be written because its disk has no room."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Driver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -172,6 +173,24 @@ class PackedStoreTests(PackedTestCase):
             self.failureResultOf(store.put(None, b"more"), Full)
         assert self.successResultOf(store.has([digest_of(b"more")])) == [0]
         assert self.read(store, self.put(store, b"again")) == b"again"
+
+    def test_the_disk_fills_elsewhere(self) -> None:
+        """No inode for the next pack, and no room for the index, are told as a full disk too; with room all is well."""
+        self.patch(packs, "PACK_FULL", 1)
+        store = self.store()
+        self.put(store, b"data")
+        no_room = OSError(errno.ENOSPC, "No space left on device")
+        with mock.patch("os.open", side_effect=no_room):
+            self.failureResultOf(store.put(None, b"more"), Full)
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with mock.patch.object(Packs, "_enter", side_effect=full):
+            self.failureResultOf(store.put(None, b"more"), Full)
+        with mock.patch("chunkfarm.chunks.packs.sync_directory", side_effect=no_room):
+            self.failureResultOf(store.put(None, b"more"), Full)
+        assert self.successResultOf(store.has([digest_of(b"more")])) == [0]
+        assert self.read(store, self.put(store, b"more")) == b"more"
+        assert self.read(self.store(), digest_of(b"more")) == b"more"
 
 
 class RestartTests(PackedTestCase):
