@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
+from tests.slow.farm_case import FarmTestCase
 from tests.slow.real_farm import RealFarm
 
 _SHUTDOWN = 0x8004587D
@@ -134,3 +135,16 @@ class DisksFarm(RealFarm):
             for disk in self.disks.values():
                 disk.unmount()
             super().close()
+
+
+class DisksTestCase(FarmTestCase):
+    """Makes farms whose servers each have a disk of their own."""
+
+    def make_disks(self, *names: str) -> DisksFarm:
+        """Servers that all hold the table. Raises `SkipTest` where this machine cannot have it."""
+        need_power_cuts()
+        farm = DisksFarm(os.path.abspath(self.mktemp()))
+        self.addCleanup(farm.close)
+        farm.start_on_disks(*names)
+        farm.wait_copies(names[-1], len(names))
+        return farm

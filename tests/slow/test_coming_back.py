@@ -96,7 +96,7 @@ class ComingBackTests(FarmTestCase):
     def stop_all(self, farm: RealFarm) -> str:
         """Kill three servers of which each has a vote, so that none can go on alone; the farm's id."""
 
-        farm.wait_for(lambda: "table-copies=3" in farm.ask("alpha", "STATUS").rows, 20, "three vote")
+        farm.wait_copies("alpha", 3)
         farm.kill9("alpha", "beta", "gamma")
         return farm.config().farm.id
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slow.farm_case import FarmTestCase
 from tests.slow.line_socket import Refused
-from tests.slow.own_disks import DisksFarm, need_power_cuts
+from tests.slow.own_disks import DisksFarm, DisksTestCase
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +18,10 @@ LARGE = 20_000_000
 SMALL = 3_000
 
 
-class FullDiskTests(FarmTestCase):
-    def make_disks(self) -> DisksFarm:
-        """Three servers, each on a small disk of its own, that all hold the table."""
-        need_power_cuts()
-        farm = DisksFarm(os.path.abspath(self.mktemp()))
-        self.addCleanup(farm.close)
-        farm.start_on_disks(*NAMES)
-        farm.wait_copies("gamma", 3)
+class FullDiskTests(DisksTestCase):
+    def make_full(self) -> DisksFarm:
+        """Three servers with small disks, and files to put there."""
+        farm = self.make_disks(*NAMES)
         self.large = farm.directory / "large"
         self.large.write_bytes(os.urandom(LARGE))
         self.more = farm.directory / "more"
@@ -56,7 +51,7 @@ class FullDiskTests(FarmTestCase):
 
     def test_no_room(self) -> None:
         """Full disks: no chunk and no change is taken, with the reason; files are read; with room all is well again."""
-        farm = self.make_disks()
+        farm = self.make_full()
         assert self.put(farm, self.large, "home/large")[0] == 0
         fillers = [self.fill(farm.servers[name].data) for name in NAMES]
         status, said = self.put(farm, self.more, "home/more")
@@ -99,7 +94,7 @@ class FullDiskTests(FarmTestCase):
 
     def test_no_inodes(self) -> None:
         """Disks that take no more files: large chunks are refused as for want of room, and nothing else is harmed."""
-        farm = self.make_disks()
+        farm = self.make_full()
         assert self.put(farm, self.large, "home/large")[0] == 0
         assert self.put(farm, self.small, "home/small")[0] == 0
         for name in NAMES:

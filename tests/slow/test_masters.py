@@ -19,11 +19,8 @@ OPTIONS = f"master_grace = {GRACE:g}s\nrepair_after = 60s"
 class ReplacementTests(FarmTestCase):
     """Four servers: three vote, the fourth learns and waits for its turn."""
 
-    def status(self, farm: RealFarm, name: str) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in farm.ask(name, "STATUS").rows)
-
     def voters(self, farm: RealFarm, name: str) -> tuple[str, str]:
-        status = self.status(farm, name)
+        status = farm.status(name)
         return status["table-copies"], status["table-learners"]
 
     def put(self, farm: RealFarm, number: int) -> None:
@@ -44,7 +41,7 @@ class ReplacementTests(FarmTestCase):
         self.put(farm, 2)
 
         farm.kill9("beta")
-        farm.wait_for(lambda: self.status(farm, "gamma").get("first") == "gamma", 30, "gamma leads")
+        farm.wait_for(lambda: farm.status("gamma").get("first") == "gamma", 30, "gamma leads")
         self.put(farm, 3)
         for number in (1, 2, 3):
             fetched = farm.cli("get", f"home/note{number}", "-", seconds=60)

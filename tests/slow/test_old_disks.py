@@ -25,11 +25,8 @@ class OldDiskTests(FarmTestCase):
     def make_three(self) -> RealFarm:
         """Three servers that all vote."""
         farm = self.make_farm("alpha", "beta", "gamma")
-        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "3", PATIENCE, "three vote")
+        farm.wait_copies("alpha", 3, PATIENCE)
         return farm
-
-    def status(self, farm: RealFarm, name: str) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in farm.ask(name, "STATUS").rows)
 
     def put(self, farm: RealFarm, name: str) -> None:
         (farm.directory / name).write_text(f"{name}\n")
@@ -83,10 +80,10 @@ class OldDiskTests(FarmTestCase):
 
         farm.start("alpha")
         farm.wait_serving("alpha", "beta", "gamma")
-        farm.wait_for(lambda: "withheld" not in self.status(farm, "gamma"), PATIENCE, "gamma takes part again")
+        farm.wait_for(lambda: "withheld" not in farm.status("gamma"), PATIENCE, "gamma takes part again")
         assert self.fetched(farm, "acknowledged") == "acknowledged\n"
         farm.kill9("alpha")
-        farm.wait_for(lambda: self.status(farm, "beta").get("first") in ("beta", "gamma"), PATIENCE, "the two go on")
+        farm.wait_for(lambda: farm.status("beta").get("first") in ("beta", "gamma"), PATIENCE, "the two go on")
         # The old disk has lost the chunk, but not its name.
         assert farm.cli("stat", "home/acknowledged").returncode == 0
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 
-from tests.slow.farm_case import FarmTestCase
-from tests.slow.own_disks import DisksFarm, need_power_cuts
+from tests.slow.own_disks import DisksTestCase
 
 pytestmark = pytest.mark.slow
 
@@ -22,19 +20,10 @@ MANY_PUTS = 60
 # What the logs say is not looked at: a process whose disk is gone says that loudly, and ends.
 
 
-class PowerCutTests(FarmTestCase):
-    def make_disks(self) -> DisksFarm:
-        """Three servers, each on a disk of its own, that all hold the table."""
-        need_power_cuts()
-        farm = DisksFarm(os.path.abspath(self.mktemp()))
-        self.addCleanup(farm.close)
-        farm.start_on_disks(*NAMES)
-        farm.wait_copies("gamma", 3)
-        return farm
-
+class PowerCutTests(DisksTestCase):
     def test_of_one_server(self) -> None:
         """The power of one machine is cut, the first's as well: the others go on, it comes back, nothing is lost."""
-        farm = self.make_disks()
+        farm = self.make_disks(*NAMES)
         load = self.make_load(farm, timeout=20.0)
         chance = random.Random(3)
         for turn in range(ROUNDS):
@@ -48,7 +37,7 @@ class PowerCutTests(FarmTestCase):
 
     def test_of_all_at_once(self) -> None:
         """The power of the whole farm is cut: with nothing but what is on the disks, nothing is lost."""
-        farm = self.make_disks()
+        farm = self.make_disks(*NAMES)
         load = self.make_load(farm, timeout=20.0)
         chance = random.Random(4)
         for _ in range(ROUNDS):

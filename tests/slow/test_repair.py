@@ -113,8 +113,7 @@ class RepairTests(FarmTestCase):
 
 def status(farm: RealFarm, name: str, field: str) -> int:
     """A number of STATUS."""
-    told = dict(row.split("=", 1) for row in farm.ask(name, "STATUS").rows)
-    return int(told[field])
+    return int(farm.status(name)[field])
 
 
 def chunks_of(farm: RealFarm, name: str) -> list[dict[str, str]]:

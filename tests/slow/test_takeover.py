@@ -21,20 +21,16 @@ class TakeoverTests(FarmTestCase):
     def make_three(self) -> RealFarm:
         """Three servers that all have the table, and a file."""
         farm = self.make_farm("alpha", "beta", "gamma", farm=f"master_grace = {GRACE:g}s")
-        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "3", 30, "there are three copies")
+        farm.wait_copies("alpha", 3, 30)
         self.put(farm, "before")
         return farm
 
     def make_pair(self) -> RealFarm:
         """Two servers, of which none goes on by itself when the first is gone."""
         farm = self.make_farm("alpha", "beta", farm=f"master_grace = {GRACE:g}s\ntwo_server_takeover = manual")
-        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 30, "there are two copies")
+        farm.wait_copies("beta", 2, 30)
         self.put(farm, "before")
         return farm
-
-    def status(self, farm: RealFarm, name: str) -> dict[str, str]:
-        """What STATUS tells; of several lines with one name the last."""
-        return dict(line.split("=", 1) for line in farm.ask(name, "STATUS").rows)
 
     def said(self, farm: RealFarm, name: str) -> str:
         """All that STATUS tells."""
@@ -51,7 +47,7 @@ class TakeoverTests(FarmTestCase):
         return fetched.stdout
 
     def wait_readonly(self, farm: RealFarm, name: str) -> None:
-        farm.wait_for(lambda: self.status(farm, name).get("state") == "readonly", 20, f"{name} is read-only")
+        farm.wait_for(lambda: farm.status(name).get("state") == "readonly", 20, f"{name} is read-only")
 
     def test_two_of_three_are_lost(self) -> None:
         """The third says what to do, and goes on when it is told to; the others learn from it when they return."""
@@ -63,7 +59,7 @@ class TakeoverTests(FarmTestCase):
 
         wrong = farm.cli("takeover", "--farm", "bal")
         assert wrong.returncode == 1 and "another name" in wrong.stderr, wrong.stderr
-        assert self.status(farm, "gamma")["state"] == "readonly"
+        assert farm.status("gamma")["state"] == "readonly"
 
         taken = farm.cli("takeover", "--farm", "lab", "--json")
         print(taken.stdout)
@@ -79,10 +75,10 @@ class TakeoverTests(FarmTestCase):
         farm.start("alpha")
         farm.start("beta")
         farm.wait_serving("alpha", "beta")
-        farm.wait_for(lambda: self.status(farm, "gamma").get("table-copies") == "3", 30, "there are three copies again")
+        farm.wait_copies("gamma", 3, 30)
         assert next(iter(farm.states("alpha"))) == "gamma"
         for name in ("alpha", "beta", "gamma"):
-            status = self.status(farm, name)
+            status = farm.status(name)
             assert status["takeovers"] == "1" and "withheld" not in status, (name, status)
         for name in ("before", "meanwhile"):
             assert self.fetched(farm, name) == f"{name}\n"
@@ -127,7 +123,7 @@ class TakeoverTests(FarmTestCase):
         """Of two servers that are left without a majority, only the one that knows more may go on."""
         farm = self.make_three()
         farm.start_serving("delta")
-        farm.wait_for(lambda: self.status(farm, "delta").get("holds-table") == "yes", 20, "delta has learned")
+        farm.wait_for(lambda: farm.status("delta").get("holds-table") == "yes", 20, "delta has learned")
         farm.kill9("delta")
         self.put(farm, "unheard")
         farm.kill9("alpha", "beta")
@@ -161,11 +157,11 @@ class TakeoverTests(FarmTestCase):
 
         farm.pause("beta")
         farm.resume("alpha")
-        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "1", 20, "alpha drops beta")
+        farm.wait_copies("alpha", 1, 20)
         self.put(farm, "theirs")
         farm.resume("beta")
         met = time.monotonic()
-        farm.wait_for(lambda: "halted" in self.status(farm, "alpha"), 30, "alpha stops")
+        farm.wait_for(lambda: "halted" in farm.status("alpha"), 30, "alpha stops")
         print(f"stopped {time.monotonic() - met:.1f} s after it could meet the other")
         self.check_stopped(farm)
         farm.wait_serving("beta")
@@ -187,7 +183,7 @@ class TakeoverTests(FarmTestCase):
                 path.rmdir() if path.is_dir() else path.unlink()
         farm.start("alpha")
         farm.wait_serving("alpha")
-        assert self.status(farm, "alpha")["first"] == "beta"
+        assert farm.status("alpha")["first"] == "beta"
 
     def check_stopped(self, farm: RealFarm) -> None:
         """alpha is out of it, and shows what it has."""
@@ -214,9 +210,9 @@ class TakeoverTests(FarmTestCase):
         farm.wait_serving("beta")
         self.put(farm, "ours")
         farm.resume("alpha")
-        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 30, "there are two copies again")
+        farm.wait_copies("beta", 2, 30)
         farm.wait_serving("alpha", "beta")
-        assert "withheld" not in self.status(farm, "alpha")
-        assert self.status(farm, "alpha")["first"] == "beta"
+        assert "withheld" not in farm.status("alpha")
+        assert farm.status("alpha")["first"] == "beta"
         for name in ("before", "ours"):
             assert self.fetched(farm, name) == f"{name}\n"

@@ -27,12 +27,9 @@ class TwoServersTests(FarmTestCase):
     def make_pair(self) -> RealFarm:
         """Two servers that both have the table."""
         farm = self.make_farm("alpha", "beta", farm=OPTIONS)
-        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 20, "there are two copies")
+        farm.wait_copies("beta", 2, 20)
         self.put(farm, "before")
         return farm
-
-    def status(self, farm: RealFarm, name: str) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in farm.ask(name, "STATUS").rows)
 
     def put(self, farm: RealFarm, name: str, seconds: float = 30.0) -> None:
         (farm.directory / name).write_text(f"{name}\n")
@@ -50,9 +47,7 @@ class TwoServersTests(FarmTestCase):
         farm.kill9("beta")
         killed = time.monotonic()
 
-        farm.wait_for(
-            lambda: self.status(farm, "alpha").get("table-copies") == "1", GRACE + SECONDS_MORE, "alpha goes on alone"
-        )
+        farm.wait_copies("alpha", 1, GRACE + SECONDS_MORE)
         alone = time.monotonic() - killed
         assert alone >= GRACE
         print(f"alone after {alone:.1f} s")
@@ -60,19 +55,17 @@ class TwoServersTests(FarmTestCase):
 
         farm.start("beta")
         farm.wait_serving("beta")
-        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "2", 20, "there are two copies again")
+        farm.wait_copies("alpha", 2, 20)
         assert self.fetched(farm, "meanwhile") == "meanwhile\n"
 
     def test_the_second_is_frozen(self) -> None:
         """The same where it lives on: when it wakes, it finds its place again, and nothing is lost."""
         farm = self.make_pair()
         farm.pause("beta")
-        farm.wait_for(
-            lambda: self.status(farm, "alpha").get("table-copies") == "1", GRACE + SECONDS_MORE, "alpha goes on alone"
-        )
+        farm.wait_copies("alpha", 1, GRACE + SECONDS_MORE)
         self.put(farm, "meanwhile")
         farm.resume("beta")
-        farm.wait_for(lambda: self.status(farm, "alpha").get("table-copies") == "2", 20, "there are two copies again")
+        farm.wait_copies("alpha", 2, 20)
         farm.wait_serving("beta")
         assert self.fetched(farm, "before") == "before\n"
         assert self.fetched(farm, "meanwhile") == "meanwhile\n"
@@ -86,7 +79,7 @@ class TwoServersTests(FarmTestCase):
             killed = time.monotonic()
 
             farm.wait_for(
-                lambda: self.status(farm, "beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
+                lambda: farm.status("beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
             )
             alone = time.monotonic() - killed
             assert alone >= GRACE
@@ -97,11 +90,11 @@ class TwoServersTests(FarmTestCase):
         names = {row["name"] for row in farm.ask("beta", "LIST home/").parsed}
         assert names >= set(writer.taken), "a write that was acknowledged is gone"
         self.put(farm, "meanwhile")
-        assert self.status(farm, "beta")["table-copies"] == "1"
+        assert farm.status("beta")["table-copies"] == "1"
 
         farm.start("alpha")
         farm.wait_serving("alpha")
-        farm.wait_for(lambda: self.status(farm, "beta").get("table-copies") == "2", 20, "there are two copies again")
+        farm.wait_copies("beta", 2, 20)
         assert list(farm.states("alpha")) == ["beta", "alpha"]
         for name in ("before", "meanwhile"):
             assert self.fetched(farm, name) == f"{name}\n"
@@ -112,7 +105,7 @@ class TwoServersTests(FarmTestCase):
         farm.kill9("alpha")
         (farm.servers["alpha"].data / "table.sqlite").write_bytes(b"damaged" * 1000)
         deadline = time.monotonic() + GRACE + SECONDS_MORE
-        while self.status(farm, "beta").get("first") != "beta":
+        while farm.status("beta").get("first") != "beta":
             assert time.monotonic() < deadline, farm.tails()
             assert "cannot be opened" in farm.fails_to_start("alpha")
         self.put(farm, "meanwhile")
@@ -121,7 +114,7 @@ class TwoServersTests(FarmTestCase):
         """It may live, so the second takes no writes, says whom it misses, and loses nothing when it wakes."""
         farm = self.make_pair()
         farm.pause("alpha")
-        farm.wait_for(lambda: self.status(farm, "beta").get("state") == "readonly", 15, "beta is read-only")
+        farm.wait_for(lambda: farm.status("beta").get("state") == "readonly", 15, "beta is read-only")
         with farm.link("beta", timeout=REFUSED_SECONDS) as link:
             link.send(b"COMMIT home/refused 0 8388608 0\n")
             time.sleep(2 * GRACE)
@@ -142,4 +135,4 @@ class TwoServersTests(FarmTestCase):
         self.put(farm, "after")
         for name in ("before", "after"):
             assert self.fetched(farm, name) == f"{name}\n"
-        assert self.status(farm, "beta")["first"] == "alpha"
+        assert farm.status("beta")["first"] == "alpha"

@@ -71,7 +71,7 @@ class WatcherTests(WatchersCase):
         names = ("alpha", "beta", "gamma")
         farm = self.make_farm(*names)
         # A server whose table is replaced as a whole ends its watches; these three have that behind them.
-        farm.wait_for(lambda: "table-copies=3" in farm.ask("alpha", "STATUS").rows, 20, "three vote")
+        farm.wait_copies("alpha", 3)
         watchers = self.open_watchers(farm, names)
         times = []
         for turn in range(5):
@@ -107,7 +107,7 @@ class RelayTests(WatchersCase):
             farm.start(name, config=config)
             farm.wait_serving(name)
         farm.config_path = farm.directory / "machine-alpha" / "config.ini"
-        farm.wait_for(lambda: "table-copies=3" in farm.ask("alpha", "STATUS").rows, 20, "three vote")
+        farm.wait_copies("alpha", 3)
         for name in OTHERS:
             farm.wait_for(lambda name=name: len(farm.rows(name)) == 5, 10, f"{name} knows all")  # type: ignore[misc]
         return farm
