@@ -16,6 +16,13 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether a database could not be read or written because the disk failed, or gives back what was not written."""
+    code = getattr(error, "sqlite_errorcode", None)
+    # The low byte says what kind of error it is.
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def is_full(error: BaseException) -> bool:
     """Whether something could not be written because the disk has no room, or no inode, or the quota is used up."""
     if isinstance(error, sqlite3.Error):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from chunkfarm.durable import is_broken
 from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
 from chunkfarm.model import SECRET
@@ -511,9 +513,15 @@ class EmbeddedTable:
     async def _read_here(self, request: ReadRequest, secrets: bool = True) -> Page:
         if self._driver.stopped:
             raise TableClosed("this server's part of the table is closed")
-        return await self._run_reads(
-            lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
-        )
+        try:
+            return await self._run_reads(
+                lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
+            )
+        except sqlite3.Error as error:
+            if not is_broken(error):
+                raise
+            self._driver.fatal(Failure())
+            raise Unavailable("the disk that holds the table here has failed") from error
 
     # -- what other servers ask --------------------------------------------------------------------------
 

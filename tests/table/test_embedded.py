@@ -318,6 +318,16 @@ class OneServerTests(ClusterTestCase):
         assert not node.table.disk_full
         assert self.keys("a") == [b"first", b"k"]
 
+    def test_a_disk_that_fails_when_it_is_read(self) -> None:
+        """Who reads is told to ask elsewhere, and the process ends, as when a write fails."""
+        cluster = self.of("a")
+        node = cluster.nodes["a"]
+        broken = sqlite3.DatabaseError("database disk image is malformed")
+        broken.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        with patch.object(node.table._journal, "read", side_effect=broken):
+            self.failureResultOf(node.table.read(b"", stale=True), Unavailable)
+        assert [failure.value for failure in node.fatal] == [broken]
+
     def test_stop(self) -> None:
         """A table that stops lets its disk finish, and tells those who wait; stopping twice is no harm."""
         cluster = self.of("a")
