@@ -375,7 +375,7 @@ class Catalog:
                     raise Mismatch(
                         f"chunk {digests[last].hex()} is the short last one, and stands earlier as a full one"
                     )
-            found = await self._transfer.have(batch, enough=required, lengths=lengths)
+            found = await self._transfer.hold(batch, enough=required, lengths=lengths)
             missing += [digest for digest, held in found.items() if len(held) < required]
             fewest.append(min(map(len, found.values())))
             holders.update(*found.values())

@@ -39,6 +39,9 @@ RECENT_BYTES_MAX = 32 * MIB
 """Bytes of chunks of other servers kept because only a part was asked for: a reader that goes through a file in
 small ranges would otherwise fetch each chunk many times over."""
 
+Question = Callable[[Server, Sequence[bytes]], Deferred[Sequence[int]]]
+"""What a server is asked about chunks; it answers with the length of each, or 0."""
+
 
 @frozen
 class ChunkReceipt:
@@ -138,7 +141,16 @@ class Transfer:
         longer than a hedge timeout if `enough` others have every chunk. Fails with `Mismatch` if a chunk that is
         held has not the length that `lengths` expects.
         """
-        return Deferred.fromCoroutine(self._have(digests, self.required() if enough is None else enough, lengths or {}))
+        return Deferred.fromCoroutine(self._have(self._ask_have, digests, enough, lengths or {}))
+
+    def hold(
+        self, digests: Sequence[bytes], enough: int | None = None, lengths: Mapping[bytes, int] | None = None
+    ) -> Deferred[dict[bytes, tuple[str, ...]]]:
+        """The same as `have`, for whoever is going to rely on it: who is named keeps the chunks for `collect_grace`.
+
+        A server that has begun to collect a chunk counts as not having it.
+        """
+        return Deferred.fromCoroutine(self._have(self._ask_hold, digests, enough, lengths or {}))
 
     def check(self, digests: Sequence[bytes], read: bool) -> Deferred[dict[bytes, Checked]]:
         """What all servers say of these chunks, with `read` after they have read and compared their copies.
@@ -287,8 +299,9 @@ class Transfer:
         return data
 
     async def _have(
-        self, digests: Sequence[bytes], enough: int, lengths: Mapping[bytes, int]
+        self, ask: Question, digests: Sequence[bytes], enough: int | None, lengths: Mapping[bytes, int]
     ) -> dict[bytes, tuple[str, ...]]:
+        enough = self.required() if enough is None else enough
         holders: dict[bytes, tuple[str, ...]] = dict.fromkeys(digests, ())
         unique = list(holders)
         found: dict[bytes, int] = {}
@@ -301,13 +314,13 @@ class Transfer:
                 ]
                 for digest in batch
             }
-            await self._survey(holders, found, enough, first)
+            await self._survey(ask, holders, found, enough, first)
             rest = {
                 digest: [server for server in servers if server not in first[digest]]
                 for digest in batch
                 if len(holders[digest]) < enough
             }
-            await self._survey(holders, found, enough, rest)
+            await self._survey(ask, holders, found, enough, rest)
         for digest, expected in lengths.items():
             if found.get(digest, expected) != expected:
                 raise _wrong_length(digest, found[digest], expected)
@@ -315,19 +328,25 @@ class Transfer:
 
     async def _survey(
         self,
+        ask: Question,
         holders: dict[bytes, tuple[str, ...]],
         lengths: dict[bytes, int],
         enough: int,
         whom: dict[bytes, list[Server]],
     ) -> None:
-        survey = Survey(holders, lengths, enough, self._ask, self._clock, self._patience.hedge_timeout)
+        survey = Survey(holders, lengths, enough, ask, self._clock, self._patience.hedge_timeout)
         survey.start(whom)
         await survey.done
 
-    def _ask(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+    def _ask_have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         if server.id == self._self_id:
             return maybeDeferred(self._store.has, digests)
         return maybeDeferred(self._links.have, server, digests)
+
+    def _ask_hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        if server.id == self._self_id:
+            return maybeDeferred(self._store.hold, digests)
+        return maybeDeferred(self._links.hold, server, digests)
 
     def _zone(self) -> str:
         return next((server.zone for server in self._servers() if server.id == self._self_id), "")

@@ -366,6 +366,11 @@ class ChunkClient:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return Deferred.fromCoroutine(self._have(server, digests))
 
+    def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """Which of these chunks `server` holds, and keeps for a while; see `IChunkLinks`."""
+        assert len(digests) <= HAVE_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._have(server, digests, "hold"))
+
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """The same after `server` has read them whole; see `IChunkLinks`."""
         assert len(digests) <= VERIFY_DIGESTS_MAX

@@ -32,7 +32,16 @@ class IChunkLinks(Interface):
         """
 
     def have(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        """For each of at most `HAVE_DIGESTS_MAX` digests its length if `server` holds that chunk, whole; else 0."""
+        """For each of at most `HAVE_DIGESTS_MAX` digests its length if `server` holds that chunk, whole; else 0.
+
+        The truth, which promises nothing: for whoever repairs and for whoever only wants to know.
+        """
+
+    def hold(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """The same, for whoever is going to rely on it: a chunk that is answered for is kept for `collect_grace`.
+
+        The promise is durable before the answer. 0 also for a chunk that `server` has begun to collect.
+        """
 
     def verify(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """The same after `server` has read each chunk and compared its digest: `DAMAGED` for one that it put aside.

@@ -115,6 +115,10 @@ class MemoryLinks:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return self._answer("have", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
 
+    def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        assert len(digests) <= HAVE_DIGESTS_MAX
+        return self._answer("hold", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
+
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         def verify(digest: bytes) -> int:
             data = self.on(server).get(digest, b"")

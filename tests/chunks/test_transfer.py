@@ -530,6 +530,15 @@ class HaveTests(TransferTestCase):
         self.successResultOf(moved.have([DIGEST], enough=3))
         assert len(self.asked("have")) == 7
 
+    def test_hold(self) -> None:
+        """Who is going to rely on the answer has every holder asked to keep the chunk."""
+        moved = self.make(3)
+        self.place(*self.servers)
+        found = self.successResultOf(moved.hold([DIGEST], lengths={DIGEST: len(DATA)}))
+        assert set(found[DIGEST]) == {server.id for server in self.servers}
+        assert (len(self.asked("hold")), self.asked("have")) == (2, [])
+        self.failureResultOf(moved.hold([DIGEST], lengths={DIGEST: 1}), Mismatch)
+
     def test_batches(self) -> None:
         """Many chunks are asked about in few questions."""
         moved = self.make(3)

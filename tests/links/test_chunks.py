@@ -188,6 +188,13 @@ class ChunkClientTests(SynchronousTestCase):
         assert self.result(net, net.client.have(net.beta, digests)) == [0, len(DATA)] * (HAVE_DIGESTS_MAX // 2)
         assert self.result(net, net.client.have(net.beta, [])) == []
 
+    def test_hold(self) -> None:
+        """The same, and the other server keeps what it answers for."""
+        net = self.make()
+        net.backend.store.chunks[DIGEST] = DATA
+        assert self.result(net, net.client.hold(net.beta, [bytes(32), DIGEST])) == [0, len(DATA)]
+        assert net.backend.store.kept == [bytes(32), DIGEST]
+
     def test_verify(self) -> None:
         """The same after the other server has read them, which may find one damaged."""
         net = self.make()

@@ -89,6 +89,8 @@ class MemoryStore:
     chunks: dict[bytes, bytes] = field(factory=dict)
     error: Exception | None = None
     sources: list[MemorySource] = field(factory=list)
+    kept: list[bytes] = field(factory=list)
+    """What somebody relies on who asked for it."""
 
     def put(
         self, digest: bytes | None, data: bytes | bytearray | memoryview, *, checked: bool = False
@@ -125,6 +127,10 @@ class MemoryStore:
     def has(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return succeed([len(self.chunks.get(digest, b"")) for digest in digests])
 
+    def hold(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        self.kept += digests
+        return self.has(digests)
+
 
 @define
 class MemoryTransfer:
@@ -143,7 +149,8 @@ class MemoryTransfer:
     only: set[bytes] = field(factory=set)
     """But these are on this disk alone."""
 
-    def have(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
+    def hold(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
+        self.store.kept += digests
         return succeed({digest: self.holders(digest) for digest in digests})
 
     damaged: set[bytes] = field(factory=set)

@@ -322,6 +322,7 @@ class ChunkTests(SynchronousTestCase):
         assert link.say(f"HAVE {there} {'00' * 32}") == (
             f"HAVE 2\r\nCHUNK digest={there} {HOLDERS}\r\nCHUNK digest={'00' * 32} copies=0 holders=\r\nEND\r\n"
         )
+        assert link.backend.store.kept == [digest_of(b"abc"), bytes(32)], "an upload may go on with what HAVE finds"
         assert link.say("HAVE", "HAVE abc").count("ERR syntax") == 2
 
     def test_get(self) -> None:

@@ -163,13 +163,26 @@ class ChunkTests(SynchronousTestCase):
         assert (answer.status, answer.body) == (200, bytes(4) + len(DATA).to_bytes(4, "big") + bytes(4))
         assert self.ask(caller, "POST", "/-/chunks/have").body == b""
 
+    def test_hold(self) -> None:
+        """The same for whoever relies on it: the store is asked to keep what it answers for."""
+        caller = self.make()
+        caller.backend.store.chunks[DIGEST] = DATA
+        answer = self.ask(caller, "POST", "/-/chunks/hold", body=bytes(32) + DIGEST)
+        assert (answer.status, answer.body) == (200, bytes(4) + len(DATA).to_bytes(4, "big"))
+        assert caller.backend.store.kept == [bytes(32), DIGEST]
+        assert self.ask(caller, "POST", "/-/chunks/have", body=DIGEST).status == 200
+        assert len(caller.backend.store.kept) == 2
+
     def test_have_limits(self) -> None:
         """Whole digests, and not too many of them."""
         caller = self.make()
         most = bytes(32 * HAVE_DIGESTS_MAX)
-        assert self.ask(caller, "POST", "/-/chunks/have", body=most).body == bytes(4 * HAVE_DIGESTS_MAX)
-        assert self.ask(caller, "POST", "/-/chunks/have", body=bytes(33)).status == 400
-        assert self.ask(caller, "POST", "/-/chunks/have", body=most + bytes(32)).status == 413
+        for what in ("have", "hold"):
+            assert self.ask(caller, "POST", f"/-/chunks/{what}", body=most).body == bytes(4 * HAVE_DIGESTS_MAX)
+            assert self.ask(caller, "POST", f"/-/chunks/{what}", body=bytes(33)).status == 400
+            assert self.ask(caller, "POST", f"/-/chunks/{what}", body=most + bytes(32)).status == 413
+            assert self.ask(self.make(), "GET", f"/-/chunks/{what}").headers["allow"] == "POST"
+            caller = self.make()
         caller.send(request("POST", "/-/chunks/have", "Transfer-Encoding: chunked", key=None, raw=True))
         caller.send(b"%x\r\n" % (len(most) + 1) + most + b"\0\r\n0\r\n\r\n")
         assert caller.answers()[0].status == 413

@@ -69,6 +69,9 @@ class MemoryStore:
     def has(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
         return execute(lambda: [len(self.chunks.get(digest, b"")) for digest in digests])
 
+    def hold(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
+        return self.has(digests)
+
     def size(self, digest: bytes) -> Deferred[int]:
         def size() -> int:
             if digest not in self.chunks:
@@ -142,6 +145,9 @@ class Links:
 
     def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(server, lambda other: other.store.has(digests))
+
+    def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: other.store.hold(digests))
 
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(

@@ -70,7 +70,7 @@ def _range(request: Request) -> tuple[int, int | None]:
 
 async def have(session: Session, request: Request) -> Answer:
     asked = [digest(word) for word in request.words]
-    holders = await session.backend.transfer.have(asked)
+    holders = await session.backend.transfer.hold(asked)
     rows = [
         "CHUNK "
         + format_fields([("digest", one.hex()), ("copies", len(holders[one])), ("holders", ",".join(holders[one]))])

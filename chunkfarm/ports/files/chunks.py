@@ -37,6 +37,10 @@ class Chunks:
             if method != b"POST":
                 raise MethodNotAllowed("have answers POST", "POST")
             return await self._have(request)
+        if rest == "hold":
+            if method != b"POST":
+                raise MethodNotAllowed("hold answers POST", "POST")
+            return await self._hold(request)
         if rest == "verify":
             if method != b"POST":
                 raise MethodNotAllowed("verify answers POST", "POST")
@@ -88,6 +92,10 @@ class Chunks:
 
     async def _have(self, request: Request) -> Answer:
         lengths = await self._backend.store.has(await self._digests(request, HAVE_DIGESTS_MAX))
+        return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
+
+    async def _hold(self, request: Request) -> Answer:
+        lengths = await self._backend.store.hold(await self._digests(request, HAVE_DIGESTS_MAX))
         return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
 
     async def _verify(self, request: Request) -> Answer:
