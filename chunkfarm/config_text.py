@@ -28,6 +28,8 @@ from chunkfarm.config_values import (
     read_generation,
     read_host,
     read_listen,
+    read_log_format,
+    read_log_level,
     read_names,
     read_path,
     read_peer_listen,
@@ -80,6 +82,10 @@ class ServerOptions:
     """A PEM file with key and chain for the file port; None: the farm's own."""
     names: tuple[str, ...] = ()
     """Further names for the certificate."""
+    log_level: str = "info"
+    """Events of less weight are not logged."""
+    log_format: str = "text"
+    """`text`, or `json`: one object a line."""
 
 
 @frozen(kw_only=True)
@@ -349,6 +355,8 @@ _SERVER_READERS: Mapping[str, Callable[[str], Any]] = {
     "drain_timeout": read_duration,
     "certificate": read_path,
     "names": read_names,
+    "log_level": read_log_level,
+    "log_format": read_log_format,
 }
 
 _OVERRIDE_READERS: Mapping[str, Callable[[str], Any]] = {

@@ -25,6 +25,8 @@ WEIGHT_MAX = 1_000_000_000
 NAME_LENGTH_MAX = 63
 """Farm names and zones, as the labels of DNS have it."""
 PORT_MAX = 65535
+LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+LOG_FORMATS = ("text", "json")
 PORTS_PER_SERVER = 3
 DEFAULT_PORT = 4100
 """The client port; the peer port and the file port are the next two."""
@@ -251,6 +253,20 @@ def read_peer_listen(text: str) -> ListenDescription:
     if description.kind == "systemd":
         raise ValueError("expected tcp: or tcp6:, since others take a refusing peer port as a sign that we are gone")
     return description
+
+
+def read_log_level(text: str) -> str:
+    return _one_of(text, LOG_LEVELS)
+
+
+def read_log_format(text: str) -> str:
+    return _one_of(text, LOG_FORMATS)
+
+
+def _one_of(text: str, words: tuple[str, ...]) -> str:
+    if text not in words:
+        raise ValueError(f"expected {', '.join(words[:-1])} or {words[-1]}")
+    return text
 
 
 def read_names(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -17,16 +17,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm import membership
-from chunkfarm.config import ListenDescription
+from chunkfarm.config import Config, ListenDescription
 from chunkfarm.errors import FarmError
+from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.client.factory import ClientFactory
 from chunkfarm.ports.files import FileFactory
 from chunkfarm.ports.peer import PeerPortFactory
+from chunkfarm.reloading import Reload
 from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
 from chunkfarm.systemd import Systemd
+from chunkfarm.wire.inherited import own_inherited_ports, with_ports
 
 EXIT_FAILED = 1
 DISK_THREADS = 8
@@ -74,12 +77,13 @@ class Farm(MultiService):
 
     _log = Logger()
 
-    def __init__(self, wish: Wish, reactor: Any, systemd: Systemd, machine: Machine) -> None:
+    def __init__(self, wish: Wish, reactor: Any, systemd: Systemd, machine: Machine, logs: Logs) -> None:
         super().__init__()
         self._wish = wish
         self._reactor = reactor
         self._systemd = systemd
         self._machine = machine
+        self._logs = logs
         self._pool = machine.threads(reactor, DISK_THREADS, "chunkfarm-disk")
         self._parts: Parts | None = None
         self._startup: Deferred[Any] | None = None
@@ -97,6 +101,11 @@ class Farm(MultiService):
     # Opening the ports, on behalf of the startup.
 
     def open_peer(self, parts: Parts, answers: PeerAnswers) -> None:
+        if parts.config.server.peer.port in own_inherited_ports():
+            raise CannotStart(
+                f"the peer port {parts.config.server.peer} was opened by systemd: leave it to the server itself, since "
+                "others take a port that refuses for a sign that the process is gone"
+            )
         self._peer_factory = PeerPortFactory(answers, self._reactor, parts.link_ended, parts.line)
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
@@ -153,6 +162,30 @@ class Farm(MultiService):
         self._startup = None
         self._loop(SPACE_INTERVAL, self._look_at_disk, parts)
         self._systemd.ready()
+
+    def reload(self) -> Deferred[None]:
+        """Take up what has changed in `config.ini`, as far as it can change while the server runs; fires when done."""
+        parts = self._parts
+        if parts is None or self._stopping:
+            return maybeDeferred(lambda: None)
+
+        def read() -> Config:
+            return with_ports(parts.config_file.read(self._wish.overrides, self._wish.host_name))
+
+        self._systemd.reloading()
+        reloaded: Deferred[Any] = Reload(parts, read, self._logs).run()
+
+        def refused(failure: Failure) -> None:
+            if failure.check(FarmError):
+                self._log.error("Nothing was changed: {sentence}", sentence=str(failure.value))
+            else:
+                self._log.failure("while reading the config again", failure)
+
+        return reloaded.addErrback(refused).addCallback(lambda _: self._tell_ready())
+
+    def _tell_ready(self) -> None:
+        if self._startup is None:
+            self._systemd.ready()
 
     def _look_at_disk(self, parts: Parts) -> Deferred[None]:
         return parts.measure_space().addErrback(
@@ -290,10 +323,16 @@ class Farm(MultiService):
             self._log.debug("while leaving: {error}", error=error)
 
 
-def make_farm(wish: Wish) -> Farm:
-    """The farm's service on the process's reactor, with every timer on the monotonic clock."""
+def make_farm(wish: Wish, logs: Logs, *, has_terminal: bool) -> Farm:
+    """The farm's service on the process's reactor, with every timer on the monotonic clock.
+
+    SIGHUP has it reload, unless it sits at a terminal (`has_terminal`), which says so that it is gone.
+    """
     from twisted.internet import reactor
 
     # The reactor's clock is the wall clock by default: a step of it would fire or freeze every timer.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    return Farm(wish, reactor, Systemd(os.environ), Machine())
+    farm = Farm(wish, reactor, Systemd(os.environ), Machine(), logs)
+    if not has_terminal:
+        signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(farm.reload))
+    return farm

@@ -28,7 +28,7 @@ from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.scrub import Scrub
 from chunkfarm.chunks.store import ChunkStore, Space
 from chunkfarm.chunks.transfer import Transfer
-from chunkfarm.config import Config, ConfigFile, Listed
+from chunkfarm.config import Config, ConfigFile, Listed, ServerOptions
 from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError, InvalidRequest
@@ -155,9 +155,7 @@ class Parts:
         self.data = data
         self.now = machine.now
         self.host = advertised_host(config.server.host)
-        wanted = config.server.weight
-        # The size of the disk in GiB.
-        self.weight = wanted if wanted is not None else max(1, machine.room(os.fspath(data.path))[1] // GIB)
+        self.weight = self._weight_by(config.server)
         self.leaving = False
         self.note = ""
         self.space = Space(0, 0, False)
@@ -432,6 +430,20 @@ class Parts:
             if server.id == self.data.server_id:
                 self._state.name = server.name
         self.caretaker.table_changed()
+
+    def _weight_by(self, options: ServerOptions) -> int:
+        if options.weight is not None:
+            return options.weight
+        # The size of the disk in GiB.
+        return max(1, self.machine.room(os.fspath(self.data.path))[1] // GIB)
+
+    def take_options(self, options: ServerOptions, certificate: Certificate | None) -> None:
+        """Go on with other options for this server; `reloading` says which may be others than at the start."""
+        self.config = evolve(self.config, server=options)
+        self.weight = self._weight_by(options)
+        self._store.reserve = options.reserve
+        self.caretaker.limit(options.repair_rate)
+        self.contexts.show_on_file_port(certificate)
 
     def _take_note(self, note: str) -> None:
         self.note = note_of(note)

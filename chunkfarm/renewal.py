@@ -1,4 +1,4 @@
-"""Renews this server's certificate long before it runs out, without a restart."""
+"""Renews this server's certificate long before it runs out, or when it goes by other names, without a restart."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import Peers
-from chunkfarm.trust.authority import usable_names
+from chunkfarm.trust.authority import certified_names, usable_names
 from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.identity import Identity
 
 LOOK_SECONDS = 6 * 3600.0
 """A certificate is renewed months before its end, so a look every few hours leaves hundreds of tries."""
@@ -50,6 +51,8 @@ class Renewal:
         self._loop = LoopingCall(self.look)
         self._loop.clock = clock
         self._asking: Deferred[None] | None = None
+        self._asked_for: frozenset[str] = frozenset()
+        """Names that were asked for last. The first may refuse some, and is not asked for the same ones again."""
 
     def start(self) -> None:
         """Look now, and then every few hours."""
@@ -66,10 +69,16 @@ class Renewal:
     def look(self) -> Deferred[None]:
         """Renew the certificate if it is time; a failure is logged, and the next look tries again."""
         identity = self._contexts.identity
-        if identity is None or not identity.ca_pem or not identity.renew_due(self._now()):
+        if identity is None or not identity.ca_pem:
+            return succeed(None)
+        if not identity.renew_due(self._now()) and not self._lacks_names(identity):
             return succeed(None)
         self._asking = Deferred.fromCoroutine(self._renew())
         return self._asking.addErrback(self._failed)
+
+    def _lacks_names(self, identity: Identity) -> bool:
+        wanted = frozenset(usable_names(self._names()))
+        return wanted != self._asked_for and not wanted <= set(certified_names(identity.certificate))
 
     def _failed(self, failure: Any) -> None:
         if not failure.check(CancelledError):
@@ -78,7 +87,8 @@ class Renewal:
     async def _renew(self) -> None:
         identity = self._contexts.identity
         assert identity is not None
-        request = identity.signing_request(usable_names(self._names()))
+        names = usable_names(self._names())
+        request = identity.signing_request(names)
         first = self._first()
         if first == identity.server_id:
             certificate, ca = await self._issuer.sign(request, identity.server_id, self._names()[0])
@@ -88,4 +98,5 @@ class Renewal:
         renewed = identity.certified(certificate, ca)
         await self._run_in_thread(renewed.save, self._directory)
         self._contexts.replace(renewed)
+        self._asked_for = frozenset(names)
         self._log.info("This server's certificate has been renewed.")

@@ -36,6 +36,7 @@ from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import NoSuchFile
 from chunkfarm.trust.proof import read_join_key
 from chunkfarm.trust.seal import SealKey
+from chunkfarm.wire.inherited import with_ports
 
 STORED_ROWS_MAX = 10_000
 """Rows read from this server's own journal to find the others: more servers than a farm has."""
@@ -115,7 +116,7 @@ class Startup:
         return failure
 
     async def _read_config(self) -> Parts:
-        config = self._file.read(self._wish.overrides, self._wish.host_name)
+        config = with_ports(self._file.read(self._wish.overrides, self._wish.host_name))
         data = DataDirectory.open(config.server.data, self._surroundings.machine.new_id())
         try:
             if discard_unrecorded(data.path, config.farm.id):
@@ -189,7 +190,8 @@ class Startup:
 
     async def _whom_to_ask(self, parts: Parts) -> tuple[list[Address], Asking]:
         """The servers in the list as it is now, and what this one tells them."""
-        parts.config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
+        config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
+        parts.config = with_ports(config)
         try:
             key = await parts.run_in_thread(read_join_key, join_file(self._file.path))
         except NoSuchFile:
@@ -236,7 +238,7 @@ class Startup:
         except OSError as error:
             raise CannotStart(f"no farm can be founded: {self._file.path} cannot be locked: {error}") from None
         try:
-            config = await parts.run_in_thread(held.read, self._wish.overrides, self._wish.host_name)
+            config = with_ports(await parts.run_in_thread(held.read, self._wish.overrides, self._wish.host_name))
             unchanged = (config.farm.id, config.servers) == (parts.config.farm.id, parts.config.servers)
             if not unchanged:
                 held.release()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from twisted.logger import Logger
 
@@ -24,7 +25,13 @@ class Systemd:
 
     _log = Logger()
 
-    def __init__(self, environment: Mapping[str, str], pid: int | None = None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        pid: int | None = None,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._monotonic_ns = monotonic_ns
         self._address = environment.get("NOTIFY_SOCKET", "")
         self.watchdog_interval = _watchdog_interval(environment, os.getpid() if pid is None else pid)
         """Seconds between two calls of `watchdog`, half of what the unit allows; 0: not wanted."""
@@ -32,6 +39,10 @@ class Systemd:
     def ready(self) -> None:
         """The start is done, and all ports answer."""
         self._notify("READY=1")
+
+    def reloading(self) -> None:
+        """The config is read again; `ready` says when that is done."""
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={self._monotonic_ns() // 1000}")
 
     def status(self, sentence: str) -> None:
         """What `systemctl status` shows."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from twisted.application.service import IService
 from twisted.python import usage
 
+from chunkfarm import logs
 from chunkfarm.config import ServerOptions, read_config
 from chunkfarm.data_directory import is_unused
 from chunkfarm.errors import FarmError
@@ -62,6 +63,14 @@ class Options(usage.Options):
             raise SystemExit(f"chunkfarm: {error}") from None
         self._check_free(config.server)
         self._place_files(os.fspath(config.server.data))
+        self._direct_log(config.server)
+
+    def _direct_log(self, server: ServerOptions) -> None:
+        """Have the log written in the wanted form, unless twistd was given a way of its own."""
+        parent = self.parent
+        if parent is not None and not parent.get("logger") and not parent.get("syslog"):
+            logs.of_process.direct(server.log_level, server.log_format, parent)
+            parent["logger"] = logs.OBSERVER_NAME
 
     def _check_free(self, server: ServerOptions) -> None:
         """Refuse what another process has. Told here, a person sees it also when the server goes to the background."""
@@ -108,4 +117,5 @@ def makeService(options: Options) -> IService:
         host_name=socket.gethostname(),
         found_anyway=bool(options["found"]),
     )
-    return make_farm(wish)
+    stays = options.parent is not None and bool(options.parent.get("nodaemon"))
+    return make_farm(wish, logs.of_process, has_terminal=stays and os.isatty(0))

@@ -62,6 +62,8 @@ repair_rate = 20M
 drain_timeout = 1m
 certificate = tls/own.pem
 names = files.example, 10.0.0.99
+log_level = debug
+log_format = json
 """
 
 
@@ -141,6 +143,8 @@ class ReadingTests(SynchronousTestCase):
             "drain_timeout": 60.0,
             "certificate": Path("/etc/farm/tls/own.pem"),
             "names": ("files.example", "10.0.0.99"),
+            "log_level": "debug",
+            "log_format": "json",
         }
 
     def test_overrides(self) -> None:

@@ -40,13 +40,14 @@ class RenewalTests(SynchronousTestCase):
         self.successResultOf(table.transact((), secret_rows(seal, self.authority, b"k" * 32)))
         self.issuer = Issuer(table, lambda: seal, lambda: self.now)
         self.reachable = True
+        self.names: tuple[str, ...] = ("127.0.0.1",)
         return Renewal(
             self.directory,
             self.contexts,
             self.issuer,
             self,  # type: ignore[arg-type]
             lambda: server_id(first),
-            lambda: ("127.0.0.1",),
+            lambda: self.names,
             self.clock,
             lambda: self.now,
             run_now,
@@ -104,3 +105,14 @@ class RenewalTests(SynchronousTestCase):
         self.reachable = True
         self.clock.advance(LOOK_SECONDS)
         assert self.shown() != before
+
+    def test_another_name(self) -> None:
+        """A server that goes by one more name gets a certificate with it, and asks once for what it does not get."""
+        renewal = self.make_renewal(1)
+        before = self.shown()
+        self.names = ("127.0.0.1", "files.example")
+        self.successResultOf(renewal.look())
+        renewed = self.shown()
+        assert renewed != before
+        self.successResultOf(renewal.look())
+        assert self.shown() == renewed

@@ -82,3 +82,10 @@ class SystemdTests(SynchronousTestCase):
         assert Systemd({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, pid=7).watchdog_interval == 15.0
         assert Systemd({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, pid=7).watchdog_interval == 0
         assert Systemd({"WATCHDOG_USEC": "soon"}).watchdog_interval == 0
+
+    def test_reloading(self) -> None:
+        """While the config is read again systemd is told so, with the time that it asks for."""
+        name = f"chunkfarm-{uuid.uuid4()}"
+        listening = self.listen(f"\0{name}")
+        Systemd({"NOTIFY_SOCKET": f"@{name}"}, monotonic_ns=lambda: 5_000_000).reloading()
+        assert listening.recv(100) == b"RELOADING=1\nMONOTONIC_USEC=5000"

@@ -114,8 +114,7 @@ class Caretaker:
         self._run_in_thread = run_in_thread
         self._hindered = hindered
         self._verified = verified
-        rate = RATE if rate is None else rate
-        self._bucket = Bucket(rate, max(1.0, rate * BURST_SECONDS))
+        self.limit(rate)
         self._moved = Meter(RATE_SECONDS)
         self._parts = [_Part() for _ in range(PREFIXES)]
         self._known: tuple[Servers, int, object] | None = None
@@ -158,6 +157,11 @@ class Caretaker:
         self._forget(digest)
         self._missing[digest] = 0.0
         self._wake()
+
+    def limit(self, rate: int | None) -> None:
+        """Copy at most so many bytes a second from now on: `repair_rate`."""
+        rate = RATE if rate is None else rate
+        self._bucket = Bucket(rate, max(1.0, rate * BURST_SECONDS))
 
     def table_changed(self) -> None:
         """Servers came, went or changed."""

@@ -85,7 +85,8 @@ class ChunkStore:
     ) -> None:
         self._directory = str(directory)
         self._run = run_in_thread
-        self._reserve = reserve
+        self.reserve = reserve
+        """Bytes that chunks leave free; None: the usual part of the disk. May be changed at any time."""
         self._on_damaged = on_damaged
         self._room = room
         self._numbers = count()
@@ -265,7 +266,7 @@ class ChunkStore:
 
     def _free_and_reserve(self) -> tuple[int, int]:
         free, total = self._room(self._directory)
-        return free, self._reserve if self._reserve is not None else max(RESERVE_LEAST, total // RESERVE_PART)
+        return free, self.reserve if self.reserve is not None else max(RESERVE_LEAST, total // RESERVE_PART)
 
     def _space(self) -> Space:
         free, reserve = self._free_and_reserve()

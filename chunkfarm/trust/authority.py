@@ -126,13 +126,22 @@ def usable_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def requested_names(request_pem: bytes) -> tuple[str, ...]:
     """The host names and addresses that a signing request asks for; raises `TrustError`."""
-    request = _parse_request(request_pem)
     try:
-        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
+        return _host_names(_parse_request(request_pem).extensions)
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise TrustError("the signing request has broken extensions") from error
+
+
+def certified_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The host names and addresses in a certificate of ours."""
+    return _host_names(certificate.extensions)
+
+
+def _host_names(extensions: x509.Extensions) -> tuple[str, ...]:
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
     hosts = tuple(names.get_values_for_type(x509.DNSName))
     addresses = tuple(str(address) for address in names.get_values_for_type(x509.IPAddress))
     return hosts + addresses

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from chunkfarm.wire.inherited import own_inherited_ports
+
 
 class Place(Protocol):
     """Where to listen: what is needed here of a `config.ListenDescription`."""
@@ -22,7 +24,7 @@ def why_taken(place: Place) -> str | None:
 
     Only a look: somebody else may be quicker than the caller. A socket that systemd hands over is never taken.
     """
-    if place.kind not in ("tcp", "tcp6"):
+    if place.kind not in ("tcp", "tcp6") or place.port in own_inherited_ports():
         return None
     family = socket.AF_INET6 if place.kind == "tcp6" else socket.AF_INET
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -17,7 +17,6 @@ from twisted.internet import tcp
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, quoteStringArgument, serverFromString
 from twisted.internet.error import CannotListenError, ConnectError, DNSLookupError, NoProtocol, UserError
 from twisted.internet.error import TimeoutError as ConnectTimedOut
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory, IResolutionReceiver
@@ -27,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.config_values import ListenDescription
+from chunkfarm.wire.inherited import Inherited, inherited_descriptor, own_inherited_ports
 from chunkfarm.wire.stream import Flusher, Stream
 from chunkfarm.wire.tls import HANDSHAKE_TIMEOUT, ContextSource, HandshakeTimedOut, TLSFailed, name_to_ask_for
 
@@ -98,19 +98,24 @@ def listen(
     tls: ContextSource | None = None,
     *,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
-    inherited: Callable[[Any, str], int] | None = None,
+    inherited: Inherited = inherited_descriptor,
+    inherited_ports: Callable[[], Mapping[int, int]] = own_inherited_ports,
 ) -> IListeningPort:
     """Listen as `description` says; with `tls` every connection starts with a handshake.
 
-    Raises `CannotListenError`. `inherited(reactor, name)` gives the descriptor that systemd passed under a
-    name; it is an argument for tests.
+    A socket that systemd passed for this very port is taken instead of a new one. Raises `CannotListenError`.
+    `inherited` and `inherited_ports` (see `wire.inherited`) are arguments for tests.
     """
+    descriptor = None
     if description.kind == "systemd":
         try:
-            descriptor = (inherited or inherited_descriptor)(reactor, description.name)
+            descriptor = inherited(reactor, description.name)
         except KeyError as error:
             missing = OSError(errno.ENOENT, "systemd passed no socket of this name (FileDescriptorName=)")
             raise CannotListenError("systemd", description.name, missing) from error
+    elif description.port:
+        descriptor = inherited_ports().get(description.port)
+    if descriptor is not None:
         return adopt(reactor, descriptor, factory, tls, handshake_timeout=handshake_timeout)
     default = "::" if description.kind == "tcp6" else ""
     port = StreamPort(description.port, factory, BACKLOG, description.name or default, reactor)
@@ -139,15 +144,6 @@ def end_when_silent(transport: Any, seconds: float = SILENCE_SECONDS) -> None:
         # Not every system has every one of them.
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def inherited_descriptor(reactor: Any, name: str) -> int:
-    """The descriptor that systemd passed under `name`; raises `KeyError`.
-
-    Twisted reads the environment when its endpoints are imported and then clears it, so it must be asked.
-    """
-    endpoint = serverFromString(reactor, f"systemd:domain=INET:name={quoteStringArgument(name)}")
-    return int(cast(AdoptedStreamServerEndpoint, endpoint).fileno)
 
 
 def adopt(

@@ -238,7 +238,7 @@ class CaretakerTests(SynchronousTestCase):
         owners = placement.owners(digest_of(data), self.servers, 3)
         self.links.dead |= {owners[2].id}
         self.links.full |= {self.me.id}
-        self.store._reserve = 10**18  # This disk takes nothing.
+        self.store.reserve = 10**18  # This disk takes nothing.
         self.successResultOf(self.transfer.write(data))
         assert self.links.looked == {owner.id: [digest_of(data)] for owner in owners[:2]}
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from twisted.python.failure import Failure
 
 from chunkfarm.farm import Farm
+from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
 from chunkfarm.model import GIB
 from chunkfarm.parts import Parts
@@ -35,7 +36,7 @@ class _WatchedFarm(Farm):
     """The service as twistd runs it, with someone looking on."""
 
     def __init__(self, server: SimulatedServer, wish: Wish, reactor: Any, systemd: Systemd, machine: Machine) -> None:
-        super().__init__(wish, reactor, systemd, machine)
+        super().__init__(wish, reactor, systemd, machine, Logs())
         self._server = server
 
     def _built(self, parts: Parts) -> None:

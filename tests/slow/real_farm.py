@@ -143,15 +143,20 @@ class RealFarm:
         config: Path | None = None,
         ports: int | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
+        sockets: Mapping[str, socket.socket] = MappingProxyType({}),
     ) -> RealServer:
-        """Start a server, and do not wait for it. `more` are options of `twistd chunkfarm`."""
+        """Start a server, and do not wait for it. `more` are options of `twistd chunkfarm`.
+
+        It is passed the listening `sockets`, by name, as systemd does it.
+        """
         server = self.server(name)
         assert not server.is_running(), f"{name} is running"
         options = ["--config", str(config or self.config_path), "--data", str(server.data), "--name", name]
         options += ["--ports", str(server.base if ports is None else ports), *more]
         with server.log.open("ab") as log, self.inside(name):
             server.process = subprocess.Popen(
-                [*TWISTD, "-n", "chunkfarm", *options],
+                [*_passing(sockets), *TWISTD, "-n", "chunkfarm", *options],
+                pass_fds=[passed.fileno() for passed in sockets.values()],
                 cwd=self.directory,
                 env={**_environment(), **environment},
                 stdin=subprocess.DEVNULL,
@@ -370,6 +375,27 @@ class RealFarm:
             timeout=seconds + 10,
             check=False,
         )
+
+
+def _passing(sockets: Mapping[str, socket.socket]) -> list[str]:
+    """What stands before a command so that it gets these sockets from descriptor 3 on, with a word on each."""
+    if not sockets:
+        return []
+    descriptors = [passed.fileno() for passed in sockets.values()]
+    return [sys.executable, "-c", _PASS_ON, ":".join(sockets), *map(str, descriptors), "--"]
+
+
+_PASS_ON = """
+import fcntl, os, sys
+names, end = sys.argv[1], sys.argv.index("--")
+# Copies far away first, or one move might overwrite what the next one needs.
+copies = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[2:end]]
+for place, copy in enumerate(copies, 3):
+    os.dup2(copy, place)
+    os.close(copy)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(copies)), LISTEN_FDNAMES=names)
+os.execv(sys.argv[end + 1], sys.argv[end + 1:])
+"""
 
 
 def find_curl() -> str:
