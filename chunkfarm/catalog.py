@@ -39,6 +39,7 @@ from chunkfarm.model import (
     chunk_count,
     etag_of,
 )
+from chunkfarm.table.epochs import in_epoch, read_epoch
 from chunkfarm.table.interface import (
     Compare,
     Conflict,
@@ -59,6 +60,9 @@ CONTENT_TYPE_MAX = 255
 """Characters of a content type; RFC 6838 allows 127 for each half of the name alone, parameters come on top."""
 TRIES_MAX = 10
 """A conditional change that loses the race this often gives up: whoever asks may ask again."""
+EPOCHS_MAX = 5
+"""A commit asks the holders so often. The epoch moves on every few hours, or with a very short `collect_grace` every
+second: who cannot ask all holders within one has a farm that is too slow for that option."""
 LIST_LIMIT_MAX = 10_000
 """Files in one listing, which is in memory as a whole."""
 EXPLAINED_MAX = HAVE_DIGESTS_MAX
@@ -140,7 +144,10 @@ class Catalog:
         options: Callable[[], FarmOptions],
         now_ms: Callable[[], int],
         clock: IReactorTime,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`epoch` is the farm's epoch as this server knows it; one that is not the newest costs a commit some time."""
+        self._epoch = epoch
         self._table = table
         self._transfer = transfer
         self._options = options
@@ -182,8 +189,9 @@ class Catalog:
         """Give chunks a name; an unconditional commit replaces what is there.
 
         Every chunk must be on the required number of servers, which are asked unless `written` is the upload
-        of this process that stored these very digests. Fails with `InvalidRequest`, `LimitExceeded`,
-        `MissingChunks`, `PreconditionFailed`, `Busy`, and with `ReadOnly` (then it may have happened).
+        of this process that stored these very digests in the farm's present epoch (see `table.epochs`). Fails with
+        `InvalidRequest`, `LimitExceeded`, `MissingChunks`, `PreconditionFailed`, `Busy`, and with `ReadOnly` (then it
+        may have happened).
         """
         return Deferred.fromCoroutine(self._commit(name, size, chunk_size, digests, content_type, condition, written))
 
@@ -222,7 +230,7 @@ class Catalog:
     ) -> Upload:
         """Begin to take a file; commit what its `finish` gives. Raises as `check_chunk_size` does."""
         size = check_chunk_size(self._options().chunksize if chunk_size is None else chunk_size)
-        return Upload(self._transfer, size, on_pause, on_resume)
+        return Upload(self._transfer, size, on_pause, on_resume, self._epoch)
 
     async def _stat(self, name: str) -> File:
         key = _key(name)
@@ -289,25 +297,43 @@ class Catalog:
         _check_content_type(content_type)
         # What fails anyway should not first cost a question about every chunk.
         before = await self._check_condition(name, condition)
-        if written is not None:
-            assert written.digests == digests
-            copies, holders = written.copies, set(written.holders)
-        else:
-            copies, holders = await self._check_copies(digests, size, chunk_size)
-        inline, levels, copies = await self._write_manifest(digests, copies, holders)
-        file = File(
-            name=name,
-            size=size,
-            chunk_size=chunk_size,
-            digests=inline,
-            levels=levels,
-            modified=self._now_ms(),
-            content_type=content_type,
-            # One run of bytes hashes to the same as its parts.
-            etag=etag_of(size, chunk_size, [raw_digests(digests)]),
-        )
-        revision, created = await self._put(file, condition, before)
-        return Receipt(evolve(file, revision=revision), copies, tuple(sorted(holders)), created)
+        epoch = self._epoch()
+        for _ in range(EPOCHS_MAX):
+            if written is not None and written.epoch == epoch:
+                assert written.digests == digests
+                copies, holders = written.copies, set(written.holders)
+            else:
+                copies, holders = await self._check_copies(digests, size, chunk_size)
+            # Its chunks may be given up like any other, so they too are stored in the epoch that the row names.
+            inline, levels, copies = await self._write_manifest(digests, copies, holders)
+            file = File(
+                name=name,
+                size=size,
+                chunk_size=chunk_size,
+                digests=inline,
+                levels=levels,
+                modified=self._now_ms(),
+                content_type=content_type,
+                # One run of bytes hashes to the same as its parts.
+                etag=etag_of(size, chunk_size, [raw_digests(digests)]),
+            )
+            try:
+                revision, created = await self._put(file, condition, before, self._relying_on(epoch))
+            except _EpochMoved:
+                epoch = await self._read_epoch()
+                continue
+            return Receipt(evolve(file, revision=revision), copies, tuple(sorted(holders)), created)
+        raise Busy(f"the chunks of {name} were asked for {EPOCHS_MAX} times, each time too slowly: try again")
+
+    def _relying_on(self, epoch: int) -> tuple[Compare, ...]:
+        """What a row is committed under whose chunks were asked for in this epoch."""
+        return (in_epoch(epoch),)
+
+    async def _read_epoch(self) -> int:
+        try:
+            return await read_epoch(self._table)
+        except (Unavailable, TableClosed) as error:
+            raise ReadOnly(f"no files can be changed now: {error}") from error
 
     async def _check_condition(self, name: str, condition: Condition) -> int:
         """The revision of the file that fulfils the condition; 0 for none, and if there is no condition."""
@@ -318,22 +344,26 @@ class Catalog:
         condition.check(name, file.etag if file is not None else None)
         return file.revision if file is not None else 0
 
-    async def _put(self, file: File, condition: Condition, before: int) -> tuple[int, bool]:
+    async def _put(self, file: File, condition: Condition, before: int, under: tuple[Compare, ...]) -> tuple[int, bool]:
         """Write the row if the condition still holds, as it did at the revision `before`.
 
-        Fires with the row's revision, and whether there was none before it.
+        Fires with the row's revision, and whether there was none before it. Raises `_EpochMoved` if what it is
+        committed under does not hold.
         """
         operations = (Put(file.key, file.to_value()),)
         if not condition.if_match and not condition.if_none_match:
-            return await self._put_anyway(file.key, operations)
+            return await self._put_anyway(file.key, operations, under)
         for _ in range(TRIES_MAX):
             try:
-                return await self._transact((Compare(file.key, "==", before),), operations), before == 0
-            except Conflict:
+                return await self._transact((Compare(file.key, "==", before), *under), operations), before == 0
+            except Conflict as conflict:
+                _check_epoch(conflict, under)
                 before = await self._check_condition(file.name, condition)
         raise _too_busy(file.name)
 
-    async def _put_anyway(self, key: bytes, operations: tuple[Operation, ...]) -> tuple[int, bool]:
+    async def _put_anyway(
+        self, key: bytes, operations: tuple[Operation, ...], under: tuple[Compare, ...]
+    ) -> tuple[int, bool]:
         """Write a row whatever is there, and learn from the same transaction whether anything was.
 
         To ask before would cost a round among the masters; a wrong guess costs another transaction.
@@ -341,11 +371,15 @@ class Catalog:
         there = await self._was_there(key)
         for _ in range(TRIES_MAX):
             try:
-                return await self._transact((Compare(key, ">" if there else "==", 0),), operations), not there
-            except Conflict:
+                return await self._transact((Compare(key, ">" if there else "==", 0), *under), operations), not there
+            except Conflict as conflict:
+                _check_epoch(conflict, under)
                 there = not there
         # Others make and remove it all the time: that is no reason not to write it.
-        return await self._transact((), operations), not there
+        try:
+            return await self._transact(under, operations), not there
+        except Conflict:
+            raise _EpochMoved from None
 
     async def _was_there(self, key: bytes) -> bool:
         """Whether this server's last state has the row: a guess, and no if this server has no rows."""
@@ -499,6 +533,17 @@ class Catalog:
             return await self._table.transact(compares, operations)
         except (Unavailable, TableClosed) as error:
             raise ReadOnly(f"no files can be changed now: {error}") from error
+
+
+class _EpochMoved(Exception):
+    """The farm's epoch is not the one any more in which the holders were asked."""
+
+
+def _check_epoch(conflict: Conflict, under: tuple[Compare, ...]) -> None:
+    """Raise `_EpochMoved` if one of these compares does not hold; what else was compared is for the caller."""
+    revisions = {row.key: row.revision for row in conflict.rows}
+    if any(revisions.get(compare.key, 0) != compare.revision for compare in under):
+        raise _EpochMoved
 
 
 def _key(name: str) -> bytes:

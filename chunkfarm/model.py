@@ -39,6 +39,11 @@ KEYS = b"keys/"
 SECRET = b"secret/"
 OPTIONS_KEY = b"farm/options"
 GENERATION_KEY = b"farm/generation"
+EPOCH_KEY = b"farm/epoch"
+"""Its revision is the farm's epoch (see `table.epochs`)."""
+EXPORTS_KEY = b"farm/export"
+"""Rows from here on name the chunks of exports of the table: JSON objects with a list `exports` of objects, each with a
+list `digests` in hexadecimal."""
 LINES_KEY = b"farm/lines"
 """Each takeover: which line of the table's history goes on, and from where."""
 

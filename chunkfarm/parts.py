@@ -52,6 +52,7 @@ from chunkfarm.state import ServerState
 from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
+from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import ITable
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
@@ -227,6 +228,7 @@ class Parts:
             lambda: self.roster.servers,
             lambda: self.roster.options,
             self.reactor,
+            Epochs(self._table, lambda: self.roster.epoch, lambda: self.roster.options),
         )
         self.reporter = Reporter(
             state=self._state,
@@ -397,7 +399,9 @@ class Parts:
             hindered=self._why_no_repair,
             verified=lambda: self.scrub.percent,
         )
-        self._catalog = Catalog(self._table, self._transfer, self.options, self.now, self.reactor)
+        self._catalog = Catalog(
+            self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
+        )
 
     # What the parts ask of each other.
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm import catalog as catalog_module
-from chunkfarm.catalog import STALE_AFTER, TRIES_MAX, Catalog, Condition, check_shape
+from chunkfarm.catalog import EPOCHS_MAX, STALE_AFTER, TRIES_MAX, Catalog, Condition, check_shape
 from chunkfarm.chunks.download import DamagedFile
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.transfer import Transfer
@@ -28,6 +28,7 @@ from chunkfarm.errors import (
 )
 from chunkfarm.model import (
     CHUNK_SIZE_MAX,
+    EPOCH_KEY,
     INLINE_DIGESTS_MAX,
     KIB,
     FarmOptions,
@@ -36,7 +37,7 @@ from chunkfarm.model import (
     digest_of,
     etag_of,
 )
-from chunkfarm.table.interface import VALUE_BYTES_MAX, Unavailable
+from chunkfarm.table.interface import VALUE_BYTES_MAX, Compare, Unavailable
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, read_all, run_now
 from tests.memory_table import MemoryTable
 
@@ -61,7 +62,8 @@ class CatalogTestCase(SynchronousTestCase):
             self.store, lambda: self.servers, self.servers[0].id, self.links, lambda: 3, self.clock, run_now
         )
         options = FarmOptions(chunksize=chunk_size)
-        self.catalog = Catalog(self.table, self.transfer, lambda: options, lambda: 1234, self.clock)
+        self.epoch = 0
+        self.catalog = Catalog(self.table, self.transfer, lambda: options, lambda: 1234, self.clock, lambda: self.epoch)
 
     def write(self, data: bytes, chunk_size: int = SIZE) -> list[bytes]:
         """Store the chunks of a file, and return their digests."""
@@ -216,6 +218,177 @@ class CommitTests(CatalogTestCase):
             etag="f" * 32,
         )
         assert len(file.to_value()) < VALUE_BYTES_MAX
+
+
+class EpochTests(CatalogTestCase):
+    """A commit relies on what holders said, and is refused when that is too long ago."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.advance()
+        self.learn()
+
+    def advance(self) -> None:
+        """The first moves the epoch on."""
+        self.table.put(EPOCH_KEY, b"{}")
+
+    def learn(self) -> None:
+        """This server hears of it."""
+        self.epoch = self.table.rows[EPOCH_KEY].revision
+
+    def advance_before(self, transactions: int) -> None:
+        """Let the epoch move on just before each of the next transactions."""
+        left = [self.advance] * transactions
+        self.table.before_transact = lambda operations: left.pop()() if left else None
+
+    def asked(self) -> int:
+        """How often another server was asked to hold chunks."""
+        return len([what for what, _ in self.links.calls if what == "hold"])
+
+    def commit_upload(self, data: bytes) -> Deferred[Receipt]:
+        upload = self.catalog.upload()
+        upload.write(data)
+        written = self.successResultOf(upload.finish())
+        self.meanwhile()
+        return self.catalog.commit(NAME, written.size, written.chunk_size, written.digests, written=written)
+
+    def meanwhile(self) -> None:
+        """Between an upload and its commit."""
+
+    def test_known(self) -> None:
+        """In the epoch that this server knows a commit takes one question to each holder, and one transaction."""
+        self.successResultOf(self.commit())
+        assert (self.asked(), len(self.table.transactions)) == (2, 1)
+        assert Compare(EPOCH_KEY, "==", self.epoch) in self.table.transactions[0][0]
+
+    def test_no_epoch(self) -> None:
+        """Before the first epoch of a farm files are committed as well."""
+        del self.table.rows[EPOCH_KEY]
+        self.epoch = 0
+        self.successResultOf(self.commit())
+        assert (self.asked(), len(self.table.transactions)) == (2, 1)
+
+    def test_not_heard_of(self) -> None:
+        """A server that knows an old epoch, or none, asks the holders once more and commits."""
+        for known in (self.epoch, 0):
+            self.advance()
+            self.epoch = known
+            self.links.calls.clear()
+            self.successResultOf(self.commit())
+            assert self.asked() == 4
+            assert self.stored().size == 4
+
+    def test_moved_on(self) -> None:
+        """When the epoch moves on while the holders are asked they are asked anew, whatever the commit's condition."""
+        for condition in (NO_CONDITION, Condition(if_none_match=("x",)), Condition(if_match=("*",))):
+            self.advance_before(1)
+            self.links.calls.clear()
+            receipt = self.successResultOf(self.commit(condition=condition))
+            assert self.asked() == 4
+            assert (receipt.copies, receipt.file) == (3, self.successResultOf(self.catalog.stat(NAME)))
+            self.learn()
+
+    def test_given_up_meanwhile(self) -> None:
+        """A chunk that its holders gave up since they said yes is missing, and nothing is committed."""
+
+        def give_up(operations: object) -> None:
+            self.advance()
+            self.links.on(self.servers[1]).clear()
+            self.links.on(self.servers[2]).clear()
+
+        self.table.before_transact = give_up
+        self.failureResultOf(self.commit(), MissingChunks)
+        self.failureResultOf(self.catalog.stat(NAME), NotFound)
+
+    def test_always_too_slow(self) -> None:
+        """A commit that never finishes within one epoch is given up, and may be tried again."""
+        self.advance_before(EPOCHS_MAX)
+        self.failureResultOf(self.commit(), Busy)
+        assert self.asked() == 2 * EPOCHS_MAX
+        self.learn()
+        self.successResultOf(self.commit())
+
+    def test_both_conditions(self) -> None:
+        """A file that must not exist, and that somebody else makes as the epoch moves on, is told to exist."""
+        rival = File(name=NAME, size=0, chunk_size=SIZE, etag="rival")
+
+        def both(operations: object) -> None:
+            if rival.key not in self.table.rows:
+                self.advance()
+                self.table.put(rival.key, rival.to_value())
+
+        self.table.before_transact = both
+        self.failureResultOf(self.commit(condition=Condition(if_none_match=("*",))), PreconditionFailed)
+        assert self.successResultOf(self.catalog.stat(NAME)).etag == "rival"
+
+    def test_flapping(self) -> None:
+        """The epoch counts also for a file that others make and remove all the time."""
+        rival = File(name=NAME, size=0, chunk_size=SIZE, etag="rival")
+        left = [self.advance]
+
+        def flap(operations: object) -> None:
+            if self.table.rows.pop(rival.key, None) is None:
+                self.table.put(rival.key, rival.to_value())
+            if len(self.table.transactions) == TRIES_MAX and left:
+                left.pop()()
+
+        self.table.before_transact = flap
+        self.successResultOf(self.commit())
+        assert self.asked() == 4
+
+    def test_upload(self) -> None:
+        """An upload that was begun in this epoch asks nobody, and one from an earlier one is checked like a COMMIT."""
+        self.successResultOf(self.commit_upload(b"short"))
+        assert self.asked() == 0
+
+        def moves_on() -> None:
+            self.advance()
+            self.learn()
+
+        self.meanwhile = moves_on  # type: ignore[method-assign]
+        assert self.successResultOf(self.commit_upload(b"longer")).copies == 3
+        assert self.asked() == 2
+        self.meanwhile = self.advance  # type: ignore[method-assign]
+        self.successResultOf(self.commit_upload(b"unheard of"))
+        assert self.asked() == 4
+
+    def test_upload_given_up(self) -> None:
+        """An upload whose chunks were given up before its end fails, and names them."""
+
+        def give_up() -> None:
+            self.advance()
+            for server in self.servers:
+                self.links.on(server).clear()
+
+        self.meanwhile = give_up  # type: ignore[method-assign]
+        failure = self.failureResultOf(self.commit_upload(b"data"), MissingChunks)
+        assert digest_of(b"data").hex() in str(failure.value)
+
+    def test_long_manifest(self) -> None:
+        """The chunks that hold a long manifest are stored anew with the commit that is tried anew."""
+        data = pattern((INLINE_DIGESTS_MAX + 1) * SIZE)
+        digests = self.write(data)
+
+        def give_up(operations: object) -> None:
+            self.table.before_transact = lambda operations: None
+            self.advance()
+            for server in self.servers:
+                for digest in set(self.links.on(server)) - set(digests):
+                    del self.links.on(server)[digest]
+
+        self.table.before_transact = give_up
+        file = self.successResultOf(self.catalog.commit(NAME, len(data), SIZE, digests)).file
+        assert file.levels == 1 and all(digest in self.links.on(self.servers[1]) for digest in file.digests)
+
+    def test_no_majority(self) -> None:
+        """A commit that cannot learn the epoch says why."""
+
+        def cut_off(operations: object) -> None:
+            self.advance()
+            self.table.unavailable = True
+
+        self.table.before_transact = cut_off
+        self.failureResultOf(self.commit(), ReadOnly)
 
 
 class ConditionTests(CatalogTestCase):

@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import Buffer, Digests
 from chunkfarm.chunks.transfer import ChunkReceipt, Transfer
-from chunkfarm.model import DIGEST_LENGTH, KIB
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX
+from chunkfarm.model import DIGEST_LENGTH, KIB, split_digests
 
 IN_FLIGHT_MAX = 3
 """Chunks of one upload that are being written: one is hashed while another travels and a third is fsynced."""
@@ -30,6 +31,8 @@ class Uploaded:
     copies: int
     """When each chunk was acknowledged; 0 for an empty file, which has no chunk."""
     holders: tuple[str, ...]
+    epoch: int = 0
+    """The farm's epoch (see `table.epochs`) as it was known before the first chunk was acknowledged."""
 
 
 class Upload:
@@ -44,8 +47,12 @@ class Upload:
         chunk_size: int,
         on_pause: Callable[[], None] = lambda: None,
         on_resume: Callable[[], None] = lambda: None,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`epoch` is the farm's epoch as this server knows it."""
         assert chunk_size > 0
+        self._epoch_now = epoch
+        self._epoch = epoch()
         self.size = 0
         """Bytes taken so far."""
         self.failure: Failure | None = None
@@ -65,6 +72,9 @@ class Upload:
         self._copies = 0
         self._holders: set[str] = set()
         self._finishing: Deferred[Uploaded] | None = None
+        self._kept_in = self._epoch
+        """The epoch in which the holders were last asked to keep what is stored."""
+        self._keeping: Deferred[None] | None = None
 
     def write(self, data: Buffer) -> None:
         """Take bytes; those in memory that may change are copied.
@@ -139,6 +149,7 @@ class Upload:
             self._digests[place : place + DIGEST_LENGTH] = receipt.digest
             self._copies = min(self._copies or len(receipt.holders), len(receipt.holders))
             self._holders.update(receipt.holders)
+            self._keep_stored()
 
         def ended(_: None) -> None:
             self._in_flight.discard(writing)
@@ -146,10 +157,31 @@ class Upload:
 
         writing.addCallback(done).addErrback(self._fail).addCallback(ended)
 
+    def _keep_stored(self) -> None:
+        """Have the holders keep what an upload that takes long has stored: they promise it for `collect_grace` only."""
+        epoch = self._epoch_now()
+        if epoch != self._kept_in and self._keeping is None:
+            self._kept_in = epoch
+            self._keeping = Deferred.fromCoroutine(self._hold_stored(bytes(self._digests)))
+            # A holder that was not reached may give its copies up; whoever commits asks all of them again.
+            self._keeping.addErrback(lambda failure: None).addCallback(self._kept)
+
+    def _kept(self, _: None) -> None:
+        self._keeping = None
+
+    async def _hold_stored(self, raw: bytes) -> None:
+        step = HAVE_DIGESTS_MAX * DIGEST_LENGTH
+        for start in range(0, len(raw), step):
+            # Those that are still being written stand there as zeros.
+            stored = [digest for digest in split_digests(raw[start : start + step]) if any(digest)]
+            await self._transfer.hold(stored)
+
     def _fail(self, failure: Failure) -> None:
         if self.failure is not None or (self._finishing is not None and self._finishing.called):
             return
         self.failure = failure
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._full.clear()
         self._parts, self._length = [], 0
         for writing in list(self._in_flight):
@@ -158,4 +190,4 @@ class Upload:
 
     def _uploaded(self) -> Uploaded:
         digests = Digests(bytes(self._digests))
-        return Uploaded(self.size, self._chunk_size, digests, self._copies, tuple(sorted(self._holders)))
+        return Uploaded(self.size, self._chunk_size, digests, self._copies, tuple(sorted(self._holders)), self._epoch)

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from chunkfarm.membership import LIVE
 from chunkfarm.model import FarmOptions, Server
 from chunkfarm.table.consensus import NotLeader
+from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
@@ -138,7 +139,9 @@ class Duties:
         servers: Callable[[], tuple[Server, ...]],
         options: Callable[[], FarmOptions],
         clock: IReactorTime,
+        epochs: Epochs,
     ) -> None:
+        self._epochs = epochs
         self._id = server_id
         self._incarnation = incarnation
         self._table = table
@@ -348,6 +351,7 @@ class Duties:
         """
         self._term = self._table.term
         self._leading_since = now
+        self._epochs.begin(now)
         before = self._heard.get(self._followed)
         silent_since = before.at if before is not None else now
         self._hear_all(now)
@@ -387,6 +391,7 @@ class Duties:
         await self._give_up(now)
         await self._note_measures(now)
         await self._keep_masters(now)
+        await self._epochs.turn(now)
 
     async def _end_gathering(self) -> None:
         gathered, self._gathering = self._gathering or [], None

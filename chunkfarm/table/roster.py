@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.membership import in_order, masters
-from chunkfarm.model import FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.model import EPOCH_KEY, FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
 from chunkfarm.table.interface import Batch, Compacted, ITable, IWatch, Row, TableClosed, TableError, Unavailable
 
 RETRY_SECONDS_FIRST = 0.25
@@ -76,6 +76,8 @@ class Roster:
     options: FarmOptions = field(factory=FarmOptions, init=False)
     generation: int = field(default=0, init=False)
     """0: not known yet."""
+    epoch: int = field(default=0, init=False)
+    """The farm's epoch (see `table.epochs`), which may have moved on; 0: none is known."""
     _servers: _Part = field(factory=lambda: _Part(SERVERS), init=False)
     _farm: _Part = field(factory=lambda: _Part(FARM), init=False)
     _read_rows: dict[bytes, tuple[Row, Server]] = field(factory=dict, init=False)
@@ -322,6 +324,8 @@ class Roster:
             self.options = FarmOptions.from_value(options.value)
         if generation := self._farm.rows.get(GENERATION_KEY):
             self.generation = int(generation.value)
+        epoch = self._farm.rows.get(EPOCH_KEY)
+        self.epoch = epoch.revision if epoch is not None else 0
 
 
 def _newest(batch: Batch) -> int:

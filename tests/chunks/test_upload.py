@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.transfer import ChunkReceipt
@@ -19,21 +19,27 @@ SIZE = 100
 
 
 class MemoryTransfer:
-    """Keeps what is written; with `hold`, a test answers each write itself through `pending`."""
+    """Keeps what is written; with `waits`, a test answers each write itself through `pending`."""
 
-    def __init__(self, hold: bool = False) -> None:
+    def __init__(self, waits: bool = False) -> None:
         self.chunks: list[bytes] = []
-        self.hold = hold
+        self.waits = waits
+        self.held: list[list[bytes]] = []
+        self.holding: Deferred[object] = succeed(None)
         self.pending: list[tuple[bytes, Deferred[ChunkReceipt]]] = []
         self.cancelled = 0
 
     def write(self, data: bytearray) -> Deferred[ChunkReceipt]:
         self.chunks.append(bytes(data))
-        if not self.hold:
+        if not self.waits:
             return succeed(ChunkReceipt(digest_of(data), ("a", "b")))
         result: Deferred[ChunkReceipt] = Deferred(self._cancel)
         self.pending.append((bytes(data), result))
         return result
+
+    def hold(self, digests: Sequence[bytes]) -> Deferred[object]:
+        self.held.append(list(digests))
+        return self.holding
 
     def answer(self, position: int = 0, holders: tuple[str, ...] = ("a", "b")) -> None:
         """Acknowledge one of the writes that wait."""
@@ -49,7 +55,9 @@ class UploadTests(SynchronousTestCase):
         self.transfer = MemoryTransfer(hold)
         self.calls: list[str] = []
         transfer: Any = self.transfer
-        return Upload(transfer, chunk_size, lambda: self.calls.append("pause"), lambda: self.calls.append("resume"))
+        self.epoch = 7
+        pause, resume = lambda: self.calls.append("pause"), lambda: self.calls.append("resume")
+        return Upload(transfer, chunk_size, pause, resume, lambda: self.epoch)
 
     @given(
         size=st.sampled_from([0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE - 1, 3 * SIZE, 3 * SIZE + 1]),
@@ -178,3 +186,45 @@ class UploadTests(SynchronousTestCase):
         self.successResultOf(upload.finish())
         upload.abort()
         assert upload.failure is None
+
+    def test_epoch(self) -> None:
+        """What is uploaded tells the epoch in which it was begun, and a short upload asks nobody to keep anything."""
+        upload = self.make()
+        upload.write(pattern(2 * SIZE))
+        self.epoch = 9
+        assert self.successResultOf(upload.finish()).epoch == 7
+        assert self.transfer.held == []
+
+    def test_long_upload(self) -> None:
+        """When the epoch moves on during an upload the holders are asked, once, to keep what they have of it."""
+        upload = self.make(hold=True)
+        self.transfer.holding = Deferred()
+        upload.write(pattern(4 * SIZE))
+        first, second, third = (data for data, _ in self.transfer.pending)
+        self.transfer.answer()
+        self.epoch = 9
+        self.transfer.answer(1)
+        self.transfer.answer(0)
+        assert self.transfer.held == [[digest_of(first), digest_of(third)]]
+        self.epoch = 11
+        self.transfer.holding.callback(None)
+        self.transfer.answer()
+        assert self.transfer.held[1][:3] == [digest_of(first), digest_of(second), digest_of(third)]
+        assert self.successResultOf(upload.finish()).size == 4 * SIZE
+
+    def test_long_upload_that_is_given_up(self) -> None:
+        """Nobody is asked any more on behalf of an upload that has failed, and a holder that fails does not fail it."""
+        upload = self.make()
+        cancelled: list[object] = []
+        self.transfer.holding = Deferred(cancelled.append)
+        upload.write(pattern(SIZE))
+        self.epoch = 9
+        upload.write(pattern(SIZE))
+        assert len(self.transfer.held) == 1 and not cancelled
+        upload.abort()
+        assert len(cancelled) == 1
+        upload = self.make()
+        self.transfer.holding = fail(Full("no"))
+        self.epoch = 9
+        upload.write(pattern(SIZE))
+        assert self.successResultOf(upload.finish()).size == SIZE

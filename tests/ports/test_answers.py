@@ -26,6 +26,7 @@ from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
 from chunkfarm.table.duties import Duties
+from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import Compare, Delete, Put, Unavailable
 from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
@@ -119,7 +120,8 @@ class PeerAnswersTests(SynchronousTestCase):
             server_id=server_id(1), name="s1", stamp=1, incarnation="run1", phase="serving", farm_id=FARM
         )
         led: Any = self.engine
-        duties = Duties(server_id(1), "run1", led, registry, self.servers, FarmOptions, clock)
+        epochs = Epochs(self.table, lambda: 0, FarmOptions)
+        duties = Duties(server_id(1), "run1", led, registry, self.servers, FarmOptions, clock, epochs)
         self.leading = server_id(1)
         return PeerAnswers(
             state=self.state,

@@ -10,8 +10,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.membership import in_order
-from chunkfarm.model import SERVERS, FarmOptions, Server
+from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, SERVERS, FarmOptions, Server
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
+from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError, Unavailable
 from chunkfarm.table.leadership import ChangeRefused
 from chunkfarm.table.records import Configuration
@@ -63,10 +64,15 @@ class DutiesTests(SynchronousTestCase):
         self.led = FakeLed()
         self.time = 7_000
         registry = Registry(self.table, lambda: self.time)
-        duties = Duties(server_id(1), incarnation, self.led, registry, self.servers, lambda: FarmOptions(), self.clock)
+        epochs = Epochs(self.table, self.epoch, FarmOptions)
+        duties = Duties(server_id(1), incarnation, self.led, registry, self.servers, FarmOptions, self.clock, epochs)
         duties.start()
         self.addCleanup(duties.stop)
         return duties
+
+    def epoch(self) -> int:
+        row = self.table.rows.get(EPOCH_KEY)
+        return row.revision if row is not None else 0
 
     def servers(self) -> tuple[Server, ...]:
         rows = (row for key, row in self.table.rows.items() if key.startswith(SERVERS))
@@ -106,6 +112,47 @@ class DutiesTests(SynchronousTestCase):
         for number in range(1, 51):
             assert duties.report(server_id(number), Report(incarnation=f"run{number}"))
         assert len(looks) < 10
+
+    def test_epoch(self) -> None:
+        """The epoch moves on four times in `collect_grace`, and nothing that people see changes with it."""
+        duties = self.make_duties(make_server(1))
+        part = FarmOptions().collect_grace / 4
+        self.clock.advance(ROUND)
+        for _ in range(2):
+            before = self.epoch()
+            self.clock.advance(part - 5)
+            assert self.epoch() == before, "not before its time"
+            self.pass_time(duties, 6)
+            assert self.epoch() > before
+        assert GENERATION_KEY not in self.table.rows
+        assert len([one for _, one in self.table.transactions if one[0].key == EPOCH_KEY]) == 2
+
+    def test_epoch_of_a_new_first(self) -> None:
+        """A new first counts from when it began to lead, and one that does not lead leaves the epoch alone."""
+        duties = self.make_duties(make_server(1))
+        part = FarmOptions().collect_grace / 4
+        self.clock.advance(ROUND)
+        self.led.is_leader = False
+        self.clock.advance(part)
+        self.pass_time(duties, 1)
+        self.led.is_leader, self.led.term = True, 2
+        self.clock.advance(ROUND)
+        self.clock.advance(part - 2 * ROUND)
+        assert self.epoch() == 0
+        self.pass_time(duties, 3)
+        assert self.epoch() > 0
+
+    def test_epoch_that_moved_on_unseen(self) -> None:
+        """A first that has not heard yet of the newest epoch does not put another one."""
+        duties = self.make_duties(make_server(1))
+        self.clock.advance(ROUND)
+        self.table.put(EPOCH_KEY, b"{}")
+        self.epoch = lambda: 0  # type: ignore[method-assign]
+        duties._epochs._known = self.epoch
+        before = self.table.rows[EPOCH_KEY].revision
+        self.clock.advance(FarmOptions().collect_grace / 4)
+        self.pass_time(duties, 3)
+        assert self.table.rows[EPOCH_KEY].revision == before
 
     def test_given_up(self) -> None:
         """A server that stays down is given up after `repair_after`, once; when it is back it is not any more."""

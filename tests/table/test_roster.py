@@ -8,7 +8,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from chunkfarm.model import FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.model import EPOCH_KEY, FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.table.epochs import read_epoch
 from chunkfarm.table.interface import (
     Batch,
     Compacted,
@@ -227,6 +228,18 @@ class RosterTests(SynchronousTestCase):
         table.deliver(SERVERS)
         assert roster.generation == 3
         assert all(("c" in names) for generation, names in seen if generation == 3)
+
+    def test_epoch(self) -> None:
+        """The farm's epoch is the revision of its row, and none before there is one."""
+        roster, table, clock = self.started()
+        assert roster.epoch == 0
+        for _ in range(2):
+            table.transact((), (Put(EPOCH_KEY, b"{}"),))
+            table.deliver(FARM)
+            clock.advance(CATCH_UP_SECONDS)
+            assert roster.epoch == table.revision
+            assert self.successResultOf(read_epoch(table)) == table.revision
+        assert roster.generation == 2
 
     def test_quiet_servers(self) -> None:
         """A change of the farm alone is seen soon, although the watch of the servers says nothing."""
