@@ -203,8 +203,8 @@ class Farm(MultiService):
         self._exit()
 
     def _fatal(self, failure: Failure) -> None:
-        """The journal cannot be written: nothing may be promised any more, so the process ends at once."""
-        self._log.failure("while writing the table's journal; this process ends", failure)
+        """The disk fails under the table, or the chunks: nothing may be promised any more, and the process ends."""
+        self._log.failure("while writing to the disk; this process ends", failure)
         self._exit()
         # A disk that hangs would keep an orderly end waiting for ever.
         self._reactor.callLater(LEAVE_SECONDS, self._machine.exit, EXIT_FAILED)

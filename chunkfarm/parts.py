@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from chunkfarm.access import Access
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
 from chunkfarm.chunks.caretaker import Caretaker
+from chunkfarm.chunks.keeping import Keeper
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.scrub import Scrub
 from chunkfarm.chunks.store import ChunkStore, Space
@@ -155,6 +156,7 @@ class Parts:
         self.config_file = config_file
         self.data = data
         self.now = machine.now
+        self._on_fatal = on_fatal
         self.host = advertised_host(config.server.host)
         self.weight = self._weight_by(config.server)
         self.leaving = False
@@ -361,10 +363,14 @@ class Parts:
     def _build_chunks(self) -> None:
         self._store = ChunkStore(
             self.data.path / "chunks",
+            self.data.path / "index.sqlite",
             self.run_in_thread,
             reserve=self.config.server.reserve,
             on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
+            on_broken=self._index_broken,
             room=self.machine.room,
+            grace=lambda: self.options().collect_grace,
+            seconds=self.reactor.seconds,
         )
         self.chunk_links = ChunkClient(self.reactor, self.contexts, self.machine.connect)
         self._transfer = Transfer(
@@ -399,11 +405,24 @@ class Parts:
             hindered=self._why_no_repair,
             verified=lambda: self.scrub.percent,
         )
+        self._keeper = Keeper(
+            self._store,
+            self.servers,
+            self.data.server_id,
+            lambda: self.options().replicas,
+            lambda: self.roster.revision,
+            self.roster.refresh,
+        )
         self._catalog = Catalog(
             self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
         )
 
     # What the parts ask of each other.
+
+    def _index_broken(self, failure: Failure) -> None:
+        """As with the table's journal; what the index held is found out anew by the next process."""
+        self._log.failure("while using the index of the chunks, which the next start makes anew", failure)
+        self._on_fatal(failure)
 
     def _why_no_repair(self) -> str:
         return "" if self._state.phase == "serving" else f"this server is {self._state.phase}"
@@ -535,6 +554,9 @@ class Parts:
         if self.roster.servers:
             return self.roster.servers
         return tuple(_listed_server(row, number) for number, row in enumerate(self.config.servers) if row.id)
+
+    def keep(self, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        return self._keeper.keep(digests, revision)
 
     def options(self) -> FarmOptions:
         return self.roster.options if self.roster.servers else self.config.farm

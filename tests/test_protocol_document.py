@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import chunkfarm
 from chunkfarm import catalog, errors, model
 from chunkfarm.links import commands as peer_commands
-from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
+from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.links.rows import server_row
 from chunkfarm.ports import peer
 from chunkfarm.ports.client import commands as client_commands
@@ -98,6 +98,7 @@ class ProtocolDocumentTests(SynchronousTestCase):
             http1.HEAD_BYTES_MAX,
             HAVE_DIGESTS_MAX,
             VERIFY_DIGESTS_MAX,
+            KEEP_DIGESTS_MAX,
             DAMAGED,
             peer.CONNECTIONS_MAX,
             peer.STRANGER_CONNECTIONS_MAX,

@@ -7,13 +7,14 @@ written anew, one small step at a time, so that it delays nobody.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from chunkfarm.chunks.packs import Given, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
+from chunkfarm.errors import Mismatch
 from chunkfarm.model import MIB
 
 BATCH_BYTES = 4 * MIB
@@ -23,12 +24,22 @@ BATCH_MOST = 512
 
 
 class Packing:
-    """Puts small chunks into packs. `on_lost` is told of each chunk that is found damaged on the way."""
+    """Puts small chunks into packs by `append`, which is that of the packs or does it with more care.
+
+    `on_lost` is told of each chunk that is found damaged on the way.
+    """
 
     _log = Logger()
 
-    def __init__(self, packs: Packs, run_in_thread: RunInThread, on_lost: Callable[[bytes, str], None]) -> None:
+    def __init__(
+        self,
+        packs: Packs,
+        append: Callable[[Sequence[Given]], list[bytes | Mismatch]],
+        run_in_thread: RunInThread,
+        on_lost: Callable[[bytes, str], None],
+    ) -> None:
         self._packs = packs
+        self._append_now = append
         self._run = run_in_thread
         self._on_lost = on_lost
         self._waiting: deque[tuple[Given, Deferred[bytes]]] = deque()
@@ -77,7 +88,7 @@ class Packing:
             batch.append(self._waiting.popleft())
             size += len(batch[-1][0][1])
         try:
-            answers = await self._run(self._packs.append, [given for given, _ in batch])
+            answers = await self._run(self._append_now, [given for given, _ in batch])
         except Exception as error:
             for _, stored in batch:
                 _fire(stored, error)

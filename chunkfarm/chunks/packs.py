@@ -1,7 +1,8 @@
 """Small chunks, many in one file: a file and two fsyncs for each would cap them at a few hundred a second.
 
     chunks/packs/00000017.pack      one record after another; nothing is ever changed in it
-    chunks/packs/index.sqlite       where each chunk is; made anew from the packs if it is lost
+
+Where each chunk is stands in the index (see `index`), which is made anew from the packs if it is lost.
 
 A record: magic (8) | digest (32) | length (4) | CRC32C (4) of the three before and of the data | data. Numbers
 are big-endian. A chunk is in the index only when its record is durable, and the index never needs to be: what
@@ -25,6 +26,7 @@ from contextlib import suppress
 from attrs import frozen
 
 from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c
+from chunkfarm.chunks.index import Index, Statement
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.durable import is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, Mismatch
@@ -41,8 +43,8 @@ SCAN_STEP = 8 * MIB
 
 MAGIC = b"packed1\n"
 _HEAD = struct.Struct(f">8s{DIGEST_LENGTH}sII")
-CACHE = 32 * MIB
-"""Of the index: half of what a million chunks take, so that most inserts touch no disk."""
+
+_SET_LIVE = "INSERT INTO packs VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET live = excluded.live"
 
 Given = tuple[bytes | None, Buffer, bool]
 """(digest or None, the bytes, whether the digest was computed from these very bytes)."""
@@ -90,12 +92,22 @@ class PackedChunk:
 
 
 class Packs:
-    """The packs of one store. `room(bytes)` raises `Full` if there is no room for so many more."""
+    """The packs of one store. `room(bytes)` raises `Full` if there is no room for so many more.
 
-    def __init__(self, directory: str, room: Callable[[int], None]) -> None:
+    `promise(digests)` is called before it is looked which of them are here already: they are not deleted after that.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        index: Index,
+        room: Callable[[int], None],
+        promise: Callable[[Sequence[bytes]], None] = lambda digests: None,
+    ) -> None:
         self._directory = directory
+        self._index = index
         self._room = room
-        self._reading = threading.Lock()
+        self._promise = promise
         self._writing = threading.Lock()
         self._sizes: dict[int, int] = {}
         """Bytes of each pack that may be given out."""
@@ -104,13 +116,9 @@ class Packs:
         self._current = -1
         self._descriptor = -1
         self._end = 0
-        self._connections: list[sqlite3.Connection] = []
-        self._index_path = f"{directory}/index.sqlite"
-        self._reader: sqlite3.Connection | None = None
-        """There is no index before there is a pack."""
 
     def open(self) -> None:
-        """Open the index, if there is any pack, and bring it up to what the packs hold. Raises `OSError`."""
+        """Open the index, if there is one or any pack, and bring it up to what the packs hold. Raises `OSError`."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         found: dict[int, int] = {}
         with os.scandir(self._directory) as entries:
@@ -118,27 +126,22 @@ class Packs:
                 stem, _, kind = entry.name.partition(".")
                 if kind == "pack" and stem.isdecimal():
                     found[int(stem)] = entry.stat().st_size
-        if not found and not os.path.exists(self._index_path):
-            return
+                elif stem == "index":
+                    # Where it was in earlier versions; what it held is found in the packs.
+                    os.unlink(entry.path)
         try:
-            self._open_index()
+            self._index.open(make=bool(found))
             self._catch_up(found)
         except sqlite3.DatabaseError:
-            for end in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(self._index_path + end)
-            self._open_index()
+            self._index.discard()
+            self._index.open(make=bool(found))
             self._catch_up(found)
         sync_directory(self._directory)
 
     def close(self) -> None:
-        """Close what is open; nothing may be asked afterwards."""
-        with self._writing, self._reading:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
-            for connection in self._connections:
-                connection.close()
+        """Close what is open; it is opened again by `open`."""
+        with self._writing:
+            self._let_go()
 
     def __del__(self) -> None:
         # What is under way when the process ends is finished first, and nobody waits for that.
@@ -153,13 +156,10 @@ class Packs:
 
     def place(self, digest: bytes) -> Place | None:
         """Where a chunk is, if its pack reaches that far."""
-        if self._reader is None:
+        rows = self._index.read("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,))
+        if not rows:
             return None
-        with self._reading:
-            row = self._reader.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
-            return None
-        place = Place(*row)
+        place = Place(*rows[0])
         return place if place.offset + place.size <= self._sizes.get(place.pack, 0) else None
 
     def read(self, digest: bytes) -> PackedChunk | None:
@@ -182,12 +182,8 @@ class Packs:
         """The chunks whose digest begins with the byte `prefix`, in order."""
         first = bytes([prefix])
         last = bytes([prefix + 1]) if prefix < 255 else b"\xff" * (DIGEST_LENGTH + 1)
-        if self._reader is None:
-            return []
-        with self._reading:
-            rows = self._reader.execute(
-                "SELECT digest FROM chunks WHERE digest >= ? AND digest < ? ORDER BY digest", (first, last)
-            ).fetchall()
+        question = "SELECT digest FROM chunks WHERE digest >= ? AND digest < ? ORDER BY digest"
+        rows = self._index.read(question, (first, last))
         return [bytes(row[0]) for row in rows]
 
     # -- changing ----------------------------------------------------------------------------------------
@@ -197,21 +193,21 @@ class Packs:
 
         Raises `Full`, or what else the disk said (`OSError`, `sqlite3.Error`); then none of them is stored.
         """
-        answers, new = self._look(given)
-        if new:
-            with self._writing:
-                try:
+        try:
+            answers, new = self._look(given)
+            if new:
+                with self._writing:
                     self._write([(digest, bytes(data)) for digest, data in new.items()])
-                except (OSError, sqlite3.Error) as error:
-                    if is_full(error):
-                        raise Full(f"this server's disk is full: {error}") from error
-                    raise
+        except (OSError, sqlite3.Error) as error:
+            if is_full(error):
+                raise Full(f"this server's disk is full: {error}") from error
+            raise
         return answers
 
-    def delete(self, digest: bytes) -> bool:
-        """Forget a chunk; whether there was one."""
+    def delete(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """Forget chunks; the length of each that was here."""
         with self._writing:
-            return self._forget(digest)
+            return self._forget(digests)
 
     def put_aside(self, digest: bytes, path: str, inode: int | None) -> bool:
         """Forget a damaged chunk and keep its record in a file for whoever wants to look at it.
@@ -222,12 +218,12 @@ class Packs:
             place = self.place(digest)
             if place is None:
                 # What lies behind the end of a pack that was cut off is forgotten all the same.
-                return inode is None and self._forget(digest)
+                return inode is None and digest in self._forget([digest])
             if inode is not None and inode != place.inode:
                 return False
             with suppress(OSError, DamagedChunk), open(path, "xb") as aside:
                 aside.write(self._read_record(place))
-            return self._forget(digest)
+            return digest in self._forget([digest])
 
     def wasteful(self) -> int | None:
         """A pack that is to be written anew: it is full, and less than half of it is in use."""
@@ -258,27 +254,13 @@ class Packs:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _open_index(self) -> None:
-        path = self._index_path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._index = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connections.append(self._index)
-        self._index.execute("PRAGMA journal_mode = WAL")
-        # It may lose what came last (the packs have it), but not its shape.
-        self._index.execute("PRAGMA synchronous = NORMAL")
-        self._index.execute(f"PRAGMA cache_size = -{CACHE // KIB}")
-        self._index.execute("CREATE TABLE IF NOT EXISTS packs (number INTEGER PRIMARY KEY, scanned INT, live INT)")
-        self._index.execute(
-            "CREATE TABLE IF NOT EXISTS chunks (digest BLOB PRIMARY KEY, pack INT, at INT, length INT) WITHOUT ROWID"
-        )
-        self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connections.append(self._reader)
-
     def _catch_up(self, found: dict[int, int]) -> None:
-        known = {number: (scanned, live) for number, scanned, live in self._index.execute("SELECT * FROM packs")}
-        for number in known.keys() - found.keys():
-            self._transact(
-                [("DELETE FROM chunks WHERE pack = ?", (number,)), ("DELETE FROM packs WHERE number = ?", (number,))]
+        self._sizes, self._live = {}, {}
+        known = {number: (scanned, live) for number, scanned, live in self._index.read("SELECT * FROM packs")}
+        gone = [(number,) for number in known.keys() - found.keys()]
+        if gone:
+            self._index.write(
+                [("DELETE FROM chunks WHERE pack = ?", gone), ("DELETE FROM packs WHERE number = ?", gone)]
             )
         for number in sorted(found):
             scanned, self._live[number] = known.get(number, (0, 0))
@@ -331,9 +313,9 @@ class Packs:
                 answers.append(Mismatch(f"the bytes do not have the digest {digest.hex()}"))
                 continue
             answers.append(found)
-            if self.place(found) is None:
-                new[found] = data
-        return answers, new
+            new[found] = data
+        self._promise(list(new))
+        return answers, {found: data for found, data in new.items() if self.place(found) is None}
 
     def _write(self, chunks: list[tuple[bytes, bytes]]) -> None:
         records = [_head(digest, data) + data for digest, data in chunks]
@@ -345,6 +327,8 @@ class Packs:
         try:
             _write_all(self._descriptor, memoryview(b"".join(records)), start)
             os.fdatasync(self._descriptor)
+            # One that was unlinked under this process takes bytes all the same, and they are gone with it.
+            os.stat(self._path(self._current))
         except OSError:
             self._abandon(start)
             raise
@@ -357,11 +341,7 @@ class Packs:
 
     def _begin(self) -> None:
         """The next pack, with a name that outlives a power cut."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        if self._reader is None:
-            self._open_index()
+        self._let_go()
         number = self._current + 1
         self._descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._current, self._end = number, 0
@@ -376,77 +356,65 @@ class Packs:
         """Write no more into a pack that failed: after a failed fsync nobody knows what the disk has of it."""
         with suppress(OSError):
             os.ftruncate(self._descriptor, start)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _enter(self, number: int, rows: list[tuple[bytes, int, int]], scanned: int) -> None:
         """Put chunks into the index; where one was before is room to be won back."""
-        freed: dict[int, int] = {}
-        for digest, _, _ in rows:
-            before = self._index.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
-            if before is not None:
-                place = Place(*before)
-                freed[place.pack] = freed.get(place.pack, 0) + place.size
+        freed = self._freed([digest for digest, _, _ in rows])
         live = {pack: self._live.get(pack, 0) - size for pack, size in freed.items() if pack in self._sizes}
         live[number] = live.get(number, self._live.get(number, 0)) + sum(_HEAD.size + length for _, _, length in rows)
         put = "INSERT OR REPLACE INTO chunks (digest, pack, at, length) VALUES (?, ?, ?, ?)"
-        self._index.execute("BEGIN")
-        try:
-            self._index.executemany(put, [(digest, number, offset, length) for digest, offset, length in rows])
-            for pack, size in live.items():
-                self._index.execute(
-                    "INSERT INTO packs VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET live = excluded.live",
-                    (pack, 0, size),
-                )
-            self._index.execute("UPDATE packs SET scanned = ? WHERE number = ?", (scanned, number))
-            self._index.execute("COMMIT")
-        except BaseException:
-            self._index.execute("ROLLBACK")
-            raise
-        self._live.update(live)
-
-    def _forget(self, digest: bytes) -> bool:
-        if self._reader is None:
-            return False
-        row = self._index.execute("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
-            return False
-        place = Place(*row)
-        live = self._live.get(place.pack, 0) - place.size
-        self._transact(
+        self._index.write(
             [
-                ("DELETE FROM chunks WHERE digest = ?", (digest,)),
-                ("UPDATE packs SET live = ? WHERE number = ?", (live, place.pack)),
+                (put, [(digest, number, offset, length) for digest, offset, length in rows]),
+                (_SET_LIVE, [(pack, 0, size) for pack, size in live.items()]),
+                ("UPDATE packs SET scanned = ? WHERE number = ?", [(scanned, number)]),
             ]
         )
-        self._live[place.pack] = live
-        return True
+        self._live.update(live)
+
+    def _freed(self, digests: Sequence[bytes]) -> dict[int, int]:
+        """Bytes of each pack that are used for these chunks."""
+        freed: dict[int, int] = {}
+        for pack, length in self._index.read_named("SELECT pack, length FROM chunks WHERE digest IN", digests):
+            freed[pack] = freed.get(pack, 0) + _HEAD.size + length
+        return freed
+
+    def _forget(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        rows = self._index.read_named("SELECT digest, length FROM chunks WHERE digest IN", digests)
+        if not rows:
+            return {}
+        live = {pack: self._live.get(pack, 0) - size for pack, size in self._freed(digests).items()}
+        statements: list[Statement] = [
+            ("DELETE FROM chunks WHERE digest = ?", [(digest,) for digest, _ in rows]),
+            ("UPDATE packs SET live = ? WHERE number = ?", [(size, pack) for pack, size in live.items()]),
+        ]
+        self._index.write(statements)
+        self._live.update(live)
+        return {bytes(digest): length for digest, length in rows}
 
     def _drop(self, number: int) -> list[bytes]:
         """Remove a pack that was written anew; returns what was in use and could not be read."""
         lost = []
         if self._live.get(number, 0) > 0:
-            rows = self._index.execute("SELECT digest FROM chunks WHERE pack = ?", (number,)).fetchall()
+            rows = self._index.read("SELECT digest FROM chunks WHERE pack = ?", (number,))
             lost = [bytes(row[0]) for row in rows]
-        self._transact(
-            [("DELETE FROM chunks WHERE digest = ?", (digest,)) for digest in lost]
-            + [("DELETE FROM packs WHERE number = ?", (number,))]
+        self._index.write(
+            [
+                ("DELETE FROM chunks WHERE digest = ?", [(digest,) for digest in lost]),
+                ("DELETE FROM packs WHERE number = ?", [(number,)]),
+            ]
         )
         with suppress(FileNotFoundError):
             os.unlink(self._path(number))
         self._sizes.pop(number, None)
         self._live.pop(number, None)
         return lost
-
-    def _transact(self, statements: Sequence[tuple[str, tuple[bytes | int, ...]]]) -> None:
-        self._index.execute("BEGIN")
-        try:
-            for text, values in statements:
-                self._index.execute(text, values)
-            self._index.execute("COMMIT")
-        except BaseException:
-            self._index.execute("ROLLBACK")
-            raise
 
     def _path(self, number: int) -> str:
         return f"{self._directory}/{number:08}.pack"

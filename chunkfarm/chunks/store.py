@@ -1,12 +1,11 @@
 """The chunks on this server's disk.
 
-    chunks/3f/3fa9...c1.chunk       a chunk, see `chunkfile`
-    chunks/packs/                   those of 64 KiB and less, see `packs`
-    chunks/incoming/17.tmp          a chunk that is being written; what a crash leaves is removed at the start
+    chunks/3f/3fa9...c1.chunk       a chunk of more than 64 KiB, see `loose`
+    chunks/packs/                   the smaller ones, see `packs`
     chunks/quarantine/3fa9...c1.0   a damaged chunk, put aside for whoever wants to look at it
+    index.sqlite                    beside the directory of the chunks, see `index`
 
-A chunk is immutable: a large one is renamed into its place when it is durable, later unlinked or put aside, and
-never written to in between. So a reader that has the file open is never disturbed.
+What has been promised about chunks, and which of them may be deleted, is told in `promises`.
 """
 
 from __future__ import annotations
@@ -17,32 +16,34 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from time import monotonic
+from typing import ParamSpec, TypeVar
 
 from attrs import frozen
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.chunks.chunkfile import ChunkFile, DamagedChunk, trailer_length, write_chunk
+from chunkfarm.chunks.chunkfile import DamagedChunk, trailer_length
+from chunkfarm.chunks.index import Index
+from chunkfarm.chunks.loose import PREFIXES, LooseChunks
+from chunkfarm.chunks.opened import ChunkReader, OpenChunk
 from chunkfarm.chunks.packing import Packing
-from chunkfarm.chunks.packs import PACKED_MOST, PackedChunk, Packs
+from chunkfarm.chunks.packs import PACKED_MOST, Given, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
-from chunkfarm.durable import is_full, sync_directory
-from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
-from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, MIB, digest_of
+from chunkfarm.chunks.pins import Pins
+from chunkfarm.chunks.promises import Promises
+from chunkfarm.durable import is_broken, is_full, sync_directory
+from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch
+from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, FarmOptions, digest_of
 
-__all__ = ["ChunkReader", "ChunkStore", "DamagedChunk", "Space"]
+__all__ = ["ChunkStore", "DamagedChunk", "Space"]
 
-PIECE = 2 * MIB
-"""Bytes read in one go. The way of a piece from the disk's thread to the connection costs some 150 us, so that a large
-file comes 6 % slower in pieces of half the size; two a reader are in memory."""
 RESERVE_LEAST = GIB
 RESERVE_PART = 50
 """The reserve, unless the config says another: the larger of 1 GiB and one part in 50 (2 %) of the file system."""
 
-OpenChunk = ChunkFile | PackedChunk
-_PREFIXES = 256
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -64,11 +65,12 @@ def room_of(directory: str) -> tuple[int, int]:
 
 
 class ChunkStore:
-    """Chunks as files below one directory. All disk work is done by `run_in_thread`.
+    """Chunks as files below one directory, and what is known of them in the file `index`.
 
-    `reserve`: bytes of the file system that chunks must leave free. `on_damaged(digest, reason)` is called
-    in the reactor's thread after a chunk was put aside. `room` answers like `room_of`. Chunks of at most
-    `packed_most` bytes share files.
+    All disk work is done by `run_in_thread`. `reserve`: bytes of the file system that chunks must leave free.
+    `on_damaged(digest, reason)` is called in the reactor's thread after a chunk was put aside, `on_broken(failure)`
+    when the index can no longer be used. `room` answers like `room_of`. Chunks of at most `packed_most` bytes share
+    files. `grace` gives `collect_grace` in seconds, and `seconds` is a monotonic clock.
     """
 
     _log = Logger()
@@ -76,28 +78,37 @@ class ChunkStore:
     def __init__(
         self,
         directory: Path,
+        index: Path,
         run_in_thread: RunInThread,
         *,
         reserve: int | None = None,
         on_damaged: Callable[[bytes, str], None] = lambda digest, reason: None,
+        on_broken: Callable[[Failure], None] = lambda failure: None,
         room: Callable[[str], tuple[int, int]] = room_of,
         packed_most: int = PACKED_MOST,
+        grace: Callable[[], float] = lambda: FarmOptions().collect_grace,
+        seconds: Callable[[], float] = monotonic,
     ) -> None:
         self._directory = str(directory)
-        self._run = run_in_thread
+        self._run_in_thread = run_in_thread
         self.reserve = reserve
         """Bytes that chunks leave free; None: the usual part of the disk. May be changed at any time."""
         self._on_damaged = on_damaged
+        self._on_broken = on_broken
         self._room = room
-        self._numbers = count()
         # Held while a name appears or disappears together with its bytes in the count.
         self._lock = threading.Lock()
-        self._counted: list[int | None] = [None] * _PREFIXES
-        self._directories: set[int] = set()
+        self._opening = threading.Lock()
+        self._identity: list[tuple[int, int]] = []
+        self._was_gone = False
+        self._is_broken = False
         self._stopped = False
         self._packed_most = packed_most
-        self._packs = Packs(f"{self._directory}/packs", self._check_room)
-        self._packing = Packing(self._packs, run_in_thread, self._report)
+        self._index = Index(str(index))
+        self._promises = Promises(Pins(self._index, seconds, grace), self._lock)
+        self._loose = LooseChunks(self._directory, self._lock)
+        self._packs = Packs(f"{self._directory}/packs", self._index, self._check_room, self._promises.keep)
+        self._packing = Packing(self._packs, self._append, run_in_thread, self._report)
 
     def start(self) -> Deferred[None]:
         """Make the directories, remove what a crash left behind, make durable what is there.
@@ -114,16 +125,23 @@ class ChunkStore:
     def close(self) -> None:
         """Close what is open for good, once nothing is written or read any more. Blocks for a moment."""
         self._packs.close()
+        self._index.close()
+
+    def __del__(self) -> None:
+        # What is under way when the process ends is finished first, and nobody waits for that.
+        self._index.close()
 
     def put(self, digest: bytes | None, data: Buffer, *, checked: bool = False) -> Deferred[bytes]:
         """Store a chunk; fires with its digest once it is durable. A chunk that is here already is not rewritten.
+
+        It is kept for `collect_grace` from then on, if only that was promised; so it is not collected meanwhile.
 
         With `checked` the caller has computed `digest` from these very bytes, and they are not hashed again.
         Fails with `Mismatch`, with `Full` before anything is written if the reserve would be touched, and
         with `LimitExceeded` for more than `CHUNK_SIZE_MAX`; nothing is left behind then.
         """
         if len(data) <= self._packed_most:
-            return self._packing.put(digest, data, checked)
+            return self._packing.put(digest, data, checked).addErrback(self._failed)
         return self._run(self._put, digest, data, checked)
 
     def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[ChunkReader]:
@@ -143,21 +161,52 @@ class ChunkStore:
         return self._run(self._has, digests)
 
     def hold(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        """The same as `has`, for whoever is going to rely on the answer."""
-        return self.has(digests)
+        """The same as `has`, for whoever is going to rely on the answer: what is here is kept for `collect_grace`.
+
+        The promise is durable when this fires. Says 0 for what is condemned, too.
+        """
+        return self._run(self._hold, digests)
+
+    @property
+    def condemned(self) -> int:
+        """How many chunks are about to be deleted because no file uses them."""
+        return len(self._promises.condemned)
+
+    def condemn(self, unused: Sequence[bytes]) -> Deferred[Sequence[bytes]]:
+        """Begin to collect those of these chunks whose pins have run out; fires with those.
+
+        From then on `hold` says no, and a `put` lifts it; nothing else changes. For those of which it is not known
+        when they were held last, it is counted from now on.
+        """
+        return self._run(self._condemn, unused)
+
+    def delete_condemned(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """Delete those of these chunks that are condemned still; fires with the bytes of each that was deleted."""
+        return self._tidying(self._run(self._release, self._promises.condemned, digests))
+
+    def mark_surplus(self, digests: Sequence[bytes]) -> None:
+        """Plan to delete these because they belong on other servers; `hold`, `keep` and `put` end that."""
+        self._promises.mark_surplus(digests)
+
+    def delete_surplus(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """Delete those of these chunks that are marked as surplus still; fires like `delete_condemned`."""
+        return self._tidying(self._run(self._release, self._promises.surplus, digests))
+
+    def lift(self, digests: Sequence[bytes]) -> None:
+        """These are not deleted after all."""
+        self._promises.lift(digests)
+
+    def tidy_pins(self, prefix: int, unused: Sequence[bytes]) -> Deferred[None]:
+        """Forget the pins that have run out of chunks that begin with this byte, but not those of the `unused`."""
+        return self._run(self._promises.pins.tidy, prefix, frozenset(unused))
 
     def check(self, digest: bytes) -> Deferred[int]:
         """Read the whole chunk and compare its digest; fires with its length, fails as `size` does."""
         return self._watched(digest, self._run(self._check, digest))
 
     def delete(self, digest: bytes) -> Deferred[bool]:
-        """Remove a chunk; fires with whether there was one. Readers that have it open go on."""
-
-        def tidy(deleted: bool) -> bool:
-            self._packing.tidy()
-            return deleted
-
-        return self._run(self._delete, digest).addCallback(tidy)
+        """Remove a chunk, whatever was promised; fires with whether there was one. Readers that have it open go on."""
+        return self._tidying(self._run(self._delete, digest))
 
     def quarantine(self, digest: bytes, reason: str) -> Deferred[None]:
         """Put a chunk aside, so that it is neither served nor counted; tells `on_damaged`."""
@@ -177,85 +226,90 @@ class ChunkStore:
         return self._run(self._scan, prefix)
 
     def space(self) -> Deferred[Space]:
-        """Room on the file system now."""
-        return self._run(self._space)
+        """Room on the file system now. Notices, too, if the directory was removed, and then begins it anew."""
+
+        def tell(space: Space) -> Space:
+            if self._was_gone:
+                self._was_gone = False
+                self._log.error(
+                    "The chunks in {path} are gone: the directory was removed, or another put in its place, while this "
+                    "server ran. It goes on there; what is missing comes from the other servers as they notice.",
+                    path=self._directory,
+                )
+            return space
+
+        return self._run(self._space).addCallback(tell)
 
     # What follows up to the reader runs on threads.
 
-    def _path(self, digest: bytes) -> str:
-        assert len(digest) == DIGEST_LENGTH
-        name = digest.hex()
-        return f"{self._directory}/{name[:2]}/{name}.chunk"
-
     def _prepare(self) -> None:
-        for name in ("", "incoming", "quarantine"):
-            os.makedirs(os.path.join(self._directory, name), mode=0o700, exist_ok=True)
-        with os.scandir(f"{self._directory}/incoming") as entries:
-            for entry in entries:
-                if entry.name.endswith(".tmp"):
-                    os.unlink(entry.path)
-        # A process killed between rename and fsync leaves a chunk that is seen but could be lost with the
-        # power. It must not be promised to anybody before its name is durable.
-        for prefix in range(_PREFIXES):
-            with suppress(FileNotFoundError):
-                sync_directory(f"{self._directory}/{prefix:02x}")
-                self._directories.add(prefix)
+        self._open_all()
+        self._promises.pins.open()
+
+    def _open_all(self) -> None:
+        self._loose.open()
+        os.makedirs(f"{self._directory}/quarantine", mode=0o700, exist_ok=True)
         sync_directory(self._directory)
         self._packs.open()
+        self._identity = self._identify()
 
-    def _count(self, prefix: int) -> None:
-        with self._lock:
-            total = 0
-            with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
-                total = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".chunk"))
-            self._counted[prefix] = total
+    def _identify(self) -> list[tuple[int, int]]:
+        try:
+            found = [os.stat(f"{self._directory}/{name}") for name in ("", "incoming", "packs")]
+        except FileNotFoundError:
+            return []
+        return [(status.st_dev, status.st_ino) for status in found]
 
-    def _adjust(self, digest: bytes, change: int) -> None:
-        # A directory that has not been counted yet will be, with this change in it.
-        before = self._counted[digest[0]]
-        if before is not None:
-            self._counted[digest[0]] = before + change
+    def _mend(self) -> bool:
+        """Begin the directory anew if it was removed under this process, or is another now; says whether it was."""
+        with self._opening:
+            if self._identify() == self._identity:
+                return False
+            self._was_gone = True
+            self._packs.close()
+            self._open_all()
+            for prefix in range(PREFIXES):
+                self._loose.count(prefix)
+            return True
+
+    def _append(self, given: Sequence[Given]) -> list[bytes | Mismatch]:
+        try:
+            return self._packs.append(given)
+        except FileNotFoundError:
+            if not self._mend():
+                raise
+        return self._packs.append(given)
 
     def _put(self, digest: bytes | None, data: Buffer, checked: bool) -> bytes:
         length = len(data)
         if length > CHUNK_SIZE_MAX:
             raise LimitExceeded(f"a chunk has at most {CHUNK_SIZE_MAX} bytes, not {length}")
-        if digest is not None and self._whole(digest) is not None:
-            if not checked and digest_of(data) != digest:
-                raise Mismatch(f"the bytes do not have the digest {digest.hex()}")
-            # Whoever is writing the same chunk may not have come to its fsync.
-            sync_directory(os.path.dirname(self._path(digest)))
-            return digest
+        if digest is not None:
+            self._promises.keep([digest])
+            if self._whole(digest) is not None:
+                if not checked and digest_of(data) != digest:
+                    raise Mismatch(f"the bytes do not have the digest {digest.hex()}")
+                self._loose.settle(digest)
+                return digest
         self._check_room(length + trailer_length(length))
-        temporary = f"{self._directory}/incoming/{next(self._numbers)}.tmp"
         try:
-            digest = write_chunk(temporary, data, digest, checked=checked)
-            self._settle(temporary, digest)
+            try:
+                return self._write(digest, data, checked)
+            except FileNotFoundError:
+                if not self._mend():
+                    raise
+            return self._write(digest, data, checked)
         except BaseException as error:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
             if is_full(error):
                 raise Full(f"this server's disk is full: {error}") from error
             raise
-        return digest
 
-    def _settle(self, temporary: str, digest: bytes) -> None:
-        """Rename a durable file into its place, and make the name durable."""
-        path = self._path(digest)
-        directory = os.path.dirname(path)
-        with self._lock:
-            if digest[0] not in self._directories:
-                # Under the lock, or another thread could promise a chunk in a directory that is not durable yet.
-                os.makedirs(directory, 0o700, exist_ok=True)
-                sync_directory(self._directory)
-                self._directories.add(digest[0])
-            if self._whole(digest) is None:
-                before = os.stat(path).st_size if os.path.exists(path) else 0
-                os.rename(temporary, path)
-                self._adjust(digest, os.stat(path).st_size - before)
-            else:
-                os.unlink(temporary)
-        sync_directory(directory)
+    def _write(self, digest: bytes | None, data: Buffer, checked: bool) -> bytes:
+        temporary, digest = self._loose.write(digest, data, checked)
+        # Somebody else may have stored it while this was written, and so long ago that it is condemned by now.
+        self._promises.keep([digest])
+        self._loose.take(temporary, digest)
+        return digest
 
     def _check_room(self, needed: int) -> None:
         free, reserve = self._free_and_reserve()
@@ -269,28 +323,43 @@ class ChunkStore:
         return free, self.reserve if self.reserve is not None else max(RESERVE_LEAST, total // RESERVE_PART)
 
     def _space(self) -> Space:
+        self._mend()
         free, reserve = self._free_and_reserve()
-        return Space(free, sum(filter(None, self._counted)) + self._packs.used, free < reserve)
+        return Space(free, self._loose.used + self._packs.used, free < reserve)
 
     def _whole(self, digest: bytes) -> int | None:
         """The length of a chunk that is here and whole."""
         if (place := self._packs.place(digest)) is not None:
             return place.length
-        try:
-            file = ChunkFile(self._path(digest), digest)
-        except NotFound:
-            return None
-        file.close()
-        return file.length
+        return self._loose.length(digest)
 
     def _has(self, digests: Sequence[bytes]) -> Sequence[int]:
         return [self._whole(digest) or 0 for digest in digests]
+
+    def _hold(self, digests: Sequence[bytes]) -> Sequence[int]:
+        held = self._promises.hold(digests)
+        return [self._whole(digest) or 0 if digest in held else 0 for digest in digests]
+
+    def _condemn(self, unused: Sequence[bytes]) -> Sequence[bytes]:
+        condemned = self._promises.condemn(unused)
+        return [digest for digest in unused if digest in condemned]
+
+    def _release(self, marked: set[bytes], digests: Sequence[bytes]) -> Sequence[int]:
+        sizes = []
+        with self._lock:
+            released = self._promises.release(marked, digests)
+            packed = self._packs.delete(released)
+            for digest in released:
+                size = self._loose.delete(digest)
+                if size is not None or digest in packed:
+                    sizes.append((size or 0) + packed.get(digest, 0))
+        return sizes
 
     def _open_file(self, digest: bytes) -> OpenChunk:
         try:
             if (packed := self._packs.read(digest)) is not None:
                 return packed
-            return ChunkFile(self._path(digest), digest)
+            return self._loose.file(digest)
         except DamagedChunk:
             self._put_aside(digest, None)
             raise
@@ -334,34 +403,16 @@ class ChunkStore:
         return piece
 
     def _delete(self, digest: bytes) -> bool:
-        packed = self._packs.delete(digest)
-        path = self._path(digest)
         with self._lock:
-            try:
-                size = os.stat(path).st_size
-                os.unlink(path)
-            except FileNotFoundError:
-                return packed
-            self._adjust(digest, -size)
-            return True
+            packed = self._packs.delete([digest])
+            return self._loose.delete(digest) is not None or bool(packed)
 
     def _put_aside(self, digest: bytes, inode: int | None) -> bool:
         """Move a chunk's file away, but only the one that was found damaged: a good one may have followed it."""
-        path = self._path(digest)
         with self._lock:
             names = (f"{self._directory}/quarantine/{digest.hex()}.{number}" for number in count())
             aside = next(name for name in names if not os.path.exists(name))
-            if self._packs.put_aside(digest, aside, inode):
-                return True
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:
-                return False
-            if inode is not None and status.st_ino != inode:
-                return False
-            os.rename(path, aside)
-            self._adjust(digest, -status.st_size)
-        return True
+            return self._packs.put_aside(digest, aside, inode) or self._loose.put_aside(digest, aside, inode)
 
     def _quarantined(self) -> Sequence[bytes]:
         aside = set()
@@ -373,14 +424,7 @@ class ChunkStore:
         return sorted(aside)
 
     def _scan(self, prefix: int) -> Sequence[bytes]:
-        digests = self._packs.digests(prefix)
-        with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
-            for entry in entries:
-                name, _, kind = entry.name.partition(".")
-                if kind == "chunk" and len(name) == 2 * DIGEST_LENGTH:
-                    with suppress(ValueError):
-                        digests.append(bytes.fromhex(name))
-        return sorted({digest for digest in digests if digest[0] == prefix})
+        return sorted({*self._packs.digests(prefix), *self._loose.digests(prefix)})
 
     # What follows runs in the reactor's thread.
 
@@ -391,10 +435,31 @@ class ChunkStore:
         )
 
     async def _count_all(self) -> None:
-        for prefix in range(_PREFIXES):
+        for prefix in range(PREFIXES):
             if self._stopped:
                 return
-            await self._run(self._count, prefix)
+            await self._run(self._loose.count, prefix)
+
+    def _run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return self._run_in_thread(function, *args, **kwargs).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> Failure:
+        """Tell what a failed index means, by the rules that hold for the table's disk, too."""
+        error = failure.value
+        assert error is not None
+        if is_full(error):
+            return Failure(Full(f"this server's disk is full: {error}"))
+        if is_broken(error) and not self._is_broken:
+            self._is_broken = True
+            self._on_broken(failure)
+        return failure
+
+    def _tidying(self, result: Deferred[T]) -> Deferred[T]:
+        def tidy(value: T) -> T:
+            self._packing.tidy()
+            return value
+
+        return result.addCallback(tidy)
 
     def read_piece(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> Deferred[memoryview]:
         """For the reader: the verified bytes from `start` to `end`; the file is closed when `end` is the `last`."""
@@ -415,60 +480,3 @@ class ChunkStore:
     def _report(self, digest: bytes, reason: str) -> None:
         self._log.error("chunk {digest} was put aside: {reason}", digest=digest.hex(), reason=reason)
         self._on_damaged(digest, reason)
-
-
-class ChunkReader:
-    """Verified pieces of one chunk, one of them read ahead. A `PieceSource`."""
-
-    def __init__(self, store: ChunkStore, digest: bytes, file: OpenChunk, start: int, end: int) -> None:
-        self.chunk_length = file.length
-        """Bytes of the whole chunk."""
-        self.length = end - start
-        """Bytes that this reader gives."""
-        self._store = store
-        self._digest = digest
-        self._file = file
-        self._position = start
-        self._end = end
-        self._ahead: Deferred[memoryview] | None = None
-        self._closed = False
-
-    def piece_end(self, start: int) -> int:
-        """Where the piece that begins at `start` ends: at a multiple of `PIECE`, so that no block is read twice."""
-        return min((start // PIECE + 1) * PIECE, self._end)
-
-    def begin(self, first: memoryview) -> None:
-        """Take the first piece, which was read when the file was opened."""
-        self._ahead = succeed(first)
-
-    def next(self) -> Deferred[bytes | memoryview | None]:
-        """The next piece, None after the last; fails with `DamagedChunk`, after `close` with `CancelledError`."""
-        if self._closed:
-            return fail(CancelledError())
-        if self._position == self._end:
-            return succeed(None)
-        ahead = self._ahead if self._ahead is not None else self._read()
-        self._ahead = None
-        return ahead.addCallback(self._hand_over)
-
-    def close(self) -> None:
-        """Close the file, once a read that is under way has ended."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._ahead is not None:
-            self._ahead.addErrback(lambda failure: None)
-            self._ahead = None
-        if self._position < self._end:
-            self._store.close_file(self._file)
-
-    def _hand_over(self, piece: memoryview) -> bytes | memoryview | None:
-        self._position += len(piece)
-        if self._position < self._end and not self._closed:
-            self._ahead = self._read()
-        return piece
-
-    def _read(self) -> Deferred[memoryview]:
-        return self._store.read_piece(
-            self._digest, self._file, self._position, self.piece_end(self._position), self._end
-        )

@@ -14,11 +14,12 @@ from twisted.logger import Logger
 from chunkfarm.chunks import placement
 from chunkfarm.chunks.checking import Checked, Checker
 from chunkfarm.chunks.holders import Survey
+from chunkfarm.chunks.opened import ChunkReader
 from chunkfarm.chunks.patience import Patience
 from chunkfarm.chunks.pieces import Buffer, BytesSource, PieceSource, RunInThread
 from chunkfarm.chunks.reading import ChunkFetch, ChunkUnavailable
 from chunkfarm.chunks.repair import Meter
-from chunkfarm.chunks.store import ChunkReader, ChunkStore, DamagedChunk
+from chunkfarm.chunks.store import ChunkStore, DamagedChunk
 from chunkfarm.chunks.writing import ChunkWrite, Plan
 from chunkfarm.errors import InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks

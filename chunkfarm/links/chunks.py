@@ -21,7 +21,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.errors import CODES
-from chunkfarm.links.interface import CHUNK_LENGTH, DAMAGED, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import (
+    CHUNK_LENGTH,
+    DAMAGED,
+    HAVE_DIGESTS_MAX,
+    KEEP_DIGESTS_MAX,
+    VERIFY_DIGESTS_MAX,
+    IChunkLinks,
+)
 from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed
 from chunkfarm.model import CHUNK_SIZE_MAX, KIB, Server
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX, HEAD_END, BadResponse, CountedBody, ResponseHead, parse_response
@@ -370,6 +377,11 @@ class ChunkClient:
         """Which of these chunks `server` holds, and keeps for a while; see `IChunkLinks`."""
         assert len(digests) <= HAVE_DIGESTS_MAX
         return Deferred.fromCoroutine(self._have(server, digests, "hold"))
+
+    def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        """Which of these chunks `server` keeps for good; see `IChunkLinks`."""
+        assert len(digests) <= KEEP_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._have(server, digests, f"keep/{revision}"))
 
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """The same after `server` has read them whole; see `IChunkLinks`."""

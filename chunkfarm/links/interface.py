@@ -43,6 +43,13 @@ class IChunkLinks(Interface):
         The promise is durable before the answer. 0 also for a chunk that `server` has begun to collect.
         """
 
+    def keep(server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        """For each of at most `KEEP_DIGESTS_MAX` digests its length if `server` keeps its copy, else 0.
+
+        So the asker's own copy may go: that server owns the chunk by rows that are at least of that revision, has just
+        read its copy, keeps it as `hold` does, and has given up any plan to delete it.
+        """
+
     def verify(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """The same after `server` has read each chunk and compared its digest: `DAMAGED` for one that it put aside.
 
@@ -61,5 +68,8 @@ CHUNK_LENGTH = struct.Struct("!I")
 
 VERIFY_DIGESTS_MAX = 64
 """Digests in one question that makes the other server read whole chunks."""
+KEEP_DIGESTS_MAX = 256
+"""Digests in one question of `keep`, which makes the other server read whole chunks: small ones mostly, since whoever
+asks bounds their bytes."""
 DAMAGED = 2**32 - 1
 """Stands for the length of a chunk that was found damaged: no chunk is so long."""

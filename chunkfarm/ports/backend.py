@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -44,6 +44,9 @@ class Backend(Protocol):
 
     @property
     def caretaker(self) -> Caretaker: ...
+
+    def keep(self, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        """Which of these chunks this server owns, has and keeps; see `chunks.keeping`."""
 
     def servers(self) -> tuple[Server, ...]:
         """The server table as this server knows it: live ones first, oldest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.error import ConnectionRefusedError
@@ -13,7 +13,7 @@ from zope.interface import implementer
 from chunkfarm.chunks.pieces import Buffer, PieceSource
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.errors import Full, NotFound
-from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import GIB, Server, digest_of
 
 P = ParamSpec("P")
@@ -28,19 +28,23 @@ def run_now(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> D
 def make_store(
     directory: str | Path,
     *,
+    index: Path | None = None,
     reserve: int = 0,
     on_damaged: Callable[[bytes, str], None] = lambda digest, reason: None,
     free: Callable[[], int] = lambda: GIB,
     packed_most: int = -1,
+    **options: Any,
 ) -> ChunkStore:
     """A started store that runs its disk work at once and believes what `free` says; by default it packs nothing."""
     store = ChunkStore(
         Path(directory).absolute(),
+        index if index is not None else Path(directory).absolute() / "index.sqlite",
         run_now,
         reserve=reserve,
         on_damaged=on_damaged,
         room=lambda path: (free(), 100 * GIB),
         packed_most=packed_most,
+        **options,
     )
     store.start()
     return store
@@ -118,6 +122,10 @@ class MemoryLinks:
     def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return self._answer("hold", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
+
+    def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        assert len(digests) <= KEEP_DIGESTS_MAX
+        return self._answer("keep", server, lambda: [len(self.on(server).get(digest, b"")) for digest in digests])
 
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         def verify(digest: bytes) -> int:

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import packing, packs
+from chunkfarm.chunks.index import Index
 from chunkfarm.chunks.packs import PACKED_MOST, Packs
 from chunkfarm.chunks.store import ChunkStore, DamagedChunk
 from chunkfarm.errors import Full, InvalidRequest, Mismatch, NotFound
@@ -58,7 +59,7 @@ class PackedTestCase(SynchronousTestCase):
 
     def forget_index(self) -> None:
         """What a person does who copies chunks alone, or a disk that loses a file."""
-        for path in (self.directory / "packs").glob("index.sqlite*"):
+        for path in self.directory.glob("index.sqlite*"):
             path.unlink()
 
     def flip(self, data: bytes) -> None:
@@ -220,8 +221,18 @@ class RestartTests(PackedTestCase):
         """An index that is no database is made anew."""
         digest = self.put(self.store(), b"data")
         self.forget_index()
-        (self.directory / "packs" / "index.sqlite").write_bytes(b"not a database at all" * 500)
+        (self.directory / "index.sqlite").write_bytes(b"not a database at all" * 500)
         assert self.read(self.store(), digest) == b"data"
+
+    def test_an_old_index(self) -> None:
+        """The index of an earlier version, in another place, is removed, and all is found without it."""
+        store = self.store()
+        digest = self.put(store, b"data")
+        store.close()
+        old = self.directory / "packs" / "index.sqlite"
+        (self.directory / "index.sqlite").rename(old)
+        assert self.read(self.store(), digest) == b"data"
+        assert not old.exists()
 
     def test_killed_before_the_index(self) -> None:
         """A record that was written, and not entered, is found at the end of its pack."""
@@ -261,7 +272,7 @@ class RestartTests(PackedTestCase):
         """An index that lost its last rows in a power cut is brought up to the packs."""
         store = self.store()
         digest = self.put(store, b"first")
-        kept = {path: path.read_bytes() for path in (self.directory / "packs").glob("index.sqlite*")}
+        kept = {path: path.read_bytes() for path in self.directory.glob("index.sqlite*")}
         later = self.put(store, b"later")
         store._packs.close()
         self.forget_index()
@@ -292,7 +303,9 @@ class SyncTests(PackedTestCase):
         execute(call).chainDeferred(result)
 
     def slow_store(self) -> ChunkStore:
-        store = ChunkStore(self.directory, self.run_later, reserve=0, room=lambda path: (GIB, GIB))
+        store = ChunkStore(
+            self.directory, self.directory / "index.sqlite", self.run_later, reserve=0, room=lambda path: (GIB, GIB)
+        )
         self.addCleanup(store.close)
         store.start()
         self.waits = True
@@ -440,7 +453,7 @@ class HistoryTests(SynchronousTestCase):
         """What was put and not deleted is there and right, whatever happened to the index and behind the packs."""
         with TemporaryDirectory() as directory, mock.patch.multiple(packs, PACK_FULL=3000, STEP=1000):
             held: dict[bytes, bytes] = {}
-            opened = Packs(directory, no_limit)
+            opened = Packs(directory, Index(f"{directory}/index.sqlite"), no_limit)
             opened.open()
             for what, number in history:
                 if what == "put":
@@ -449,7 +462,7 @@ class HistoryTests(SynchronousTestCase):
                     held[digest_of(data)] = data
                 elif what == "delete":
                     digest = digest_of(pattern(number * 37, number))
-                    opened.delete(digest)
+                    opened.delete([digest])
                     held.pop(digest, None)
                 elif what == "rewrite" and (wasteful := opened.wasteful()) is not None:
                     following: int | None = 0
@@ -464,7 +477,7 @@ class HistoryTests(SynchronousTestCase):
                     elif what == "garbage" and (files := sorted(Path(directory).glob("*.pack"))):
                         with open(files[-1], "ab") as file:
                             file.write(packs.MAGIC + os.urandom(number))
-                    opened = Packs(directory, no_limit)
+                    opened = Packs(directory, Index(f"{directory}/index.sqlite"), no_limit)
                     opened.open()
                 for digest, data in held.items():
                     packed = opened.read(digest)

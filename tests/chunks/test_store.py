@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import chunkfile
 from chunkfarm.chunks.chunkfile import BLOCK, ChunkFile, trailer_length
+from chunkfarm.chunks.opened import PIECE, ChunkReader
 from chunkfarm.chunks.pieces import Buffer
-from chunkfarm.chunks.store import PIECE, ChunkReader, ChunkStore, DamagedChunk, room_of
+from chunkfarm.chunks.store import ChunkStore, DamagedChunk, room_of
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.model import CHUNK_SIZE_MAX, GIB, digest_of
 from tests.chunks.builders import make_store, pattern, read_all, run_now
@@ -352,7 +354,7 @@ class ReadTests(StoreTestCase):
             calls.append(function.__name__)
             return run_now(function, *args, **kwargs)
 
-        store = ChunkStore(self.directory, run, reserve=0)
+        store = ChunkStore(self.directory, self.directory / "index.sqlite", run, reserve=0)
         store.start()
         digest = self.put(store, pattern(3 * PIECE))
         calls.clear()
@@ -390,7 +392,8 @@ class FullDiskTests(StoreTestCase):
             (19 * GIB, 1000 * GIB, True),
             (20 * GIB, 1000 * GIB, False),
         ):
-            store = ChunkStore(self.directory, run_now, room=lambda path, room=(free, total): room)  # type: ignore[misc]
+            room = mock.Mock(return_value=(free, total))
+            store = ChunkStore(self.directory, self.directory / "index.sqlite", run_now, room=room)
             store.start()
             assert self.successResultOf(store.space()).full is full
 
@@ -445,7 +448,7 @@ class StartTests(StoreTestCase):
         """A chunk that was renamed just before a kill is made durable before it is promised to anybody."""
         digest = self.put(self.store(), b"data")
         synced: list[str] = []
-        with mock.patch("chunkfarm.chunks.store.sync_directory", synced.append):
+        with mock.patch("chunkfarm.chunks.loose.sync_directory", synced.append):
             self.store()
         assert str(self.path(digest).parent) in synced
 
@@ -469,7 +472,7 @@ class StartTests(StoreTestCase):
             pending.append(lambda: result.callback(function(*args, **kwargs)))
             return result
 
-        store = ChunkStore(self.directory, later, reserve=0)
+        store = ChunkStore(self.directory, self.directory / "index.sqlite", later, reserve=0)
         started = store.start()
         pending.pop()()
         self.successResultOf(started)
@@ -477,6 +480,56 @@ class StartTests(StoreTestCase):
         store.stop()
         pending.pop()()
         assert pending == []
+
+
+class RemovedDirectoryTests(StoreTestCase):
+    """Somebody removes the directory of the chunks while the server runs, or puts another in its place."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.index = Path(self.mktemp()).absolute()
+
+    def store(self, **options: Any) -> ChunkStore:
+        return super().store(index=self.index, packed_most=1000, **options)
+
+    def test_goes_on(self) -> None:
+        """What is put after that is stored and found again, small or large, and is not lost with what was removed."""
+        store = self.store()
+        before = [self.put(store, pattern(size)) for size in (100, 2000)]
+        for size in (101, 2001):
+            shutil.rmtree(self.directory)
+            digest = self.put(store, pattern(size))
+            assert self.successResultOf(store.has([*before, digest])) == [0, 0, size]
+            for one in (store, self.store()):
+                assert self.read(one, digest) == pattern(size)
+
+    def test_noticed(self) -> None:
+        """It is noticed without a write, said once, and the chunks that are gone are not promised any more."""
+        store = self.store()
+        small, large = self.put(store, pattern(100)), self.put(store, pattern(2000))
+        shutil.rmtree(self.directory)
+        assert self.successResultOf(store.space()).used == 0
+        assert self.successResultOf(store.hold([small, large])) == [0, 0]
+        assert self.successResultOf(store.quarantined()) == []
+        assert self.damaged == []
+
+    def test_another_directory(self) -> None:
+        """Another directory with chunks in its place is taken as it is."""
+        store = self.store()
+        kept = self.put(store, pattern(2000))
+        gone = [self.put(store, pattern(size)) for size in (100, 3000)]
+        other = self.directory.with_name("other")
+        shutil.copytree(self.directory, other, ignore=shutil.ignore_patterns("*.pack", f"{gone[1].hex()}.chunk"))
+        shutil.rmtree(self.directory)
+        other.rename(self.directory)
+        self.successResultOf(store.space())
+        assert self.successResultOf(store.has([kept, *gone])) == [2000, 0, 0]
+
+    def test_nothing_was_removed(self) -> None:
+        """A file that cannot be written for another reason is an error as before."""
+        store = self.store()
+        with mock.patch.object(chunkfile, "_write_all", side_effect=FileNotFoundError()):
+            self.failureResultOf(store.put(None, pattern(2000)), FileNotFoundError)
 
 
 class QuarantineTests(StoreTestCase):

@@ -9,7 +9,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 
-from chunkfarm.chunks.store import PIECE, ChunkReader, ChunkStore
+from chunkfarm.chunks.opened import PIECE, ChunkReader
+from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.model import GIB, digest_of
 from tests.chunks.builders import pattern, read_all
 
@@ -34,7 +35,9 @@ class ThreadsTests(TestCase):
             return deferToThreadPool(reactor, pool, function, *args, **kwargs)  # type: ignore[arg-type]
 
         self.directory = Path(self.mktemp()).absolute()
-        self.store = ChunkStore(self.directory, run, reserve=0, room=lambda path: (GIB, GIB))
+        self.store = ChunkStore(
+            self.directory, self.directory / "index.sqlite", run, reserve=0, room=lambda path: (GIB, GIB)
+        )
         self.addCleanup(self.store.close)
 
     async def test_same_chunk(self) -> None:

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from chunkfarm.errors import Full, InvalidRequest, Mismatch, NotFound, Waiting
+from chunkfarm.errors import Busy, Full, InvalidRequest, Mismatch, NotFound, Waiting
 from chunkfarm.links.chunks import (
     IDLE_LINKS_MAX,
     IDLE_SECONDS,
@@ -194,6 +194,13 @@ class ChunkClientTests(SynchronousTestCase):
         net.backend.store.chunks[DIGEST] = DATA
         assert self.result(net, net.client.hold(net.beta, [bytes(32), DIGEST])) == [0, len(DATA)]
         assert net.backend.store.kept == [bytes(32), DIGEST]
+
+    def test_keep(self) -> None:
+        """Which of these chunks the other server keeps for good, by rows of a revision; or that its rows are older."""
+        net = self.make()
+        net.backend.store.chunks[DIGEST] = DATA
+        assert self.result(net, net.client.keep(net.beta, [bytes(32), DIGEST], 7)) == [0, len(DATA)]
+        assert "older" in self.error(net, net.client.keep(net.beta, [DIGEST], 8), Busy)
 
     def test_verify(self) -> None:
         """The same after the other server has read them, which may find one damaged."""

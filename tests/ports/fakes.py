@@ -22,6 +22,7 @@ from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.chunks.upload import Uploaded
 from chunkfarm.errors import (
     AuthenticationFailed,
+    Busy,
     FarmError,
     InvalidRequest,
     Mismatch,
@@ -430,6 +431,11 @@ class MemoryBackend:
         self.farm = FarmOptions(chunksize=4096, name="lab", id="fa" * 16, replicas=2)
         self.objection = ""
         self.taken_over: list[str] = []
+
+    def keep(self, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        if revision > self.state.revision:
+            return fail(Busy("the rows of this server are older"))
+        return self.store.has(digests)
 
     def servers(self) -> tuple[Server, ...]:
         return in_order(self.rows)

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.errors import Full
-from chunkfarm.links.interface import HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.model import CHUNK_SIZE_MAX, Address, digest_of
 from chunkfarm.ports.files import chunks
 from chunkfarm.state import Wait
@@ -172,6 +172,19 @@ class ChunkTests(SynchronousTestCase):
         assert caller.backend.store.kept == [bytes(32), DIGEST]
         assert self.ask(caller, "POST", "/-/chunks/have", body=DIGEST).status == 200
         assert len(caller.backend.store.kept) == 2
+
+    def test_keep(self) -> None:
+        """Which chunks this server owns and keeps, by rows of that revision; it says so if its rows are older."""
+        caller = self.make()
+        caller.backend.store.chunks[DIGEST] = DATA
+        answer = self.ask(caller, "POST", "/-/chunks/keep/7", body=bytes(32) + DIGEST)
+        assert (answer.status, answer.body) == (200, bytes(4) + len(DATA).to_bytes(4, "big"))
+        assert self.ask(caller, "POST", "/-/chunks/keep/8", body=DIGEST).text.startswith("busy ")
+        assert self.ask(self.make(), "GET", "/-/chunks/keep/7").headers["allow"] == "POST"
+        for bad in ("keep", "keep/", "keep/x", "keep/-1"):
+            assert self.ask(self.make(), "POST", f"/-/chunks/{bad}", body=DIGEST).status == 400
+        too_many = self.ask(self.make(), "POST", "/-/chunks/keep/7", body=bytes(32) * (KEEP_DIGESTS_MAX + 1))
+        assert too_many.status == 413
 
     def test_have_limits(self) -> None:
         """Whole digests, and not too many of them."""

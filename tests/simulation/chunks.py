@@ -149,6 +149,9 @@ class Links:
     def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(server, lambda other: other.store.hold(digests))
 
+    def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        return fail(ConnectionRefusedError())
+
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(
             server, lambda other: Deferred.fromCoroutine(verify_here(cast(ChunkStore, other.store), digests))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simulation.servers import SimulatedServer
 
 HOURS_2 = 2 * 3600 * 1000
-EXPECTED_LOGS = ("while writing the table's journal; this process ends", FULL, BROKEN)
+EXPECTED_LOGS = ("while writing to the disk; this process ends", FULL, BROKEN)
 """What the product logs as a failure when a disk fails, which is right."""
 
 

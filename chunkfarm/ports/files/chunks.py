@@ -6,7 +6,7 @@ import re
 
 from chunkfarm.chunks.checking import verify_here
 from chunkfarm.errors import Busy, InvalidRequest, LimitExceeded
-from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX
+from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, MIB, split_digests
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, MethodNotAllowed
@@ -20,6 +20,7 @@ BODIES_BYTES_MAX = 512 * MIB
 BYTES = b"Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\n"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_KEEP = re.compile(r"keep/([0-9]{1,18})\Z")
 
 
 class Chunks:
@@ -41,6 +42,10 @@ class Chunks:
             if method != b"POST":
                 raise MethodNotAllowed("hold answers POST", "POST")
             return await self._hold(request)
+        if keep := _KEEP.match(rest):
+            if method != b"POST":
+                raise MethodNotAllowed("keep answers POST", "POST")
+            return await self._keep(request, int(keep[1]))
         if rest == "verify":
             if method != b"POST":
                 raise MethodNotAllowed("verify answers POST", "POST")
@@ -96,6 +101,10 @@ class Chunks:
 
     async def _hold(self, request: Request) -> Answer:
         lengths = await self._backend.store.hold(await self._digests(request, HAVE_DIGESTS_MAX))
+        return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
+
+    async def _keep(self, request: Request, revision: int) -> Answer:
+        lengths = await self._backend.keep(await self._digests(request, KEEP_DIGESTS_MAX), revision)
         return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
 
     async def _verify(self, request: Request) -> Answer:

@@ -1,0 +1,165 @@
+"""Chunks that have a file of their own: all of more than 64 KiB.
+
+    chunks/3f/3fa9...c1.chunk       a chunk, see `chunkfile`
+    chunks/incoming/17.tmp          a chunk that is being written; what a crash leaves is removed at the start
+
+A chunk is immutable: it is renamed into its place when it is durable, later unlinked or put aside, and never written
+to in between. So a reader that has the file open is never disturbed.
+
+Everything here blocks, and is called on a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from itertools import count
+
+from chunkfarm.chunks.chunkfile import ChunkFile, write_chunk
+from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.durable import sync_directory
+from chunkfarm.errors import NotFound
+from chunkfarm.model import DIGEST_LENGTH
+
+PREFIXES = 256
+
+
+class LooseChunks:
+    """The chunk files below one directory. `lock` is held while a name appears or disappears."""
+
+    def __init__(self, directory: str, lock: threading.Lock) -> None:
+        self._directory = directory
+        self._lock = lock
+        self._numbers = count()
+        self._counted: list[int | None] = [None] * PREFIXES
+        self._directories: set[int] = set()
+
+    def open(self) -> None:
+        """Make the directories, remove what a crash left behind, make durable what is there."""
+        self._counted = [None] * PREFIXES
+        self._directories.clear()
+        for name in ("", "incoming"):
+            os.makedirs(os.path.join(self._directory, name), mode=0o700, exist_ok=True)
+        with os.scandir(f"{self._directory}/incoming") as entries:
+            for entry in entries:
+                if entry.name.endswith(".tmp"):
+                    os.unlink(entry.path)
+        # A process killed between rename and fsync leaves a chunk that is seen but could be lost with the
+        # power. It must not be promised to anybody before its name is durable.
+        for prefix in range(PREFIXES):
+            with suppress(FileNotFoundError):
+                sync_directory(f"{self._directory}/{prefix:02x}")
+                self._directories.add(prefix)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the files that have been counted."""
+        return sum(filter(None, self._counted))
+
+    def count(self, prefix: int) -> None:
+        """Count the bytes of the chunks that begin with this byte."""
+        with self._lock:
+            total = 0
+            with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
+                total = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".chunk"))
+            self._counted[prefix] = total
+
+    def path(self, digest: bytes) -> str:
+        """Where this chunk's file is, if there is one."""
+        assert len(digest) == DIGEST_LENGTH
+        name = digest.hex()
+        return f"{self._directory}/{name[:2]}/{name}.chunk"
+
+    def file(self, digest: bytes) -> ChunkFile:
+        """The chunk's file, opened; raises `NotFound`, and `DamagedChunk` if it is not whole."""
+        return ChunkFile(self.path(digest), digest)
+
+    def length(self, digest: bytes) -> int | None:
+        """Bytes of the chunk, if it is here and its file is whole."""
+        try:
+            file = self.file(digest)
+        except NotFound:
+            return None
+        file.close()
+        return file.length
+
+    def settle(self, digest: bytes) -> None:
+        """Make the chunk's name durable: whoever writes the same chunk may not have come to that."""
+        sync_directory(os.path.dirname(self.path(digest)))
+
+    def write(self, digest: bytes | None, data: Buffer, checked: bool) -> tuple[str, bytes]:
+        """Write a chunk into a file that bears no chunk's name yet; the file, and the digest.
+
+        Raises `Mismatch` and `OSError`; then no file is left behind.
+        """
+        temporary = f"{self._directory}/incoming/{next(self._numbers)}.tmp"
+        try:
+            return temporary, write_chunk(temporary, data, digest, checked=checked)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def take(self, temporary: str, digest: bytes) -> None:
+        """Rename a durable file into its place, unless the chunk is there, and make the name durable."""
+        path = self.path(digest)
+        try:
+            with self._lock:
+                if digest[0] not in self._directories:
+                    # Under the lock, or another thread could promise a chunk in a directory that is not durable yet.
+                    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                    sync_directory(self._directory)
+                    self._directories.add(digest[0])
+                if self.length(digest) is None:
+                    before = os.stat(path).st_size if os.path.exists(path) else 0
+                    os.rename(temporary, path)
+                    self._adjust(digest, os.stat(path).st_size - before)
+                else:
+                    os.unlink(temporary)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        self.settle(digest)
+
+    def delete(self, digest: bytes) -> int | None:
+        """Remove a chunk, the lock being held; bytes of its file, None if there was none."""
+        path = self.path(digest)
+        try:
+            size = os.stat(path).st_size
+            os.unlink(path)
+        except FileNotFoundError:
+            return None
+        self._adjust(digest, -size)
+        return size
+
+    def put_aside(self, digest: bytes, aside: str, inode: int | None) -> bool:
+        """Move a chunk's file away, the lock being held; with `inode` only the one that was found damaged."""
+        path = self.path(digest)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return False
+        if inode is not None and status.st_ino != inode:
+            return False
+        os.rename(path, aside)
+        self._adjust(digest, -status.st_size)
+        return True
+
+    def digests(self, prefix: int) -> list[bytes]:
+        """The chunks that begin with this byte, in no order."""
+        found = []
+        with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
+            for entry in entries:
+                name, _, kind = entry.name.partition(".")
+                if kind == "chunk" and len(name) == 2 * DIGEST_LENGTH:
+                    with suppress(ValueError):
+                        found.append(bytes.fromhex(name))
+        return [digest for digest in found if digest[0] == prefix]
+
+    def _adjust(self, digest: bytes, change: int) -> None:
+        # A directory that has not been counted yet will be, with this change in it.
+        before = self._counted[digest[0]]
+        if before is not None:
+            self._counted[digest[0]] = before + change

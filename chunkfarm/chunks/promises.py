@@ -1,0 +1,72 @@
+"""What this store has promised to keep, and what it is about to delete: the two are told apart under one lock.
+
+A chunk is deleted in two steps. First it is marked: *condemned*, for no file uses it, or *surplus*, for it belongs on
+other servers. Then, when it is known that it may go, it is deleted if the mark is still there. Whoever is told that
+this server has the chunk takes the mark away, or is told no; under the lock, so that the answer comes before the
+deletion or after it.
+
+Everything here blocks, and is called on a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+
+from chunkfarm.chunks.pins import Pins
+
+
+class Promises:
+    """The marks and the pins of one store. `lock` is held while a chunk's name appears or disappears."""
+
+    def __init__(self, pins: Pins, lock: threading.Lock) -> None:
+        self.pins = pins
+        self._lock = lock
+        self.condemned: set[bytes] = set()
+        self.surplus: set[bytes] = set()
+
+    def keep(self, digests: Collection[bytes]) -> None:
+        """Keep these for `collect_grace`, whatever mark they have: somebody brings them. Raises `sqlite3.Error`."""
+        self.pins.hold(digests)
+        with self._lock:
+            self.condemned.difference_update(digests)
+            self.surplus.difference_update(digests)
+
+    def hold(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Keep these for `collect_grace`, except those that are condemned; gives those that are kept."""
+        with self._lock:
+            held = set(digests) - self.condemned
+        self.pins.hold(held)
+        with self._lock:
+            held -= self.condemned
+            self.surplus -= held
+        return held
+
+    def condemn(self, unused: Sequence[bytes]) -> set[bytes]:
+        """Mark those whose pins have run out, and give them. For the others it is counted from now on."""
+        self.pins.begin(unused)
+        with self._lock:
+            # Under the lock: whoever asks meanwhile either renews the pin before this or sees the mark.
+            found = self.pins.ended(unused)
+            self.condemned |= found
+        return found
+
+    def mark_surplus(self, digests: Collection[bytes]) -> None:
+        """Mark these as belonging on other servers; what is condemned is no matter of theirs."""
+        with self._lock:
+            self.surplus |= set(digests) - self.condemned
+
+    def lift(self, digests: Collection[bytes]) -> None:
+        """Take all marks away: they are not deleted after all."""
+        with self._lock:
+            self.condemned.difference_update(digests)
+            self.surplus.difference_update(digests)
+
+    def release(self, marked: set[bytes], digests: Sequence[bytes]) -> list[bytes]:
+        """Those that still have this mark, without it from now on; the lock is held until they are deleted."""
+        assert self._lock.locked()
+        found = [digest for digest in digests if digest in marked]
+        self.condemned.difference_update(found)
+        self.surplus.difference_update(found)
+        self.pins.forget(found)
+        return found
