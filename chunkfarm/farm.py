@@ -261,6 +261,7 @@ class Farm(MultiService):
         for stop in (
             parts.caretaker.stop,
             parts.scrub.stop,
+            parts.draining.stop,
             parts.renewal.stop,
             parts.reporter.stop,
             parts.takeover.stop,

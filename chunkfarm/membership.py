@@ -18,7 +18,7 @@ LEARNERS = 2
 """Servers next in line that are kept caught up, ready to be promoted."""
 
 LIVE = ("up", "draining")
-_BEHIND = {"leaving": 1, "down": 2}
+_BEHIND = {"draining": 1, "leaving": 2, "down": 3}
 
 
 @frozen(kw_only=True)
@@ -43,7 +43,7 @@ class Standing:
 
 
 def in_order(servers: Iterable[Server]) -> tuple[Server, ...]:
-    """All servers, live ones first, then those that are leaving, then those that are down; oldest first in each part.
+    """All servers, live ones first, then those that are emptied, leaving, and down; oldest first in each part.
 
     So the first three that stand in `config.ini` are the masters as soon as one of them begins to leave.
     """
@@ -54,12 +54,16 @@ def candidates(servers: Iterable[Server]) -> tuple[Server, ...]:
     """Live servers that may be masters, oldest first, each zone's first ahead of its others.
 
     The order is by seniority among servers whose zone has not been seen yet, as long as fewer than
-    `MASTERS` zones have been found; what was passed over follows by seniority.
+    `MASTERS` zones have been found; what was passed over follows by seniority. Servers that are emptied are to leave,
+    so they stand behind all others: they hold the table only while there are not enough of those.
     """
-    line = sorted(
-        (server for server in servers if server.state in LIVE and server.master),
-        key=lambda server: (server.seniority, server.id),
-    )
+    live = [server for server in servers if server.state in LIVE and server.master]
+    staying = _in_line([server for server in live if not server.is_emptied])
+    return staying + tuple(sorted((server for server in live if server.is_emptied), key=_seniority))
+
+
+def _in_line(servers: Iterable[Server]) -> tuple[Server, ...]:
+    line = sorted(servers, key=_seniority)
     zones: set[str] = set()
     ahead: list[Server] = []
     passed_over: list[Server] = []
@@ -70,7 +74,11 @@ def candidates(servers: Iterable[Server]) -> tuple[Server, ...]:
         else:
             passed_over.append(server)
     chosen = ahead + passed_over
-    return tuple(sorted(chosen[:MASTERS], key=lambda server: (server.seniority, server.id))) + tuple(chosen[MASTERS:])
+    return tuple(sorted(chosen[:MASTERS], key=_seniority)) + tuple(chosen[MASTERS:])
+
+
+def _seniority(server: Server) -> tuple[int, str]:
+    return server.seniority, server.id
 
 
 def masters(servers: Iterable[Server]) -> tuple[Server, ...]:
@@ -98,6 +106,8 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
             rank = chosen_ids.index(server.id)
             role = "first" if rank == 0 else "master"
             reason = "the most senior live master" if rank == 0 else f"number {rank + 1} in seniority among the masters"
+            if server.is_emptied:
+                reason = "it is emptied, and holds the table until another server can"
             if rank == 0 and leader and leader != server.id:
                 reason += "; leadership is being handed to it"
             if voters and server.id not in voters:
@@ -116,6 +126,8 @@ def _why_not(server: Server, chosen: tuple[Server, ...]) -> str:
         return f"it is {server.state}" + (f" since {timestamp(server.since)}" if server.since else "")
     if not server.master:
         return "its config says master = no"
+    if server.is_emptied:
+        return "it is emptied, to be taken out"
     if any(other.seniority > server.seniority for other in chosen):
         rival = next(other for other in chosen if other.zone == server.zone)
         return f"passed over: {rival.name} stands for the same zone, {server.zone}"

@@ -163,6 +163,8 @@ class Server:
 
     It stands in the row, so that servers with the same rows agree on who owns a chunk, whatever their clocks say.
     """
+    draining: bool = False
+    """Whether an admin wants it emptied (DRAIN). Unlike `state` it says so while the server is down, too."""
 
     @property
     def key(self) -> bytes:
@@ -192,7 +194,17 @@ class Server:
         Not while it is emptied (`draining`), and not once the farm has given it up. One that is down for a while, or
         full, keeps what is its own.
         """
-        return self.stores and self.state != "draining" and not self.given_up
+        return self.stores and not self.is_emptied and not self.given_up
+
+    @property
+    def is_emptied(self) -> bool:
+        """Whether its chunks are to go to other servers, because an admin wants it out."""
+        return self.draining or self.state == "draining"
+
+    @property
+    def live_state(self) -> str:
+        """The state that it has, or will have, while it is there."""
+        return "draining" if self.draining else "up"
 
     def to_value(self) -> bytes:
         return _to_json(asdict(self))
@@ -202,6 +214,30 @@ class Server:
         known = {attribute.name for attribute in fields(cls)}
         server = cls(**{name: item for name, item in json.loads(value).items() if name in known})
         return server if server.seniority else evolve(server, seniority=revision)
+
+
+@frozen(kw_only=True)
+class Drain:
+    """How far a server is that is emptied, by its own word."""
+
+    chunks: int = 0
+    """On its disk."""
+    left: int = 0
+    """Of those, which are not known to be whole on as many other servers as should have them."""
+    bytes_left: int = 0
+    rate: int = 0
+    """Bytes a second, of late."""
+    counted: bool = False
+    """Whether it has looked at its whole disk, so that these numbers say something."""
+    drained: bool = False
+    """Whether nothing on it is needed any more."""
+    paused: str = ""
+    """Why it does not go on, as a clause; empty while it does."""
+
+    @property
+    def seconds_left(self) -> int | None:
+        """At the present rate; None if nothing is left, or nothing moves."""
+        return -(-self.bytes_left // self.rate) if self.left and self.rate else None
 
 
 @frozen(kw_only=True)

@@ -23,7 +23,8 @@ from chunkfarm import __version__, membership
 from chunkfarm.access import Access
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
-from chunkfarm.chunks.caretaker import Caretaker
+from chunkfarm.chunks.caretaker import RATE, Caretaker
+from chunkfarm.chunks.draining import Draining
 from chunkfarm.chunks.keeping import Keeper
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.scrub import Scrub
@@ -32,6 +33,7 @@ from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed, ServerOptions
 from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
+from chunkfarm.emptying import emptied, kept, sentence_of
 from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.history import History, OwnLine
 from chunkfarm.issuer import Issuer
@@ -43,7 +45,7 @@ from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
-from chunkfarm.model import GIB, Address, FarmOptions, Principal, Server
+from chunkfarm.model import GIB, Address, Drain, FarmOptions, Principal, Server
 from chunkfarm.old_disks import OLD_DISKS
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
@@ -413,6 +415,17 @@ class Parts:
             lambda: self.roster.revision,
             self.roster.refresh,
         )
+        self.draining = Draining(
+            self._store,
+            self.chunk_links,
+            self.servers,
+            self.data.server_id,
+            lambda: self.options().replicas,
+            self.reactor,
+            self.run_in_thread,
+            rate=RATE if self.config.server.repair_rate is None else self.config.server.repair_rate,
+            hindered=self._why_no_repair,
+        )
         self._catalog = Catalog(
             self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
         )
@@ -453,6 +466,7 @@ class Parts:
             if server.id == self.data.server_id:
                 self._state.name = server.name
         self.caretaker.table_changed()
+        self.draining.table_changed()
 
     def _weight_by(self, options: ServerOptions) -> int:
         if options.weight is not None:
@@ -487,6 +501,7 @@ class Parts:
             leaving=self.leaving,
             table_full=self._table.disk_full,
             short=self.caretaker.progress.short,
+            drain=self.draining.progress,
         )
 
     def own_row(self) -> Server:
@@ -573,6 +588,19 @@ class Parts:
     def take_over(self, farm_name: str) -> Deferred[Outlook]:
         return self.by_hand.run(farm_name)
 
+    def drain(self, server: str, anyway: bool) -> Deferred[Server]:
+        def change(row: Server, before: Registered) -> Server:
+            return emptied(row, before.servers.values(), before.options.replicas, self.now(), anyway)
+
+        return self.registry.set_server(server, change)
+
+    def end_drain(self, server: str) -> Deferred[Server]:
+        return self.registry.set_server(server, lambda row, before: kept(row, self.now()))
+
+    def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
+        told = self.reporter.drains
+        return tuple((server, told.get(server.id)) for server in self.servers() if server.is_emptied)
+
     def link_ended(self, server_id: str) -> None:
         """A server of this farm has ended a link to this one, or from it, by end of file or reset."""
         self.takeover.ended(server_id)
@@ -632,6 +660,7 @@ class Parts:
             pairs.append(("halted", self._state.halted))
         pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
+        pairs += [("draining", sentence_of(server, drain)) for server, drain in self.drains()]
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
         if self._table.withheld and (self._table.is_member or self._table.withheld not in OLD_DISKS):
@@ -657,4 +686,5 @@ def _listed_server(row: Listed, number: int) -> Server:
         joined=row.joined or 0,
         seniority=number + 1,
         state=row.state or "up",
+        draining=row.state == "draining",
     )

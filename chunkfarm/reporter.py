@@ -7,7 +7,7 @@ says whom it waits for. The first reports to itself, by the same rules.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from attrs import asdict
@@ -19,7 +19,8 @@ from twisted.logger import Logger
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
-from chunkfarm.model import Address, Server
+from chunkfarm.model import Address, Drain, Server
+from chunkfarm.said import drain_of
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
@@ -99,6 +100,8 @@ class Reporter:
         self._settling: list[Deferred[bool]] = []
         self.short = 0
         """Chunks of the farm with too few copies, by the last answer of the first."""
+        self.drains: Mapping[str, Drain] = {}
+        """How far servers are that are emptied, by id, by the same answer."""
         self._said_to_lead = ""
         self.belongs = False
         """Whether the first has acknowledged this process's row."""
@@ -252,7 +255,7 @@ class Reporter:
             raise TableError(no_room_sentence(names))
         if not is_known:
             await self._duties.put(self._own_row())
-        self.short = self._duties.short()
+        self.short, self.drains = self._duties.short(), self._duties.drains()
 
     async def _report_to(self, target: str) -> None:
         report = json.dumps(asdict(self._make_report()))
@@ -263,6 +266,7 @@ class Reporter:
             self.voters = frozenset(answer["voters"])
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
         self.short = answer.get("short", 0)
+        self.drains = {server: drain_of(told) for server, told in answer.get("drains", {}).items()}
         if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import asdict, evolve, fields
 
 from chunkfarm.config_values import WEIGHT_MAX, read_host, read_port, read_server_name, read_weight, read_zone
-from chunkfarm.model import Server, check_server_id
+from chunkfarm.model import Drain, Server, check_server_id
 from chunkfarm.table.duties import Report
 
 ROW_CHARACTERS_MAX = 4096
@@ -26,10 +26,12 @@ NOTE_LENGTH_MAX = 500
 
 _NUMBERS = frozenset(
     ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
-)
+) | {"chunks", "left", "bytes_left", "rate"}
+_FLAGS = frozenset(["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted"])
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
 _REPORT_FIELDS = tuple(attribute.name for attribute in fields(Report))
+_DRAIN_FIELDS = tuple(attribute.name for attribute in fields(Drain))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
 
 
@@ -49,7 +51,9 @@ def row_of(text: str) -> Server:
         raise ValueError("it is no row")
     for name, value in asdict(row).items():
         _check(name, value)
-    return evolve(row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note), given_up=False)
+    return evolve(
+        row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note), given_up=False, draining=False
+    )
 
 
 def report_of(told: Mapping[str, Any]) -> Report:
@@ -59,8 +63,21 @@ def report_of(told: Mapping[str, Any]) -> Report:
     except TypeError as error:
         raise ValueError(str(error)) from error
     for name in _REPORT_FIELDS:
-        _check(name, getattr(report, name))
+        if name != "drain":
+            _check(name, getattr(report, name))
+    if report.drain is not None:
+        report = evolve(report, drain=drain_of(report.drain))
     return evolve(report, note=note_of(report.note)) if report.note else report
+
+
+def drain_of(told: Any) -> Drain:
+    """How far a server is that is emptied; raises `ValueError` for what does not say that."""
+    if not isinstance(told, dict):
+        raise ValueError("drain is not what it should be")
+    drain = Drain(**{name: value for name, value in told.items() if name in _DRAIN_FIELDS})
+    for name in _DRAIN_FIELDS:
+        _check(name, getattr(drain, name))
+    return evolve(drain, paused=note_of(drain.paused))
 
 
 def note_of(text: str) -> str:
@@ -69,7 +86,7 @@ def note_of(text: str) -> str:
 
 
 def _check(name: str, value: Any) -> None:
-    if name in ("master", "full", "leaving", "given_up", "table_full"):
+    if name in _FLAGS:
         good = type(value) is bool
     elif name in _NUMBERS:
         # To Python a bool is a number too, but in config.ini it would not read as one.

@@ -426,6 +426,7 @@ class Startup:
         parts.renewal.start()
         parts.caretaker.start()
         parts.scrub.start()
+        parts.draining.start()
 
     def _make_calls(self, parts: Parts) -> Calls:
         async def addresses() -> list[Address]:

@@ -20,7 +20,8 @@ FLOORS: list[set[str]] = [
     {"machine"},
     {"ports"},
     {"by_hand"},
-    {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "settings", "takeover"},
+    {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "takeover"}
+    | {"emptying", "settings"},
     {"history"},
     {"survey"},
     {"chunks"},
@@ -54,6 +55,7 @@ PURE = [
     "chunks.placement",
     "chunks.repair",
     "cures",
+    "emptying",
     "explanation",
     "settings",
     "old_disks",

@@ -31,6 +31,15 @@ class MastersTests(SynchronousTestCase):
         """A server that is leaving is passed over before it has gone."""
         assert ids(masters([make_server(1, state="leaving"), make_server(2)])) == ["s2"]
 
+    def test_a_server_that_is_emptied(self) -> None:
+        """It gives the table to the others, and holds it only while they are too few; then it does not lead."""
+        servers = [make_server(1, state="draining", draining=True), *map(make_server, (2, 3))]
+        assert ids(masters(servers)) == ["s2", "s3", "s1"]
+        assert ids(masters([*servers, make_server(4)])) == ["s2", "s3", "s4"]
+        reasons = {standing.server.name: standing.reason for standing in succession([*servers, make_server(4)])}
+        assert reasons["s1"] == "it is emptied, to be taken out"
+        assert "until another server can" in succession(servers)[2].reason
+
     def test_the_order_of_the_table(self) -> None:
         """Live servers stand first, then those that leave, then those that are down, each oldest first."""
         states = ("down", "leaving", "up", "draining", "down", "leaving")
@@ -68,17 +77,22 @@ class MastersTests(SynchronousTestCase):
         )
     )
     def test_whatever_the_servers_are(self, servers: list[Server]) -> None:
-        """Masters are live, wanted, as many as there can be, spread over the zones there are, oldest first."""
+        """Masters are live, wanted, as many as there can be, spread over the zones there are, oldest first.
+
+        Those that are emptied stand behind the others.
+        """
         possible = [server for server in servers if server.state in ("up", "draining") and server.master]
         chosen = masters(servers)
         assert len(chosen) == min(MASTERS, len(possible))
         assert set(chosen) <= set(possible)
-        assert list(chosen) == sorted(chosen, key=lambda server: server.seniority)
-        zones = {server.zone for server in possible}
-        assert len({server.zone for server in chosen}) == min(MASTERS, len(zones))
+        assert list(chosen) == sorted(chosen, key=lambda server: (server.is_emptied, server.seniority))
+        staying = [server for server in possible if not server.is_emptied]
+        assert sum(not server.is_emptied for server in chosen) == min(MASTERS, len(staying))
+        zones = {server.zone for server in staying}
+        assert len({server.zone for server in chosen if not server.is_emptied}) == min(MASTERS, len(zones))
         assert sorted(ids(candidates(servers))) == sorted(ids(possible))
         if possible:
-            assert chosen[0] == min(possible, key=lambda server: server.seniority)
+            assert chosen[0] == min(staying or possible, key=lambda server: server.seniority)
 
 
 class SuccessionTests(SynchronousTestCase):

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
-from chunkfarm.model import Address, Server
+from chunkfarm.model import Address, Drain, Server
 from chunkfarm.reporter import INTERVAL, LOST_AFTER, Reporter
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
@@ -65,6 +65,9 @@ class FakeDuties:
 
     def short(self) -> int:
         return 3
+
+    def drains(self) -> dict[str, Drain]:
+        return {server_id(1): Drain(left=5)}
 
     def put(self, row: Server) -> Deferred[Server]:
         self.known = True
@@ -140,9 +143,13 @@ class ReporterTests(SynchronousTestCase):
     def test_what_the_farm_lacks(self) -> None:
         """The answer tells how many chunks of the farm have too few copies; an older first does not."""
         reporter = self.make_reporter()
-        self.peers.answers[server_id(1)] = {"known": True, "short": 7}
+        self.peers.answers[server_id(1)] = {
+            "known": True,
+            "short": 7,
+            "drains": {server_id(2): {"left": 3, "paused": "it\nwaits", "new": 1}},
+        }
         reporter.start(server_id(1))
-        assert reporter.short == 7
+        assert reporter.short == 7 and reporter.drains == {server_id(2): Drain(left=3, paused="it waits")}
         self.peers.answers[server_id(1)] = {"known": True}
         self.run_for(1)
         assert reporter.short == 0

@@ -438,7 +438,7 @@ class Caretaker:
                 self._examiner.hinder(server, failure, isinstance(error, Full))
                 self._look_again(digest[0])
             else:
-                copies += server.owns
+                copies += 1
                 self._count(len(data))
         self._note_short(digest, copies < need.wanted)
 

@@ -29,7 +29,9 @@ class Need:
     sender: str
     """Id of the server that should do it; empty if nobody who answered has the chunk."""
     copies: int
-    """On servers that stay: those that are emptied, or hold no chunks by their weight, do not count."""
+    """Servers that have it now."""
+    staying: int
+    """Of those, on which it stays: not those that are emptied, or hold no chunks by their weight."""
     wanted: int
     """Copies that there should be: `replicas`, or one on each server that may own it if there are fewer."""
 
@@ -47,15 +49,16 @@ def need(digest: bytes, servers: Servers, replicas: int, holders: Collection[str
     server stands in, the next in order.
     """
     owners = placement.owners(digest, servers, replicas)
-    copies = sum(server.owns for server in servers if server.id in holders)
+    held = [server for server in servers if server.id in holders]
+    staying = sum(server.owns for server in held)
     targets = [server for server in owners if server.id not in holders and placement.takes_chunks(server)]
     awaited = sum(server.id not in holders and server.state in ("down", "leaving") for server in owners)
-    missing = len(owners) - copies - awaited - len(targets)
+    missing = len(owners) - staying - awaited - len(targets)
     if missing > 0:
         others = placement.order(digest, (server for server in servers if placement.takes_chunks(server)))
         able = [server for server in others if server.id not in holders and server not in targets]
         targets += able[:missing]
-    return Need(tuple(targets), sender_of(digest, owners, servers, holders), copies, len(owners))
+    return Need(tuple(targets), sender_of(digest, owners, servers, holders), len(held), staying, len(owners))
 
 
 def sender_of(digest: bytes, owners: Sequence[Server], servers: Servers, holders: Collection[str]) -> str:

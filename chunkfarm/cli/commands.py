@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import exits, screen, taking_over
+from chunkfarm.cli import draining, exits, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
@@ -401,6 +401,44 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) 
     words = " ".join(quote(word) for word in (target, *assignments))
     for field, value in ask(surroundings, f"SET {words}").fields.items():
         click.echo(f"{field:20} {screen.clean(value)}")
+
+
+@chunkfarm.command()
+@click.argument("server", metavar="[NAME]", required=False)
+@click.option("--wait", is_flag=True, help="Return once it may be switched off.")
+@click.option("--undo", is_flag=True, help="Let it keep its chunks after all.")
+@click.option("--anyway", is_flag=True, help="Also if the others cannot keep as many copies, or have no room.")
+@as_json
+@click.pass_obj
+def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool, anyway: bool, as_json: bool) -> None:
+    """Empty the server NAME (or id), so that it can be switched off; without NAME show which servers are emptied.
+
+    It goes on serving; its chunks are copied to the others, and it is not master any more once others are. With --wait
+    the exit status is 0 once nothing on it is needed any more, however long that takes.
+    """
+    if server is None and (wait or undo or anyway):
+        raise click.UsageError("which server? Give its NAME")
+    if undo and (wait or anyway):
+        raise click.UsageError("--undo goes alone")
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> list[draining.Row]:
+        if server is None:
+            return await draining.look(farm)
+        row = await draining.begin(farm, server, "off" if undo else "anyway" if anyway else "")
+        if wait:
+            row = await draining.wait(farm, row["id"], lambda text: click.echo(text, err=True))
+        return [row]
+
+    rows = surroundings.run(work)
+    if as_json:
+        values = [draining.as_value(row) for row in rows]
+        screen.show_json(values if server is None else values[0])
+    elif server is None:
+        screen.show_table(draining.COLUMNS, draining.table(rows), right=draining.COLUMNS[2:6])
+    elif undo:
+        click.echo(f"{screen.clean(rows[0]['name'])} keeps its chunks.")
+    else:
+        click.echo(draining.sentence(rows[0]))
 
 
 @chunkfarm.command()

@@ -109,9 +109,9 @@ class Renew(amp.Command):
 
 
 class Report(amp.Command):
-    """I am alive. `report` is JSON: `incarnation, free, used, full, revision, note, leaving, table_full, short`.
+    """I am alive. `report` is JSON: `incarnation, free, used, full, revision, note, leaving, table_full, short, drain`.
 
-    The answer is JSON: `term, first, voters, learners, revision, known` (`known` says whether the
+    The answer is JSON: `term, first, voters, learners, revision, known, short, drains` (`known` says whether the
     sender's row carries this incarnation; if not, it must give its row anew with PutServer).
     """
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from attrs import asdict
 from cryptography.hazmat.primitives import serialization
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -256,6 +257,7 @@ class PeerAnswers:
             "revision": self._state.revision,
             "known": is_known,
             "short": self._duties.short(),
+            "drains": {server: asdict(drain) for server, drain in self._duties.drains().items()},
         }
 
     def put_server(self, server_id: str, row: str) -> Deferred[str]:

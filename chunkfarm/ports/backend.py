@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet.defer import Deferred
 
 from chunkfarm.membership import Standing
-from chunkfarm.model import FarmOptions, Principal, Server
+from chunkfarm.model import Drain, FarmOptions, Principal, Server
 from chunkfarm.state import ServerState
 from chunkfarm.table.interface import ITable
 
@@ -65,6 +65,15 @@ class Backend(Protocol):
 
     def take_over(self, farm_name: str) -> Deferred[Outlook]:
         """Go on with this server alone; fails with `PreconditionFailed` if it must not, or the name is wrong."""
+
+    def drain(self, server: str, anyway: bool) -> Deferred[Server]:
+        """Empty a server, by id or name; fails with `NotFound`, or `PreconditionFailed` if its chunks cannot go."""
+
+    def end_drain(self, server: str) -> Deferred[Server]:
+        """Empty it no more; fails with `NotFound`."""
+
+    def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
+        """The servers that are emptied, and how far they are, as far as this server has heard."""
 
     def peer_of(self, certificate: Any) -> str | None:
         """The server id that a TLS peer certificate proves, or None."""

@@ -18,7 +18,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from chunkfarm.membership import LIVE
-from chunkfarm.model import FarmOptions, Server
+from chunkfarm.model import Drain, FarmOptions, Server
 from chunkfarm.table.consensus import NotLeader
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError
@@ -59,6 +59,8 @@ class Report:
     """Whether the disk that holds the table has no room, so that nothing is acknowledged there."""
     short: int = 0
     """Chunks with too few copies for which this server answers."""
+    drain: Drain | None = None
+    """How far it is, if it is emptied."""
 
 
 NO_ROOM = "no change can be made, because the disk that holds the table is full on "
@@ -281,6 +283,15 @@ class Duties:
         """Chunks of the farm with too few copies, as the servers that are up have told."""
         up = {server.id for server in self._servers() if server.state != "down"}
         return sum(heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up)
+
+    def drains(self) -> dict[str, Drain]:
+        """How far those servers are that are emptied, as they told last."""
+        told = {id: heard.report.drain for id, heard in self._heard.items() if heard.report is not None}
+        return {
+            server.id: drain
+            for server in self._servers()
+            if server.is_emptied and (drain := told.get(server.id)) is not None
+        }
 
     def heard(self) -> dict[str, float]:
         """Seconds since each server was heard."""

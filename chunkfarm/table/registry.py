@@ -177,8 +177,8 @@ class Registry:
     ) -> Deferred[Server]:
         """Put a server at the end of the line.
 
-        A known id keeps its name, and whatever a person set in its row is left to the new row's owner. A new
-        id on the host and peer port of a row that is down replaces that row.
+        A known id keeps its name, and is emptied on if it was; whatever else a person set in its row is left to the
+        new row's owner. A new id on the host and peer port of a row that is down replaces that row.
         """
 
         def decide(before: Registered) -> Change:
@@ -195,14 +195,15 @@ class Registry:
                 other.name for other in before.servers.values() if other.id != server.id and other.id not in replaced
             }
             moment = max(self._now(), before.last_joined)
-            joined = evolve(
-                server,
-                name=old.name if old is not None else _free_name(server.name, taken),
-                joined=moment,
-                since=moment,
-                seniority=0,
-                state="up",
-                given_up=False,
+            joined = _live(
+                evolve(
+                    server,
+                    name=old.name if old is not None else _free_name(server.name, taken),
+                    joined=moment,
+                    since=moment,
+                    seniority=0,
+                    draining=old is not None and old.draining,
+                )
             )
             return Change(put=(joined,), delete=replaced, also=also, compares=compares, result=joined)
 
@@ -217,14 +218,15 @@ class Registry:
             for old in before.servers.values():
                 if (new := back.get(old.id)) is not None:
                     rows.append(
-                        evolve(
-                            new,
-                            name=old.name,
-                            joined=old.joined,
-                            seniority=old.seniority,
-                            state="up",
-                            since=old.since if old.state == "up" else self._now(),
-                            given_up=False,
+                        _live(
+                            evolve(
+                                new,
+                                name=old.name,
+                                joined=old.joined,
+                                seniority=old.seniority,
+                                since=old.since if old.state == old.live_state else self._now(),
+                                draining=old.draining,
+                            )
                         )
                     )
             return Change(put=tuple(rows[:ROWS_A_TRANSACTION]))
@@ -232,12 +234,15 @@ class Registry:
         return self.edit(decide)
 
     def enter_state(self, ids: Iterable[str], state: str, *, only_from: tuple[str, ...]) -> Deferred[None]:
-        """Move servers into a state, in one transaction; rows in other states than `only_from` are left."""
+        """Move servers into a state, in one transaction; rows in other states than `only_from` are left.
+
+        Those that come up while they are emptied are `draining`.
+        """
         wanted = tuple(ids)
 
         def decide(before: Registered) -> Change | None:
             rows = tuple(
-                evolve(before.servers[id], state=state, since=self._now(), given_up=False)
+                _entered(before.servers[id], state, self._now())
                 for id in wanted
                 if id in before.servers and before.servers[id].state in only_from
             )
@@ -312,6 +317,14 @@ class Registry:
             return Change(options=options, result=options)
 
         return self.edit(decide)
+
+
+def _live(server: Server) -> Server:
+    return evolve(server, state=server.live_state, given_up=False)
+
+
+def _entered(server: Server, state: str, now: int) -> Server:
+    return evolve(server, state=server.live_state if state == "up" else state, since=now, given_up=False)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

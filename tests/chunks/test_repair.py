@@ -59,7 +59,7 @@ class NeedTests(SynchronousTestCase):
             if owner.id not in holders and placement.takes_chunks(owner):
                 assert owner in need.targets
         standing_in = [target for target in need.targets if target not in owners]
-        assert need.copies + len(need.targets) <= need.wanted or not standing_in
+        assert need.staying + len(need.targets) <= need.wanted or not standing_in
 
     @given(digests, farms(), st.integers(1, 4), numbers)
     @settings(max_examples=300, deadline=None)
@@ -97,13 +97,17 @@ class NeedTests(SynchronousTestCase):
         assert repair.need(DIGEST, full, 3, {first.id, second.id, others[1].id}).targets == ()
 
     def test_a_server_that_is_emptied(self) -> None:
-        """Its copy is sent to whoever owns the chunk now, and counts no more."""
+        """Its copy is sent to whoever owns the chunk now. While it is there it counts: nothing is short by emptying."""
         servers = make_servers(4)
         first, second, third, fourth = placement.order(DIGEST, servers)
         draining = tuple(evolve(one, state="draining") if one == first else one for one in servers)
         need = repair.need(DIGEST, draining, 3, {first.id})
         assert [one.id for one in need.targets] == [second.id, third.id, fourth.id]
-        assert (need.copies, need.sender) == (0, first.id)
+        assert (need.copies, need.staying, need.sender) == (1, 0, first.id)
+        moving = repair.need(DIGEST, draining, 3, {first.id, second.id, third.id})
+        assert moving.targets == (fourth,) and not moving.is_short
+        by_flag = tuple(evolve(one, state="down", draining=True) if one == first else one for one in servers)
+        assert repair.need(DIGEST, by_flag, 3, {second.id, third.id}).targets == (fourth,)
 
     def test_one_sender(self) -> None:
         """Of several that have the chunk the most entitled owner sends it; if it has lost its copy, the next."""

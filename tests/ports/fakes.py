@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from attrs import define, evolve, field
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, execute, fail, succeed
 from twisted.python.failure import Failure
 
 from chunkfarm.by_hand import Outlook, Seen
@@ -20,6 +20,7 @@ from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.store import DamagedChunk
 from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.chunks.upload import Uploaded
+from chunkfarm.emptying import emptied, kept
 from chunkfarm.errors import (
     AuthenticationFailed,
     Busy,
@@ -34,6 +35,7 @@ from chunkfarm.explanation import Explanation, Part
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
     Address,
+    Drain,
     FarmOptions,
     File,
     Manifest,
@@ -429,6 +431,7 @@ class MemoryBackend:
             ),
         ]
         self.farm = FarmOptions(chunksize=4096, name="lab", id="fa" * 16, replicas=2)
+        self.told: dict[str, Drain] = {}
         self.objection = ""
         self.taken_over: list[str] = []
 
@@ -467,6 +470,25 @@ class MemoryBackend:
             return fail(PreconditionFailed(self.objection))
         self.taken_over.append(farm_name)
         return self.look_at_takeover().addCallback(lambda outlook: evolve(outlook, line="1e" * 16))
+
+    def drain(self, server: str, anyway: bool) -> Deferred[Server]:
+        return self._change(server, lambda row: emptied(row, self.rows, self.farm.replicas, NOW, anyway))
+
+    def end_drain(self, server: str) -> Deferred[Server]:
+        return self._change(server, lambda row: kept(row, NOW))
+
+    def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
+        return tuple((row, self.told.get(row.id)) for row in self.servers() if row.is_emptied)
+
+    def _change(self, server: str, change: Callable[[Server], Server]) -> Deferred[Server]:
+        for position, row in enumerate(self.rows):
+            if server in (row.id, row.name):
+                return execute(change, row).addCallback(self._put, position)
+        return fail(NotFound(f"there is no server {server!r}"))
+
+    def _put(self, row: Server, position: int) -> Server:
+        self.rows[position] = row
+        return row
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.peers.get(certificate)

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.membership import in_order
-from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, SERVERS, Drain, FarmOptions, Server
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError, Unavailable
@@ -175,6 +175,15 @@ class DutiesTests(SynchronousTestCase):
         assert duties.short() == 8
         self.pass_time(duties, DOWN_AFTER + 1, 2, short=5)
         assert self.states()["s3"] == "down" and duties.short() == 5
+
+    def test_servers_that_are_emptied(self) -> None:
+        """How far they are is remembered as they told last; of others nothing is told. Leadership goes to who stays."""
+        duties = self.make_duties(make_server(1, draining=True, state="draining"), make_server(2), make_server(3))
+        self.led.configuration = Configuration((server_id(1), server_id(2), server_id(3)))
+        self.pass_time(duties, 1, 1, 2, 3, drain=Drain(left=4))
+        assert duties.drains() == {server_id(1): Drain(left=4)}
+        self.pass_time(duties, 12, 1, 2, 3)
+        assert self.led.handed_to[:1] == [server_id(2)]
 
     def test_not_given_up_by_a_new_first(self) -> None:
         """A first that begins to lead counts from then on, whatever the clock on the wall says."""

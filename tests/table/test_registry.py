@@ -109,6 +109,28 @@ class RegistryTests(SynchronousTestCase):
         assert self.state(registry).servers[server_id(1)].state == "up"
         assert self.state(registry).generation == 1
 
+    def test_what_is_emptied_stays_so(self) -> None:
+        """A server that is emptied is so again when it is back, started anew, or the whole farm is."""
+        registry = self.make_registry()
+        self.successResultOf(
+            registry.set_server("s1", lambda row, before: evolve(row, draining=True, state="draining"))
+        )
+
+        def state() -> tuple[str, bool]:
+            row = self.state(registry).servers[server_id(1)]
+            return row.state, row.draining
+
+        self.successResultOf(registry.enter_state([server_id(1)], "down", only_from=("draining",)))
+        assert state() == ("down", True)
+        self.successResultOf(registry.enter_state([server_id(1)], "up", only_from=("down",)))
+        assert state() == ("draining", True)
+        self.successResultOf(registry.join(make_server(1, incarnation="again")))
+        assert state() == ("draining", True)
+        since = self.state(registry).servers[server_id(1)].since
+        self.time += 1000
+        self.successResultOf(registry.resume([make_server(1, incarnation="again2")]))
+        assert state() == ("draining", True) and self.state(registry).servers[server_id(1)].since == since
+
     def test_a_change_in_between_is_not_lost(self) -> None:
         """Two who change the same row at once both succeed, one after the other."""
         registry = self.make_registry()

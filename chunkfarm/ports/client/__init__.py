@@ -80,7 +80,19 @@ A row of SERVERS, live servers first, oldest first:
 
     rank=1 role=first|master|server id= name= state= because="the most senior live master"
 
-and, where most masters are lost for good:
+and, to empty a server so that it can be switched off:
+
+    DRAIN                           -> DRAINS <count>, rows, END                                           (admin)
+    DRAIN <id|name> [anyway|off]    -> OK and its row                                                      (admin)
+
+    DRAIN name= id= state=draining chunks= left= bytes= rate= seconds= drained=yes|no paused="..."
+
+It goes on serving, and its copies count while it is there. `left`, `bytes` and `seconds` are what is left. With
+`drained=yes` nothing on it is needed any more: all its chunks were read whole on their new owners. `off` ends it. It is
+`conflict` if no other server stores chunks, and, unless `anyway` is said, if they could not keep as many copies or
+have no room.
+
+And, where most masters are lost for good:
 
     TAKEOVER                        -> TAKEOVER <count> may=yes|no [because="..."], rows, END              (admin)
     TAKEOVER <farm name>            -> TAKEOVER <count> line=<id>, rows, END                               (admin)

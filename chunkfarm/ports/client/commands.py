@@ -12,7 +12,7 @@ from chunkfarm.errors import (
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import looking, moving, taking_over, watching
+from chunkfarm.ports.client import emptying, looking, moving, taking_over, watching
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -274,6 +274,15 @@ _ALL = (
         once_begun=True,
         when_resuming=True,
     ),
+    Command(
+        name="DRAIN",
+        usage="[id|name] [anyway|off]",
+        summary="Empties a server, so that it can be switched off; without a word it shows how far that is.",
+        run=emptying.drain,
+        access=ADMIN,
+        most=2,
+        once_begun=True,
+    ),
     *(
         Command(
             name=name,
@@ -285,7 +294,6 @@ _ALL = (
         )
         for name, usage, summary in (
             ("INVITE", "", "Makes a code with which one server may join"),
-            ("DRAIN", "<id>", "Empties a server"),
             ("FORGET", "<id>", "Takes a server out for good"),
         )
     ),
