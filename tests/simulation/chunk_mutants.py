@@ -44,7 +44,7 @@ def _never_gives_up(
 
 
 CHUNK_MUTANTS: dict[str, tuple[MakeCaretaker, int]] = {
-    "forgets-damage": (_ForgetsDamage, 1),
+    "forgets-damage": (_ForgetsDamage, 3),
     "ignores-changes": (_IgnoresChanges, 7),
     "never-gives-up": (_never_gives_up, 4),
 }
