@@ -259,6 +259,8 @@ class Farm(MultiService):
         await self._files.stopService()
         await self._drain(parts)
         for stop in (
+            parts.exports.stop,
+            parts.export_keeper.stop,
             parts.caretaker.stop,
             parts.scrub.stop,
             parts.draining.stop,

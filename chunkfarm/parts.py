@@ -35,6 +35,9 @@ from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.emptying import emptied, kept, sentence_of
 from chunkfarm.errors import FarmError, InvalidRequest
+from chunkfarm.exports.form import EXPORT_KEY
+from chunkfarm.exports.keeper import ExportKeeper, keepers
+from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
 from chunkfarm.history import History, OwnLine
 from chunkfarm.issuer import Issuer
 from chunkfarm.ledger import Ledger
@@ -57,6 +60,7 @@ from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import ITable
+from chunkfarm.table.lines import newest
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.relay import Relay
@@ -193,6 +197,7 @@ class Parts:
         self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
         self._build_table(on_fatal)
         self._build_chunks()
+        self._build_exports()
         self.ledger = Ledger(
             config_file,
             self.roster,
@@ -430,6 +435,28 @@ class Parts:
             self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
         )
 
+    def _build_exports(self) -> None:
+        self.exports = ExportMaker(
+            self._table,
+            self._table,
+            self.journal.open_outgoing,
+            self._transfer,
+            lambda: keepers(self.servers()),
+            self.options,
+            lambda: newest(self.history.chain),
+            self.reactor,
+            self.now,
+            self.run_in_thread,
+        )
+        self.export_keeper = ExportKeeper(
+            lambda: row.value if (row := self.roster.farm_row(EXPORT_KEY)) is not None else b"",
+            self._store,
+            self._transfer,
+            self.servers,
+            self.data.server_id,
+            self.reactor,
+        )
+
     # What the parts ask of each other.
 
     def _index_broken(self, failure: Failure) -> None:
@@ -467,6 +494,7 @@ class Parts:
                 self._state.name = server.name
         self.caretaker.table_changed()
         self.draining.table_changed()
+        self.export_keeper.table_changed()
 
     def _weight_by(self, options: ServerOptions) -> int:
         if options.weight is not None:
@@ -606,6 +634,9 @@ class Parts:
         self.takeover.ended(server_id)
         self._table.suspect(server_id)
 
+    def export(self, number: int = 0) -> Progress:
+        return self.exports.progress(number) if number else self.exports.begin()
+
     def peer_of(self, certificate: Any) -> str | None:
         return self.contexts.peer_of(certificate)
 
@@ -661,6 +692,7 @@ class Parts:
         pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
         pairs += [("draining", sentence_of(server, drain)) for server, drain in self.drains()]
+        pairs += export_pairs(self.export_keeper.kept, self.exports.last, self.export_keeper.missing)
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
         if self._table.withheld and (self._table.is_member or self._table.withheld not in OLD_DISKS):

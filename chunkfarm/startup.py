@@ -427,6 +427,8 @@ class Startup:
         parts.caretaker.start()
         parts.scrub.start()
         parts.draining.start()
+        parts.export_keeper.start()
+        parts.exports.start()
 
     def _make_calls(self, parts: Parts) -> Calls:
         async def addresses() -> list[Address]:

@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"machine"},
     {"ports"},
     {"by_hand"},
+    {"exports"},
     {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "takeover"}
     | {"emptying", "settings"},
     {"history"},
@@ -57,6 +58,7 @@ PURE = [
     "cures",
     "emptying",
     "explanation",
+    "exports.form",
     "settings",
     "old_disks",
 ]

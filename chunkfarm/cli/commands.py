@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import draining, exits, screen, taking_over
+from chunkfarm.cli import draining, exits, exporting, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
@@ -489,6 +489,9 @@ def _show_outlook(outlook: taking_over.Taken) -> None:
         for row in outlook.rows
     ]
     screen.show_table(["SERVER", "ADDRESS", "STATE", "TERM", "INDEX", ""], rows, right=["TERM", "INDEX"])
+
+
+chunkfarm.add_command(exporting.export)
 
 
 @chunkfarm.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chunkfarm.chunks.caretaker import Caretaker
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
+    from chunkfarm.exports.maker import Progress
 
 
 class Backend(Protocol):
@@ -74,6 +75,12 @@ class Backend(Protocol):
 
     def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
         """The servers that are emptied, and how far they are, as far as this server has heard."""
+
+    def export(self, number: int = 0) -> Progress:
+        """Have an export of the table made; with a number, how the one is that was begun under it.
+
+        Raises `ReadOnly` if this server does not hold the table, and `NotFound` for a number that is not known.
+        """
 
     def peer_of(self, certificate: Any) -> str | None:
         """The server id that a TLS peer certificate proves, or None."""

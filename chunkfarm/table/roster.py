@@ -102,6 +102,10 @@ class Roster:
         """One server by id, or None."""
         return next((server for server in self.servers if server.id == server_id), None)
 
+    def farm_row(self, key: bytes) -> Row | None:
+        """One row under `farm/`, or None."""
+        return self._farm.rows.get(key)
+
     def start(self) -> Deferred[None]:
         """Read both prefixes and follow them; fires when both have been read once.
 

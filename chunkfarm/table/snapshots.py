@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from attrs import frozen
 
 from chunkfarm.table.codec import SnapshotPage, SnapshotRecord, decode_records, encode_record
+from chunkfarm.table.interface import Row
 from chunkfarm.table.records import SnapshotMeta
 from chunkfarm.table.rows import insert_record, records
 
@@ -74,6 +75,25 @@ class OutgoingSnapshot:
             if last:
                 return Piece(b"".join(pieces), True, self._count, self._digest.digest())
             return Piece(b"".join(pieces), False, 0, b"")
+
+    def next_rows(self, size: int) -> tuple[Row, ...]:
+        """The next rows alone, `size` bytes of them or a little more; none after the last one.
+
+        For whoever wants no more than the rows, and asks for no pieces. Raises `SnapshotError` once the view is closed.
+        """
+        rows: list[Row] = []
+        with self._lock:
+            if self._connection is None:
+                raise SnapshotError("the view that was being read is closed")
+            while size > 0:
+                record = next(self._records, None)
+                if not isinstance(record, Row):
+                    # They come first, so what follows is for others.
+                    self._records = iter(())
+                    break
+                rows.append(record)
+                size -= len(record.key) + len(record.value)
+        return tuple(rows)
 
     def close(self) -> None:
         """Let go of the view, so that SQLite can reuse its WAL; harmless the second time."""

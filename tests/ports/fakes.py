@@ -30,8 +30,11 @@ from chunkfarm.errors import (
     MissingChunks,
     NotFound,
     PreconditionFailed,
+    ReadOnly,
 )
 from chunkfarm.explanation import Explanation, Part
+from chunkfarm.exports.form import Kept
+from chunkfarm.exports.maker import Made, Progress
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.model import (
     Address,
@@ -54,6 +57,20 @@ SERVER_ID = "5e" * 16
 OTHER_ID = "0f" * 16
 NOW = 1_795_341_600_123
 """Milliseconds: 2026-11-22T10:00:00.123Z."""
+
+EXPORT_RUNS = Progress(number=2, running=True, rows=100)
+EXPORT_MADE = Progress(
+    number=2,
+    running=False,
+    made=Made(
+        kept=Kept(revision=1234, time=NOW, rows=5678, digest=b"\x1e" * 32),
+        pages=11,
+        new=3,
+        size=700_000,
+        complete=4,
+        servers=5,
+    ),
+)
 
 T = TypeVar("T")
 
@@ -434,6 +451,8 @@ class MemoryBackend:
         self.told: dict[str, Drain] = {}
         self.objection = ""
         self.taken_over: list[str] = []
+        self.exports: list[Progress] = []
+        """How an export is, each time somebody asks."""
 
     def keep(self, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
         if revision > self.state.revision:
@@ -489,6 +508,11 @@ class MemoryBackend:
     def _put(self, row: Server, position: int) -> Server:
         self.rows[position] = row
         return row
+
+    def export(self, number: int = 0) -> Progress:
+        if not self.exports:
+            raise ReadOnly("this server does not hold the table: ask a master")
+        return self.exports.pop(0)
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.peers.get(certificate)

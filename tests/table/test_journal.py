@@ -327,6 +327,21 @@ class SnapshotTests(JournalTestCase):
         journal.save(Ready(hard_state=HardState(3, "b", 0), entries=(Entry(2, 1, EntryKind.EMPTY),)))
         return journal
 
+    def test_the_rows_alone(self) -> None:
+        """A view gives all rows as they were when it was opened, a few at a time, and nothing else."""
+        journal = self.founded()
+        for index in range(3, 13):
+            self.commit(journal, put(index, b"key %02d" % index, b"v" * 100))
+        view = journal.open_outgoing()
+        self.commit(journal, put(13, b"key 00"), put(14, b"key 05", b"new"))
+        parts = []
+        while rows := view.next_rows(250):
+            parts.append([row.key for row in rows])
+        assert [len(part) for part in parts] == [3, 3, 3, 1] and parts[0][0] == b"key 03"
+        assert view.next_rows(250) == ()
+        view.close()
+        self.assertRaises(SnapshotError, view.next_rows, 250)
+
     def test_whole(self) -> None:
         """Rows, sessions and answers arrive; vote and notes are the receiver's own; the old log is gone."""
         sender, receiver = self.full(), self.receiver()

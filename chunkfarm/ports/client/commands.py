@@ -12,7 +12,7 @@ from chunkfarm.errors import (
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import emptying, looking, moving, taking_over, watching
+from chunkfarm.ports.client import emptying, exporting, looking, moving, taking_over, watching
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -281,6 +281,15 @@ _ALL = (
         run=emptying.drain,
         access=ADMIN,
         most=2,
+        once_begun=True,
+    ),
+    Command(
+        name="EXPORT",
+        usage="[number]",
+        summary="Stores an export of the table as chunks; with the number of one, says how it is.",
+        run=exporting.export,
+        access=ADMIN,
+        most=1,
         once_begun=True,
     ),
     *(
