@@ -1,12 +1,12 @@
 """Who may do what: a key id and a secret become a principal.
 
 Servers that hold the table's rows look the key up themselves; the others ask one that does, and remember a
-yes for a minute. The secret itself never leaves this process: what is asked with is its SHA-256.
+yes for a minute, or until a key changes. The secret itself never leaves this process: what is
+asked with is its SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,10 +17,10 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.model import KEYS, Principal, Server
 from chunkfarm.table.interface import ITable, TableError
-from chunkfarm.trust.keys import KeyRow, check
+from chunkfarm.trust.keys import KeyRow, check, secret_digest
 
 REMEMBER_SECONDS = 60.0
-"""How long a good key is remembered by a server that cannot see when it is disabled."""
+"""How long a good key is remembered by a server that has not heard yet that it was disabled."""
 REMEMBER_MAX = 4096
 """Good keys remembered at once, so that a flood of them fills no memory."""
 
@@ -29,7 +29,7 @@ REFUSAL = "the key is not known or the secret is wrong"
 
 
 class Access:
-    """Authenticates keys for all ports of one server."""
+    """Authenticates keys for all ports of one server. `revision` is that of the last change of any key."""
 
     def __init__(
         self,
@@ -38,38 +38,40 @@ class Access:
         peers: Peers,
         masters: Callable[[], tuple[Server, ...]],
         clock: IReactorTime,
+        revision: Callable[[], int] = lambda: 0,
     ) -> None:
         self._table = table
         self._holds_rows = holds_rows
         self._peers = peers
         self._masters = masters
         self._clock = clock
-        self._remembered: dict[tuple[str, bytes], tuple[float, str]] = {}
+        self._revision = revision
+        self._remembered: dict[tuple[str, bytes], tuple[float, int, Principal]] = {}
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         """Fails with `AuthenticationFailed`, or with `Waiting` when nobody who holds keys can be asked."""
-        proof = hashlib.sha256(secret.encode()).digest()
-        return self.check(key_id, proof).addCallback(lambda role: Principal(key_id, role))
+        return self.check(key_id, secret_digest(secret))
 
-    def check(self, key_id: str, proof: bytes) -> Deferred[str]:
-        """The role of a key, given the SHA-256 of its secret; fails as `authenticate` does."""
+    def check(self, key_id: str, proof: bytes) -> Deferred[Principal]:
+        """Whose key it is, given the SHA-256 of its secret; fails as `authenticate` does."""
         return Deferred.fromCoroutine(self._check(key_id, proof))
 
-    async def _check(self, key_id: str, proof: bytes) -> str:
+    async def _check(self, key_id: str, proof: bytes) -> Principal:
         if self._holds_rows():
             return await self.check_here(key_id, proof)
-        now = self._clock.seconds()
-        until, role = self._remembered.get((key_id, proof), (0.0, ""))
-        if now < until:
-            return role
-        role = await self._ask(key_id, proof)
+        now, revision = self._clock.seconds(), self._revision()
+        known = self._remembered.get((key_id, proof))
+        if known is not None and now < known[0] and known[1] == revision:
+            return known[2]
+        principal = await self._ask(key_id, proof)
         if len(self._remembered) >= REMEMBER_MAX:
             self._remembered.clear()
-        self._remembered[(key_id, proof)] = (now + REMEMBER_SECONDS, role)
-        return role
+        # The revision of before: a key that changed while it was asked about is asked about again.
+        self._remembered[(key_id, proof)] = (now + REMEMBER_SECONDS, revision, principal)
+        return principal
 
-    async def check_here(self, key_id: str, proof: bytes) -> str:
-        """The role of a key, looked up in the rows that this server holds."""
+    async def check_here(self, key_id: str, proof: bytes) -> Principal:
+        """Whose key it is, looked up in the rows that this server holds."""
         try:
             key = KEYS + key_id.encode()
             page = await self._table.read(key, limit=1, stale=True)
@@ -81,9 +83,9 @@ class Access:
         known = KeyRow.from_value(row.value)
         if not check(known, proof):
             raise AuthenticationFailed(REFUSAL)
-        return known.role
+        return known.principal
 
-    async def _ask(self, key_id: str, proof: bytes) -> str:
+    async def _ask(self, key_id: str, proof: bytes) -> Principal:
         problem = "no master is known"
         for server in self._masters():
             try:
@@ -97,5 +99,5 @@ class Access:
                 raise AuthenticationFailed(REFUSAL) from None
             if not box["role"]:
                 raise AuthenticationFailed(REFUSAL)
-            return str(box["role"])
+            return Principal(key_id, str(box["role"]), str(box.get("prefix") or ""))
         raise Waiting(f"no master answers for the keys now ({problem})")

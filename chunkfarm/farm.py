@@ -111,6 +111,7 @@ class Farm(MultiService):
 
     def open_client(self, parts: Parts) -> None:
         self._client_factory = ClientFactory(parts, self._reactor, parts.contexts.client_port_factory())
+        parts.on_keys_changed = self._client_factory.keys_changed
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:

@@ -44,6 +44,8 @@ EPOCH_KEY = b"farm/epoch"
 EXPORTS_KEY = b"farm/export"
 """Rows from here on name the chunks of exports of the table: JSON objects with a list `exports` of objects, each with a
 list `digests` in hexadecimal."""
+KEYS_CHANGED_KEY = b"farm/keys"
+"""Put anew with each change of a key: everybody follows `farm/`, and nobody may follow `keys/`."""
 LINES_KEY = b"farm/lines"
 """Each takeover: which line of the table's history goes on, and from where."""
 
@@ -362,6 +364,8 @@ class Principal:
 
     id: str
     role: str
+    prefix: str = ""
+    """What the names of all files begin with that this one may see or touch."""
 
     def may(self, role: str) -> bool:
         """Whether this principal may do what takes `role` (read < write < admin)."""

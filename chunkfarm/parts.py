@@ -38,8 +38,10 @@ from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.exports.form import EXPORT_KEY
 from chunkfarm.exports.keeper import ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
+from chunkfarm.failed_attempts import FailedAttempts
 from chunkfarm.history import History, OwnLine
 from chunkfarm.issuer import Issuer
+from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
 from chunkfarm.links import lines
 from chunkfarm.links.chunks import ChunkClient
@@ -166,6 +168,10 @@ class Parts:
         self.host = advertised_host(config.server.host)
         self.weight = self._weight_by(config.server)
         self.leaving = False
+        self._keys_seen = 0
+        self.failed_attempts = FailedAttempts()
+        self.on_keys_changed: Callable[[], None] = lambda: None
+        """Called when a key was made, changed or removed."""
         self.note = ""
         self.space = Space(0, 0, False)
         self.seal: SealKey | None = None
@@ -271,7 +277,9 @@ class Parts:
             self.peers,
             lambda: membership.masters(self.servers()),
             self.reactor,
+            lambda: self.keys_revision,
         )
+        self._keyring = Keyring(self._table, lambda: self.seal, self.now)
 
     def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
         questions = Questions(self.peers, self._probe_arguments)
@@ -495,6 +503,9 @@ class Parts:
         self.caretaker.table_changed()
         self.draining.table_changed()
         self.export_keeper.table_changed()
+        if self._keys_seen != self.keys_revision:
+            self._keys_seen = self.keys_revision
+            self.on_keys_changed()
 
     def _weight_by(self, options: ServerOptions) -> int:
         if options.weight is not None:
@@ -610,6 +621,23 @@ class Parts:
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         return self.access.authenticate(key_id, secret)
 
+    @property
+    def keyring(self) -> Keyring:
+        return self._keyring
+
+    @property
+    def keys_revision(self) -> int:
+        return self.roster.keys_revision
+
+    def confirm(self, key_id: str, proof: bytes) -> Deferred[Principal]:
+        return self.access.check(key_id, proof)
+
+    def failed_attempt(self, address: str) -> float:
+        return self.failed_attempts.note(address, self.reactor.seconds())
+
+    def is_master(self, server_id: str) -> bool:
+        return any(server.id == server_id for server in membership.masters(self.servers()))
+
     def look_at_takeover(self) -> Deferred[Outlook]:
         return self.by_hand.look()
 
@@ -686,6 +714,7 @@ class Parts:
             ("free", str(self.space.free)),
             ("used", str(self.space.used)),
             ("full", "yes" if self.space.full else "no"),
+            ("failed-attempts", str(self.failed_attempts.total)),
         ]
         if self._state.halted:
             pairs.append(("halted", self._state.halted))

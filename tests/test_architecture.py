@@ -21,8 +21,23 @@ FLOORS: list[set[str]] = [
     {"ports"},
     {"by_hand"},
     {"exports"},
-    {"access", "catalog", "explanation", "issuer", "ledger", "renewal", "reporter", "said", "takeover"}
-    | {"emptying", "settings"},
+    {"scoped"},
+    {
+        "access",
+        "audit",
+        "catalog",
+        "emptying",
+        "explanation",
+        "failed_attempts",
+        "issuer",
+        "keyring",
+        "ledger",
+        "renewal",
+        "reporter",
+        "said",
+        "settings",
+        "takeover",
+    },
     {"history"},
     {"survey"},
     {"chunks"},
@@ -61,6 +76,7 @@ PURE = [
     "exports.form",
     "settings",
     "old_disks",
+    "failed_attempts",
 ]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 

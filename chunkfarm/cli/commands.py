@@ -12,12 +12,13 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import draining, exits, exporting, screen, taking_over
+from chunkfarm.cli import draining, exits, exporting, keys, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
+from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.upload import Upload
@@ -31,9 +32,6 @@ from chunkfarm.wire.lines import quote
 DEFAULT_BUCKET = "home"
 """Where `put` stores a file that was given no name."""
 LIST_PAGE = 1000
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 _NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
             "free", "used", "rank", "stale"}  # fmt: skip
@@ -74,6 +72,9 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
     """
     surroundings = context.ensure_object(Surroundings)
     surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
+
+
+chunkfarm.add_command(keys.key)
 
 
 def ask(surroundings: Surroundings, line: str, payload: bytes = b"") -> Reply:

@@ -21,6 +21,9 @@ from rich.progress import (
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+"""For every command that prints a table."""
+
 
 def readable_size(size: int) -> str:
     """Bytes as people say them: `1.5 MiB`."""

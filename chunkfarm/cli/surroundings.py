@@ -22,6 +22,7 @@ from chunkfarm.errors import FarmError, Waiting
 from chunkfarm.links.lines import LineClient, connect
 from chunkfarm.model import Address
 from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import ADMIN_KEY_FILE, KeyPair, read_key_file
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.verify import chain_of, check_chain
@@ -63,9 +64,12 @@ def find_key(config: Config, named: str | None, environment: Mapping[str, str], 
     raise NoKey(f"there is no key to show: give --key FILE or ${KEY_VARIABLE} (looked at {looked})")
 
 
-def dial_with(reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms: Callable[[], int]) -> Dial:
-    """Opens links that are encrypted, whose server is of this farm, and that have shown the key."""
-    tls = Contexts().client_factory()
+def dial_with(reactor: Any, config: Config, key: KeyPair | Identity, timeout: float, now_ms: Callable[[], int]) -> Dial:
+    """Opens links that are encrypted, whose server is of this farm, and that have shown the key.
+
+    In place of a key it may be the identity of a server, whose certificate is shown.
+    """
+    tls = Contexts(key if isinstance(key, Identity) else None).client_factory()
 
     async def dial(server: Listed) -> LineClient:
         def check(transport: Any) -> str:
@@ -79,7 +83,8 @@ def dial_with(reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms
             if state not in ("serving", "readonly", "waiting"):
                 # One that waits may have the table, and say itself what it can do.
                 raise Waiting(f"it is {state}")
-            await client.auth(key.id, key.secret)
+            if isinstance(key, KeyPair):
+                await client.auth(key.id, key.secret)
         except BaseException:
             client.lose()
             raise
@@ -113,13 +118,25 @@ class Surroundings:
     key_path: str | None = None
     timeout: float = 30.0
 
-    def run(self, work: Callable[[Farm, RunInThread], Awaitable[T]]) -> T:
-        """Do some work with the farm, and return what it gives; ends the command if that fails."""
+    def _key(self, config: Config, certificate_will_do: bool) -> KeyPair | Identity:
+        try:
+            return find_key(config, self.key_path, self.environment, self.home)
+        except NoKey:
+            identity = Identity.load_any(config.server.data) if certificate_will_do else None
+            if identity is None:
+                raise
+            return identity
+
+    def run(self, work: Callable[[Farm, RunInThread], Awaitable[T]], *, certificate_will_do: bool = False) -> T:
+        """Do some work with the farm, and return what it gives; ends the command if that fails.
+
+        With `certificate_will_do` the certificate in the data directory is shown where there is no key.
+        """
         try:
             config = read_config(self.config_path, {})
             if not config.servers:
                 raise NobodyAnswered(f"{self.config_path} lists no servers yet: start one with `twistd chunkfarm`")
-            key = find_key(config, self.key_path, self.environment, self.home)
+            key = self._key(config, certificate_will_do)
         except TrustError as error:
             give_up(NoKey(error.sentence))
         except FarmError as error:

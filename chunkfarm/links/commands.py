@@ -187,8 +187,11 @@ class ConsensusOneWay(Consensus):
 
 
 class Authenticate(amp.Command):
-    """Is this a good key? `proof` is SHA-256 of the secret. Answers the role; asked by servers that hold no keys."""
+    """Is this a good key? `proof` is SHA-256 of the secret. Asked by servers that hold no keys.
+
+    Answers the role, and what the names of its files begin with if it is not good for all.
+    """
 
     arguments = [(b"key", amp.Unicode()), (b"proof", amp.String())]
-    response = [(b"role", amp.Unicode())]
+    response = [(b"role", amp.Unicode()), (b"prefix", amp.Unicode(optional=True))]
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}

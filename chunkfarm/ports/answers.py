@@ -19,7 +19,7 @@ from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
 from chunkfarm.links.twins import find_twin, twin_sentence
-from chunkfarm.model import FARM, FILES, SERVERS, Address, Server
+from chunkfarm.model import FARM, FILES, SERVERS, Address, Principal, Server
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.said import report_of, row_of
@@ -350,16 +350,16 @@ class PeerAnswers:
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
         return self._table.receive(server_id, payload)
 
-    def authenticate(self, key: str, proof: bytes) -> Deferred[str]:
+    def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]:
         return Deferred.fromCoroutine(self._authenticate(key, proof))
 
-    async def _authenticate(self, key: str, proof: bytes) -> str:
+    async def _authenticate(self, key: str, proof: bytes) -> Principal | None:
         if not self._table.holds_rows:
             raise commands.NotNow("this server holds no keys")
         try:
             return await self._access.check_here(key, proof)
         except AuthenticationFailed:
-            return ""
+            return None
         except FarmError as error:
             raise commands.NotNow(str(error)) from None
 

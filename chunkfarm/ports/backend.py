@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
     from chunkfarm.exports.maker import Progress
+    from chunkfarm.keyring import Keyring
 
 
 class Backend(Protocol):
@@ -60,6 +61,22 @@ class Backend(Protocol):
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         """Fails with `AuthenticationFailed`, or `Waiting` when nobody who holds keys can be asked."""
+
+    @property
+    def keyring(self) -> Keyring: ...
+
+    @property
+    def keys_revision(self) -> int:
+        """Of the last change of any key that this server knows of."""
+
+    def confirm(self, key_id: str, proof: bytes) -> Deferred[Principal]:
+        """As `authenticate`, with the SHA-256 of the secret."""
+
+    def failed_attempt(self, address: str) -> float:
+        """Somebody there showed a wrong key; seconds to wait before that is answered."""
+
+    def is_master(self, server_id: str) -> bool:
+        """Whether that server is one of the masters now."""
 
     def look_at_takeover(self) -> Deferred[Outlook]:
         """Who was found with which journal, and whether this server may take over; changes nothing."""

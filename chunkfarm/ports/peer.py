@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes, Lines, line_in
-from chunkfarm.model import KIB, Address
+from chunkfarm.model import KIB, Address, Principal
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import end_when_silent
@@ -101,7 +101,7 @@ class PeerBackend(Protocol):
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]: ...
 
-    def authenticate(self, key: str, proof: bytes) -> Deferred[str]: ...
+    def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]: ...
 
 
 class PeerPort(Boxes):
@@ -296,7 +296,13 @@ class PeerPort(Boxes):
     @commands.Authenticate.responder
     def authenticate(self, key: str, proof: bytes) -> Deferred[dict[str, str]]:
         self._sender()
-        return self._backend.authenticate(key, proof).addCallback(lambda role: {"role": role})
+        return self._backend.authenticate(key, proof).addCallback(_told_of_key)
+
+
+def _told_of_key(principal: Principal | None) -> dict[str, str]:
+    if principal is None:
+        return {"role": ""}
+    return {"role": principal.role, **({"prefix": principal.prefix} if principal.prefix else {})}
 
 
 def _refusal(kind: type[Exception], sentence: str) -> amp.RemoteAmpError:

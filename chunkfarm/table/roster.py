@@ -17,7 +17,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.membership import in_order, masters
-from chunkfarm.model import EPOCH_KEY, FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.model import (
+    EPOCH_KEY,
+    FARM,
+    GENERATION_KEY,
+    KEYS_CHANGED_KEY,
+    OPTIONS_KEY,
+    SERVERS,
+    FarmOptions,
+    Server,
+)
 from chunkfarm.table.interface import Batch, Compacted, ITable, IWatch, Row, TableClosed, TableError, Unavailable
 
 RETRY_SECONDS_FIRST = 0.25
@@ -91,6 +100,12 @@ class Roster:
     def revision(self) -> int:
         """Every change up to here is in `servers`, `options` and `generation`."""
         return min(self._servers.revision, self._farm.revision)
+
+    @property
+    def keys_revision(self) -> int:
+        """Of the last change of any key."""
+        row = self._farm.rows.get(KEYS_CHANGED_KEY)
+        return row.revision if row is not None else 0
 
     @property
     def first(self) -> Server | None:

@@ -78,6 +78,15 @@ class Identity:
         except TrustError as error:
             raise TrustError(f"the certificate in {folder / CERTIFICATE_FILE} cannot be used: {error}") from error
 
+    @classmethod
+    def load_any(cls, directory: str | os.PathLike[str]) -> Identity | None:
+        """As `load`, of whichever server the data directory is."""
+        try:
+            server_id = server_id_of(parse_certificate(read_public(Path(directory) / CERTIFICATE_FILE)))
+        except NoSuchFile:
+            return None
+        return cls.load(directory, server_id) if server_id is not None else None
+
     @functools.cached_property
     def certificate(self) -> x509.Certificate:
         return parse_certificate(self.certificate_pem)

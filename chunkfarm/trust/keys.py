@@ -20,7 +20,7 @@ from typing import Any
 from attrs import field, frozen
 
 from chunkfarm.errors import AuthenticationFailed
-from chunkfarm.model import KEYS, ROLES
+from chunkfarm.model import KEYS, ROLES, Principal
 from chunkfarm.trust.authority import LOOPBACK_NAMES
 from chunkfarm.trust.private import TrustError, read_private, write_private
 from chunkfarm.trust.seal import SealKey
@@ -64,6 +64,15 @@ class KeyRow:
     created: int = 0
     """Milliseconds since 1970."""
     disabled: bool = False
+    prefix: str = ""
+    """What the names of the files begin with that it is good for."""
+    label: str = ""
+    """Whose it is, in the words of whoever made it."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who shows this key."""
+        return Principal(self.id, self.role, self.prefix)
 
     @property
     def key(self) -> bytes:
@@ -82,6 +91,8 @@ class KeyRow:
             "sealed": base64.b64encode(self.sealed).decode(),
             "created": self.created,
             "disabled": self.disabled,
+            "prefix": self.prefix,
+            "label": self.label,
         }
         return json.dumps(item, separators=(",", ":"), sort_keys=True).encode()
 
@@ -98,12 +109,21 @@ class KeyRow:
                 created=int(item.get("created", 0)),
                 # Whatever is not plainly enabled is not.
                 disabled=item.get("disabled", False) is not False,
+                prefix=_text(item.get("prefix", "")),
+                label=_text(item.get("label", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError) as error:
             raise TrustError("a key's row in the table is damaged") from error
         if row.role not in ROLES or len(row.secret_sha256) != hashlib.sha256().digest_size:
             raise TrustError("a key's row in the table is damaged")
         return row
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        # A prefix that cannot be understood must not become none.
+        raise TypeError("expected text")
+    return value
 
 
 def secret_digest(secret: str) -> bytes:
@@ -115,6 +135,8 @@ def new_key(
     role: str,
     *,
     created: int = 0,
+    prefix: str = "",
+    label: str = "",
     seal: SealKey | None = None,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
 ) -> tuple[KeyRow, str]:
@@ -123,7 +145,15 @@ def new_key(
     key_id = base64.b32encode(random_bytes(ID_RANDOM_BYTES)).decode()
     secret = base64.urlsafe_b64encode(random_bytes(SECRET_RANDOM_BYTES)).decode().rstrip("=")
     sealed = seal.seal((KEYS + key_id.encode()).decode(), secret.encode()) if seal is not None else b""
-    row = KeyRow(id=key_id, role=role, secret_sha256=secret_digest(secret), sealed=sealed, created=created)
+    row = KeyRow(
+        id=key_id,
+        role=role,
+        secret_sha256=secret_digest(secret),
+        sealed=sealed,
+        created=created,
+        prefix=prefix,
+        label=label,
+    )
     return row, secret
 
 

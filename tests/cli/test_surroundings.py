@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from chunkfarm.cli.surroundings import dial_with, probe_with
 from chunkfarm.config import Config, Listed, ListenDescription, parse_config
 from chunkfarm.errors import AuthenticationFailed, Waiting
-from chunkfarm.ports.client import ClientFactory, commands
+from chunkfarm.ports.client import ClientFactory
 from chunkfarm.trust.authority import Authority
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
@@ -86,7 +86,6 @@ class DialTests(TestCase):
 
     async def test_wrong_key(self) -> None:
         """A wrong key is told as such."""
-        self.patch(commands, "AUTH_PAUSE", 0)
         with self.assertRaises(AuthenticationFailed):
             await self.dial(self.config(), "wrong")
 

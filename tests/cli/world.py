@@ -19,6 +19,7 @@ from chunkfarm.cli.farm import Dial
 from chunkfarm.cli.surroundings import Main, Surroundings
 from chunkfarm.config import Config, Listed
 from chunkfarm.links.lines import LineClient
+from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import KeyPair, write_key_file
 from tests.links.line_pair import LinePair
 from tests.memory_table import MemoryTable
@@ -115,7 +116,9 @@ class World:
         """A key file."""
         write_key_file(path, KeyPair(key, "secret"))
 
-    def dial_with(self, reactor: Any, config: Config, key: KeyPair, timeout: float, now_ms: Callable[[], int]) -> Dial:
+    def dial_with(
+        self, reactor: Any, config: Config, key: KeyPair | Identity, timeout: float, now_ms: Callable[[], int]
+    ) -> Dial:
         async def dial(listed: Listed) -> LineClient:
             self.dialled.append(listed.name)
             server = self.servers[listed.name]
@@ -124,6 +127,7 @@ class World:
             pair = LinePair(backend=server.backend)
             server.pairs.append(pair)
             await pair.client.say_hello()
+            assert isinstance(key, KeyPair)
             await pair.client.auth(key.id, key.secret)
             return pair.client
 

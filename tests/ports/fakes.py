@@ -438,6 +438,12 @@ class MemoryBackend:
         self.table: Any = None
         self.keys = {"reader": "read", "writer": "write", "admin": "admin"}
         self.peers: dict[Any, str] = {}
+        self.prefixes: dict[str, str] = {}
+        self.keys_revision = 0
+        self.keyring: Any = None
+        self.failed: list[str] = []
+        self.pause = 0.0
+        """Seconds before a wrong key is answered."""
         self.authentications: list[str] = []
         self.rows = [
             Server(
@@ -472,7 +478,17 @@ class MemoryBackend:
         self.authentications.append(key_id)
         if secret != "secret" or key_id not in self.keys:
             return fail(AuthenticationFailed("the key is not known here, or the secret is wrong"))
-        return succeed(Principal(key_id, self.keys[key_id]))
+        return succeed(Principal(key_id, self.keys[key_id], self.prefixes.get(key_id, "")))
+
+    def confirm(self, key_id: str, proof: bytes) -> Deferred[Principal]:
+        return self.authenticate(key_id, "secret")
+
+    def failed_attempt(self, address: str) -> float:
+        self.failed.append(address)
+        return self.pause
+
+    def is_master(self, server_id: str) -> bool:
+        return server_id == SERVER_ID
 
     def look_at_takeover(self) -> Deferred[Outlook]:
         here = Told(server=SERVER_ID, name="alpha", state=self.state.phase, journal=(3, 17))

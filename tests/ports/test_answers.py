@@ -19,7 +19,7 @@ from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
-from chunkfarm.model import SERVERS, Address, FarmOptions, Server
+from chunkfarm.model import SERVERS, Address, FarmOptions, Principal, Server
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import CALLER_SECONDS, Callers
 from chunkfarm.ports.peer import Joiner, Prober
@@ -397,14 +397,14 @@ class PeerAnswersTests(SynchronousTestCase):
         self.successResultOf(answers.put_server(server_id(2), moved.to_value().decode()))
 
     def test_keys_are_checked_for_others(self) -> None:
-        """A server without the rows asks with a hash, and learns the role or nothing."""
+        """A server without the rows asks with a hash, and learns whose it is or nothing."""
         answers = self.make_answers()
-        row, secret = new_key("write")
+        row, secret = new_key("write", prefix="lab/")
         self.table.put(row.key, row.to_value())
         asked = answers.authenticate(row.id, secret_digest(secret))
-        assert self.successResultOf(asked) == "write"
-        assert self.successResultOf(answers.authenticate(row.id, secret_digest("x"))) == ""
-        assert self.successResultOf(answers.authenticate("nobody", secret_digest(secret))) == ""
+        assert self.successResultOf(asked) == Principal(row.id, "write", "lab/")
+        assert self.successResultOf(answers.authenticate(row.id, secret_digest("x"))) is None
+        assert self.successResultOf(answers.authenticate("nobody", secret_digest(secret))) is None
         self.engine.holds_rows = False
         self.failureResultOf(answers.authenticate(row.id, secret_digest(secret)), commands.NotNow)
 

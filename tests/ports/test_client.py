@@ -170,22 +170,24 @@ class GettingInTests(SynchronousTestCase):
             assert link.backend.authentications == []
 
     def test_wrong_key(self) -> None:
-        """A wrong key is answered a second later, always alike, and the third one ends the link."""
+        """A wrong key is answered after a pause, always alike, and the third one ends the link."""
         link = ClientLink()
+        link.backend.pause = 1.0
         answers = set()
         for attempt in ("AUTH admin wrong", "AUTH nobody secret", "AUTH admin wrong"):
             assert not link.closed
             assert link.say(attempt) == ""
-            link.clock.advance(commands.AUTH_PAUSE)
+            link.clock.advance(1.0)
             answers.add(link.heard())
         assert answers == {"ERR auth the key is unknown or the secret is wrong\r\n"}
         assert link.closed
+        assert link.backend.failed == ["127.0.0.1"] * 3
 
     def test_wrong_key_takes_the_old_one(self) -> None:
         """After a failed AUTH the link has no key."""
         link = ClientLink().auth("admin")
         link.say("AUTH admin wrong")
-        link.clock.advance(commands.AUTH_PAUSE)
+        link.clock.advance(0)
         link.heard()
         assert link.say("LIST").startswith("ERR auth ")
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links import commands
 from chunkfarm.links.peers import PeerLink
-from chunkfarm.model import Address
+from chunkfarm.model import Address, Principal
 from chunkfarm.ports.peer import (
     STRANGER_CONNECTIONS_MAX,
     STRANGER_SECONDS,
@@ -74,8 +74,8 @@ class FakePeerBackend:
         self.payloads.append(payload)
         return succeed(None)
 
-    def authenticate(self, key: str, proof: bytes) -> Deferred[str]:
-        return succeed("read")
+    def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]:
+        return succeed(Principal(key, "read", "lab/"))
 
 
 class FakeLines:
@@ -259,7 +259,7 @@ class PeerPortTests(SynchronousTestCase):
         """What goes wrong here is logged here; the peer hears that it may ask again, and its link goes on."""
         link, port, pump = self.make_link(server_id(7))
 
-        def faulty(key: str, proof: bytes) -> Deferred[str]:
+        def faulty(key: str, proof: bytes) -> Deferred[Principal | None]:
             return fail(ZeroDivisionError())
 
         self.backend.authenticate = faulty  # type: ignore[method-assign]

@@ -294,6 +294,9 @@ class FarmSimulation:
 
     def _logged(self, event: Any) -> None:
         process = self.world.running
+        if event.get("log_namespace") == "chunkfarm.audit":
+            # It names a key, whose id is another one in every run.
+            return
         level = event.get("log_level")
         if process is None or not process.alive or level is LogLevel.debug:
             return

@@ -346,8 +346,9 @@ class RealFarm:
 
     def start_cli(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Run the `chunkfarm` command, and do not wait."""
+        key = ["--key", str(self._key_file())] if self._key_file().exists() else []
         process = subprocess.Popen(
-            [*CLI, "--config", str(self.config_path), "--key", str(self._key_file()), *arguments],
+            [*CLI, "--config", str(self.config_path), *key, *arguments],
             cwd=self.directory,
             env=_environment(),
             stdin=stdin,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from chunkfarm import audit
 from chunkfarm.errors import (
     AuthenticationFailed,
     Denied,
@@ -12,7 +15,7 @@ from chunkfarm.errors import (
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import emptying, exporting, looking, moving, taking_over, watching
+from chunkfarm.ports.client import emptying, exporting, keys, looking, moving, taking_over, watching
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -26,11 +29,11 @@ from chunkfarm.ports.client.session import (
     ok,
     refusal,
 )
+from chunkfarm.trust.keys import secret_digest
+from chunkfarm.wire.lines import format_fields
 
 AUTH_FAILURES_MAX = 3
 """Wrong secrets a link may show: people mistype, programs do not."""
-AUTH_PAUSE = 1.0
-"""Seconds before a failed AUTH is answered: guessing is hopeless anyway, and this keeps it from being a load."""
 WORDS_MAX = 1000
 """More words than any command takes."""
 
@@ -58,16 +61,19 @@ async def starttls(session: Session, request: Request) -> Answer:
 
 async def auth(session: Session, request: Request) -> Answer:
     key_id, secret = request.words
+    session.keys_revision = session.backend.keys_revision
     try:
         session.principal = await session.backend.authenticate(key_id, secret)
     except AuthenticationFailed:
-        session.principal = None
+        session.principal, session.proof = None, b""
         session.failures += 1
-        await session.link.pause(AUTH_PAUSE)
+        await session.link.pause(session.backend.failed_attempt(session.address))
         last = session.failures >= AUTH_FAILURES_MAX
         error = AuthenticationFailed("the key is unknown or the secret is wrong")
         return refusal(error, session.link.end if last else None)
-    return ok(f"role={session.principal.role}")
+    session.proof = secret_digest(secret)
+    prefix = session.principal.prefix
+    return ok(format_fields([("role", session.principal.role), *([("prefix", prefix)] if prefix else [])]))
 
 
 async def later(session: Session, request: Request) -> Answer:
@@ -150,6 +156,7 @@ _ALL = (
         most=WORDS_MAX,
         by_certificate=True,
         once_begun=True,
+        audited=True,
     ),
     Command(
         name="TABLE",
@@ -162,6 +169,7 @@ _ALL = (
         payload_at=0,
         payload_max=looking.TABLE_BYTES_MAX,
         once_begun=True,
+        audited=True,
     ),
     Command(
         name="WATCH",
@@ -206,6 +214,7 @@ _ALL = (
         least=1,
         most=1,
         once_begun=True,
+        audited=True,
     ),
     Command(
         name="HAVE",
@@ -248,6 +257,7 @@ _ALL = (
         payload_at=3,
         payload_max=moving.MANIFEST_BYTES_MAX,
         once_begun=True,
+        audited=True,
     ),
     Command(
         name="FETCH",
@@ -272,6 +282,7 @@ _ALL = (
         access=ADMIN,
         most=1,
         once_begun=True,
+        audited=True,
         when_resuming=True,
     ),
     Command(
@@ -282,6 +293,7 @@ _ALL = (
         access=ADMIN,
         most=2,
         once_begun=True,
+        audited=True,
     ),
     Command(
         name="EXPORT",
@@ -291,6 +303,28 @@ _ALL = (
         access=ADMIN,
         most=1,
         once_begun=True,
+        audited=True,
+    ),
+    Command(
+        name="KEYS",
+        usage="",
+        summary="The keys of users, without their secrets.",
+        run=keys.list_keys,
+        access=ADMIN,
+        by_master=True,
+        when_resuming=True,
+    ),
+    Command(
+        name="KEY",
+        usage="add <read|write|admin> [prefix] [label] | disable <id> | enable <id> | remove <id>",
+        summary="Makes a key, whose secret is told once, or says which keys are good.",
+        run=keys.change_key,
+        access=ADMIN,
+        least=2,
+        most=4,
+        by_master=True,
+        once_begun=True,
+        audited=True,
     ),
     *(
         Command(
@@ -331,14 +365,30 @@ def check_access(session: Session, command: Command) -> None:
     principal = session.identify()
     if principal is None:
         raise AuthenticationFailed("say AUTH <key id> <secret> first")
-    if not _may(principal, command):
+    if not _may(session, principal, command):
         raise Denied(f"{command.name} takes a key with the role {command.access}; this one has {principal.role}")
 
 
-def _may(principal: Principal, command: Command) -> bool:
+def _may(session: Session, principal: Principal, command: Command) -> bool:
     if principal.role == "server":
-        return command.by_certificate
+        return command.by_certificate or (command.by_master and session.backend.is_master(principal.id))
     return principal.may(command.access)
+
+
+_LOOKS: dict[str, Callable[[tuple[str, ...]], bool]] = {
+    "DRAIN": lambda words: not words,
+    "EXPORT": bool,
+    "TAKEOVER": lambda words: not words,
+}
+"""Commands that with such words only look."""
+
+
+def note_change(session: Session, command: Command, request: Request) -> None:
+    """Write down who changed what. No command but AUTH has anything secret among its words."""
+    if not command.audited or (command.name in _LOOKS and _LOOKS[command.name](request.words)):
+        return
+    note = audit.admin if command.access == ADMIN else audit.files
+    note(session.principal, session.address, " ".join((command.name, *request.words)))
 
 
 def check_words(command: Command, given: list[str]) -> None:

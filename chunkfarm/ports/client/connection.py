@@ -36,7 +36,7 @@ from chunkfarm.ports.client.limits import (
     WATCH_BACKLOG_MAX,
 )
 from chunkfarm.ports.client.pending import Payload, Pending, is_loopback
-from chunkfarm.ports.client.session import Answer, Command, Request, Session, refusal
+from chunkfarm.ports.client.session import ANYONE, PRIVATE, Answer, Command, Request, Session, refusal
 from chunkfarm.table.interface import TableClosed, Unavailable
 from chunkfarm.wire.lines import LineBuffer, LineTooLong, text_of, unquote, words
 
@@ -88,11 +88,13 @@ class ClientConnection(Protocol):
 
     def connectionMade(self) -> None:
         assert self.transport is not None
+        host = str(getattr(self.transport.getPeer(), "host", ""))
         self._session = Session(
             backend=self.factory.backend,
             link=self,
             written=self.factory.written,
-            local=is_loopback(getattr(self.transport.getPeer(), "host", "")),
+            local=is_loopback(host),
+            address=host,
             encrypted=ISSLTransport.providedBy(self.transport),
             certificate=self._certificate,
         )
@@ -331,7 +333,9 @@ class ClientConnection(Protocol):
             if pending.command.needs_first and self._session.backend.state.phase == "readonly":
                 # It would wait for masters that have been missing for seconds, and could not say so meanwhile.
                 raise ReadOnly("no change can be made now")
+            await self._confirm(pending.command)
             answer = await pending.command.run(self._session, pending.request)
+            commands.note_change(self._session, pending.command, pending.request)
         except CancelledError:
             if self._ended:
                 return
@@ -355,6 +359,26 @@ class ClientConnection(Protocol):
             return
         pending.answer = answer
         self._turn()
+
+    async def _confirm(self, command: Command) -> None:
+        """A key that was good when the link began may have been taken away, or be good for less."""
+        session = self._session
+        if command.access in (ANYONE, PRIVATE) or session.keys_revision == session.backend.keys_revision:
+            return
+        await session.confirm()
+        commands.check_access(session, command)
+
+    def key_changed(self) -> None:
+        """Some key has changed: a watch goes on without a command that would notice."""
+        if self._session.watching is not None and not self._ended:
+            Deferred.fromCoroutine(self._session.confirm()).addErrback(self._no_longer)
+
+    def _no_longer(self, failure: Failure) -> None:
+        if failure.check(FarmError):
+            assert isinstance(failure.value, FarmError)
+            self.fail(failure.value)
+        elif not failure.check(CancelledError):
+            self._log.failure("while looking at a key again", failure)
 
     def _release(self, pending: Pending) -> None:
         """Give its payload's memory back."""

@@ -81,6 +81,11 @@ class ClientFactory(Factory):
             finished, self._finished = self._finished, Deferred()
             finished.callback(None)
 
+    def keys_changed(self) -> None:
+        """Some key was made, changed or removed."""
+        for connection in list(self.connections):
+            connection.key_changed()
+
     def finish(self) -> Deferred[None]:
         """End each link once what it has pending is answered; fires when all are gone."""
         self._finished = Deferred()

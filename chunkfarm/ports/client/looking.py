@@ -131,13 +131,13 @@ async def list_files(session: Session, request: Request) -> Answer:
     limit = number(request.word(2, str(LIST_LIMIT)), "limit")
     if not 0 < limit <= LIST_LIMIT:
         raise LimitExceeded(f"one LIST shows 1 to {LIST_LIMIT} files; ask again with `after`")
-    listing = await session.backend.catalog.list(request.word(0), request.word(1), limit)
+    listing = await session.catalog.list(request.word(0), request.word(1), limit)
     header = f"revision={session.backend.state.revision} {stale_mark(listing.stale)}".rstrip()
     return block("FILES", [file_row(file) for file in listing.files], header + (" more" if listing.more else ""))
 
 
 async def stat(session: Session, request: Request) -> Answer:
-    found = await session.backend.catalog.find(check_file_name(request.words[0]))
+    found = await session.catalog.find(check_file_name(request.words[0]))
     return ok(f"{file_row(found.file)} {stale_mark(found.stale)}")
 
 
@@ -147,7 +147,7 @@ async def explain(session: Session, request: Request) -> Answer:
     limit = number(request.word(2, str(EXPLAINED_MAX)), "limit")
     if not 0 < limit <= EXPLAINED_MAX:
         raise LimitExceeded(f"one EXPLAIN shows 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
-    told = await session.backend.catalog.explain(name, start, limit)
+    told = await session.catalog.explain(name, start, limit)
     rows = [_part_row(part) for part in told.parts]
     rows += [
         "HOLDER "
@@ -174,7 +174,7 @@ async def check(session: Session, request: Request) -> Answer:
         raise InvalidRequest("the fourth word can only be quick")
     if not 0 < limit <= EXPLAINED_MAX:
         raise LimitExceeded(f"one CHECK looks at 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
-    told = await session.backend.catalog.check(name, start, limit, read=request.word(3) != "quick")
+    told = await session.catalog.check(name, start, limit, read=request.word(3) != "quick")
     rows = [f"{_part_row(part)} damaged={','.join(part.damaged)}" for part in told.parts]
     silent = session.backend.transfer.silent()
     rows += [
@@ -216,7 +216,7 @@ def _part_row(part: Part) -> str:
 
 
 async def remove(session: Session, request: Request) -> Answer:
-    await session.backend.catalog.remove(check_file_name(request.words[0]))
+    await session.catalog.remove(check_file_name(request.words[0]))
     return ok()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chunkfarm.catalog import MANIFEST_DIGESTS_MAX, check_chunk_size
 from chunkfarm.chunks.pieces import BytesSource, Digests
-from chunkfarm.errors import InvalidRequest, Mismatch
+from chunkfarm.errors import Denied, InvalidRequest, Mismatch
 from chunkfarm.model import (
     DIGEST_LENGTH,
     check_file_name,
@@ -91,6 +91,9 @@ async def put(session: Session, request: Request) -> Answer:
 async def get(session: Session, request: Request) -> Answer:
     name = digest(request.words[0])
     offset, length = _range(request)
+    if session.principal is not None and session.principal.prefix:
+        # Which files a chunk belongs to, its digest does not say.
+        raise Denied("this key is good for some names only, and a digest is none: FETCH the file")
     source = await session.backend.transfer.open(name, offset, length)
     if length is not None:
         return data(source, length)
@@ -121,9 +124,7 @@ async def commit(session: Session, request: Request) -> Answer:
             f"{size} bytes in chunks of {chunk_size} are {count} chunks, whose digests take "
             f"{count * DIGEST_LENGTH} bytes, not {len(payload)}"
         )
-    receipt = await session.backend.catalog.commit(
-        name, size, chunk_size, Digests(bytes(payload)), content_type_of(name)
-    )
+    receipt = await session.catalog.commit(name, size, chunk_size, Digests(bytes(payload)), content_type_of(name))
     file = receipt.file
     return ok(
         format_fields(
@@ -141,7 +142,7 @@ async def commit(session: Session, request: Request) -> Answer:
 
 
 async def fetch(session: Session, request: Request) -> Answer:
-    found = await session.backend.catalog.find(check_file_name(request.words[0]))
+    found = await session.catalog.find(check_file_name(request.words[0]))
     offset, length = _range(request)
     size = found.file.size
     if length is None:
@@ -150,5 +151,5 @@ async def fetch(session: Session, request: Request) -> Answer:
         raise InvalidRequest(f"the file has {size} bytes, and the range ends at {offset + length}")
     if offset > size:
         raise InvalidRequest(f"the file has {size} bytes, and the range begins at {offset}")
-    source = await session.backend.catalog.download(found.file, offset, length)
+    source = await session.catalog.download(found.file, offset, length)
     return data(source, length, stale_mark(found.stale))

@@ -9,9 +9,10 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 
 from chunkfarm.chunks.pieces import PieceSource
-from chunkfarm.errors import FarmError
+from chunkfarm.errors import AuthenticationFailed, FarmError
 from chunkfarm.model import Principal
 from chunkfarm.ports.backend import Backend
+from chunkfarm.scoped import Names, catalog_of
 from chunkfarm.table.interface import Event
 from chunkfarm.wire.lines import quote_sentence
 
@@ -99,11 +100,17 @@ class Session:
     written: WrittenEvents
     local: bool
     """From this very machine."""
+    address: str = ""
+    """Where it comes from."""
     encrypted: bool = False
     principal: Principal | None = None
     certificate: Callable[[], Any] = field(default=lambda: None)
     """The certificate that the other side showed."""
     failures: int = 0
+    proof: bytes = field(default=b"", repr=False)
+    """SHA-256 of the secret that was shown."""
+    keys_revision: int = 0
+    """Of the last change of any key when this one was found to be good."""
     watching: Watching | None = None
 
     @property
@@ -115,6 +122,23 @@ class Session:
     def ready(self) -> bool:
         """Whether more than `state` of the backend may be touched."""
         return self.backend.state.phase in ("serving", "readonly")
+
+    @property
+    def catalog(self) -> Names:
+        """The files that the principal may see."""
+        return catalog_of(self.backend.catalog, self.principal)
+
+    async def confirm(self) -> None:
+        """Look at the key again if any key has changed since; raises `AuthenticationFailed` if it is no longer good."""
+        if not self.proof or self.principal is None or self.keys_revision == self.backend.keys_revision:
+            return
+        revision = self.backend.keys_revision
+        try:
+            self.principal = await self.backend.confirm(self.principal.id, self.proof)
+        except AuthenticationFailed:
+            self.principal, self.proof = None, b""
+            raise AuthenticationFailed("the key of this link is no longer good") from None
+        self.keys_revision = revision
 
     def identify(self) -> Principal | None:
         """Who asks: the key that AUTH proved, else the server whose certificate was shown."""
@@ -154,8 +178,13 @@ class Command:
     """Whether it is so on a server that has the table and waits for the others."""
     by_certificate: bool = False
     """Whether a farm certificate is enough."""
+    by_master: bool = False
+    """Whether that of a master is."""
     once_begun: bool = False
     """Whether it runs to its end although the link is lost: it changes something."""
+
+    audited: bool = False
+    """Whether it is written down who gave it."""
 
     @property
     def needs_first(self) -> bool:

@@ -131,6 +131,8 @@ async def watch(session: Session, request: Request) -> Answer:
     prefix = request.word(0).encode()
     if prefix and not prefix.startswith(OPEN):
         raise Denied(f"only {', '.join(one.decode() for one in OPEN)} can be watched")
+    if principal.prefix and not prefix.startswith((SERVERS, FARM, FILES + principal.prefix.encode())):
+        raise Denied(f"this key is good for names that begin with {principal.prefix}: watch files/{principal.prefix}")
     if principal.role == "server" and not session.backend.holds_table:
         # Two servers that were both put out while they were away would follow each other, and nobody else.
         raise Busy("this server does not hold the table; watch one that does")

@@ -99,7 +99,8 @@ class FileProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Somebody connected; what they say comes after the handshake."""
-        self._session = Session(self._certificate)
+        assert self.transport is not None
+        self._session = Session(self._certificate, str(getattr(self.transport.getPeer(), "host", "")))
         self._deadline = self._clock.seconds() + IDLE_SECONDS
         self._files.connections[self] = None
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from attrs import define, field
 
-from chunkfarm.catalog import Catalog
 from chunkfarm.errors import InvalidRequest
 from chunkfarm.model import NAME_BYTES_MAX, File, check_file_name, timestamp
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import HTML, Answer, json_answer
 from chunkfarm.ports.files.pages import listing_page
 from chunkfarm.ports.files.requests import Request
+from chunkfarm.scoped import Names, catalog_of
 from chunkfarm.wire.http1 import fields
 from chunkfarm.wire.http1_rules import parse_query
 
@@ -65,10 +65,11 @@ class Listings:
         if query.get("delimiter", "/") != "/":
             raise InvalidRequest("the only delimiter is '/'")
         as_json = _wants_json(request, query)
+        catalog = catalog_of(self._backend.catalog, request.principal)
         if "delimiter" in query or not as_json:
-            entries = await fold(self._backend.catalog, prefix, after, limit)
+            entries = await fold(catalog, prefix, after, limit)
         else:
-            entries = await flat(self._backend.catalog, prefix, after, limit)
+            entries = await flat(catalog, prefix, after, limit)
         extra = b"Vary: Accept\r\n"
         if entries.stale:
             extra += fields(("Warning", f'110 chunkfarm "as of revision {entries.stale}"'))
@@ -77,13 +78,13 @@ class Listings:
         return Answer(200, HTML + extra, listing_page(prefix, after, entries.folders, entries.files, entries.next))
 
 
-async def flat(catalog: Catalog, prefix: str, after: str, limit: int) -> Entries:
+async def flat(catalog: Names, prefix: str, after: str, limit: int) -> Entries:
     """All files under `prefix` after `after`, up to `limit`. A page of the table may be shorter than asked for."""
     page = await catalog.list(prefix, after, limit)
     return Entries(list(page.files), next=page.files[-1].name if page.more and page.files else None, stale=page.stale)
 
 
-async def fold(catalog: Catalog, prefix: str, after: str, limit: int) -> Entries:
+async def fold(catalog: Names, prefix: str, after: str, limit: int) -> Entries:
     """The same, what has a `/` after the prefix folded into one entry for its folder.
 
     As soon as a folder is seen at the end of what was read, the rest of it is passed over, so that a folder

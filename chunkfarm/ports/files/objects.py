@@ -13,6 +13,7 @@ from chunkfarm.model import File, Receipt, check_file_name
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, json_answer
 from chunkfarm.ports.files.requests import Request
+from chunkfarm.scoped import Names, catalog_of
 from chunkfarm.wire.http1 import fields
 from chunkfarm.wire.http1_rules import Conditions, format_date, parse_range, range_applies
 
@@ -37,7 +38,8 @@ class Objects:
 
     async def get(self, request: Request, name: str) -> Answer:
         """GET and HEAD."""
-        found = await self._backend.catalog.find(check_file_name(name))
+        catalog = self._catalog(request)
+        found = await catalog.find(check_file_name(name))
         file, headers = found.file, request.headers
         described = describe(found)
         conditions = Conditions.of(headers, self._now_ms() // 1000)
@@ -58,7 +60,7 @@ class Objects:
                 described += b"Content-Range: bytes %d-%d/%d\r\n" % (start, end - 1, file.size)
         if start == end:
             return Answer(status, described)
-        source = await self._backend.catalog.download(file, start, end - start)
+        source = await catalog.download(file, start, end - start)
         return Answer(status, described, source=source, length=end - start)
 
     async def put(self, request: Request, name: str) -> Answer:
@@ -68,7 +70,7 @@ class Objects:
         if request.body.length == 0 and b"content-length" not in request.headers:
             raise LengthRequired("PUT takes a Content-Length, or a chunked body")
         self._check_room()
-        catalog = self._backend.catalog
+        catalog = self._catalog(request)
         condition = await self._condition(request, name)
         body = request.body
         upload = catalog.upload(None, body.pause, body.resume)
@@ -94,19 +96,23 @@ class Objects:
     async def delete(self, request: Request, name: str) -> Answer:
         """DELETE."""
         check_file_name(name)
+        catalog = self._catalog(request)
         conditions = Conditions.of(request.headers, self._now_ms() // 1000)
         if_match: tuple[str, ...] = ()
         if conditions is not None:
-            file = await self._backend.catalog.stat(name)
+            file = await catalog.stat(name)
             if conditions.failed(file.etag, file.modified // 1000, reading=False):
                 raise PreconditionFailed(f"{name!r} is not as the request asks for")
             if_match = (file.etag,)
-        await self._backend.catalog.remove(name, if_match)
+        await catalog.remove(name, if_match)
         return Answer(204)
 
-    async def _there(self, name: str) -> File | None:
+    def _catalog(self, request: Request) -> Names:
+        return catalog_of(self._backend.catalog, request.principal)
+
+    async def _there(self, catalog: Names, name: str) -> File | None:
         try:
-            return await self._backend.catalog.stat(name)
+            return await catalog.stat(name)
         except NotFound:
             return None
 
@@ -115,7 +121,7 @@ class Objects:
         conditions = Conditions.of(request.headers, self._now_ms() // 1000)
         if conditions is None:
             return Condition()
-        there = await self._there(name)
+        there = await self._there(self._catalog(request), name)
         etag, modified = (there.etag, there.modified // 1000) if there is not None else (None, 0)
         if conditions.failed(etag, modified, reading=False):
             raise PreconditionFailed(f"{name!r} is not as the request asks for")

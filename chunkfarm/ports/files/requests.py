@@ -19,24 +19,38 @@ REMEMBERED_SECONDS = 60.0
 class Session:
     """Who was found to be asking on one connection, and until when that is believed."""
 
-    __slots__ = ("_authorization", "_certificate", "_peer", "_peer_until", "_principal", "_principal_until")
+    __slots__ = (
+        "_authorization",
+        "_certificate",
+        "_keys_revision",
+        "_peer",
+        "_peer_until",
+        "_principal",
+        "_principal_until",
+        "address",
+    )
 
-    def __init__(self, certificate: Callable[[], Any]) -> None:
+    def __init__(self, certificate: Callable[[], Any], address: str = "") -> None:
+        self.address = address
+        """Where the connection comes from."""
         self._certificate = certificate
         self._authorization = b""
         self._principal: Principal | None = None
         self._principal_until = 0.0
+        self._keys_revision = 0
         self._peer: str | None = None
         self._peer_until = 0.0
 
-    def principal(self, authorization: bytes, now: float) -> Principal | None:
-        """Who sent the same Authorization on this connection a short time ago."""
+    def principal(self, authorization: bytes, now: float, keys_revision: int) -> Principal | None:
+        """Who sent the same Authorization on this connection a short time ago, if no key has changed since."""
         # A proxy may send what many clients say over one connection, so that one could try to guess another's.
         same = hmac.compare_digest(authorization, self._authorization)
-        return self._principal if same and now < self._principal_until else None
+        good = same and now < self._principal_until and keys_revision == self._keys_revision
+        return self._principal if good else None
 
-    def remember(self, authorization: bytes, principal: Principal, now: float) -> None:
-        """This Authorization was found to be good."""
+    def remember(self, authorization: bytes, principal: Principal, now: float, keys_revision: int) -> None:
+        """This Authorization was found to be good, by the keys as they were at that revision."""
+        self._keys_revision = keys_revision
         self._authorization = authorization
         self._principal = principal
         self._principal_until = now + REMEMBERED_SECONDS
@@ -160,7 +174,7 @@ class RequestBody:
 class Request:
     """One request. `path` is decoded, `query` is raw."""
 
-    __slots__ = ("body", "head", "headers", "path", "query", "session")
+    __slots__ = ("body", "head", "headers", "path", "principal", "query", "session")
 
     def __init__(self, head: RequestHead, path: str, query: bytes, session: Session, reader: BodyReader) -> None:
         self.head = head
@@ -168,6 +182,8 @@ class Request:
         self.path = path
         self.query = query
         self.session = session
+        self.principal: Principal | None = None
+        """Who asks, once that was looked at."""
         length = None if head.chunked else head.length or 0
         self.body = RequestBody(body_of(head), length, reader)
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
+from chunkfarm import audit
 from chunkfarm.errors import AuthenticationFailed, Denied, NotFound, ReadOnly, Waiting
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, MethodNotAllowed
@@ -56,9 +58,10 @@ class Routes:
             return await self._objects.get(request, name)
         if self._backend.state.phase == "readonly":
             raise ReadOnly(self._backend.state.because("this server takes no writes now"))
-        if method == b"PUT":
-            return await self._objects.put(request, name)
-        return await self._objects.delete(request, name)
+        put = method == b"PUT"
+        answer = await (self._objects.put if put else self._objects.delete)(request, name)
+        audit.files(request.principal, request.session.address, f"{'PUT' if put else 'DELETE'} {name}")
+        return answer
 
     async def _internal(self, request: Request) -> Answer:
         path, method = request.path, request.method
@@ -78,14 +81,20 @@ class Routes:
         value = request.headers.get(b"authorization")
         if value is None:
             raise AuthenticationFailed("this takes a key: its id as the user name, its secret as the password")
-        session, now = request.session, self._clock.seconds()
-        principal = session.principal(value, now)
+        session, now, revision = request.session, self._clock.seconds(), self._backend.keys_revision
+        principal = session.principal(value, now, revision)
         if principal is None:
             key = credentials(value)
-            principal = await self._backend.authenticate(key.id, key.secret)
-            session.remember(value, principal, now)
+            try:
+                principal = await self._backend.authenticate(key.id, key.secret)
+            except AuthenticationFailed:
+                if (pause := self._backend.failed_attempt(session.address)) > 0:
+                    await deferLater(self._clock, pause)
+                raise
+            session.remember(value, principal, now, revision)
         if not principal.may(role):
             raise Denied(f"the key {principal.id} has the role {principal.role}; this takes {role}")
+        request.principal = principal
 
 
 def credentials(value: bytes) -> KeyPair:

@@ -1,0 +1,48 @@
+"""Keys on real servers: made, narrow, taken away, and made anew when all are lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.slow.farm_case import FarmTestCase
+from tests.slow.line_socket import LineSocket, Refused
+
+pytestmark = pytest.mark.slow
+
+
+def is_refused(link: LineSocket) -> bool:
+    """Whether the key of a link is no longer good."""
+    try:
+        link.ask("STAT lab/x")
+    except Refused as error:
+        return error.code == "auth"
+    return False
+
+
+class KeysTests(FarmTestCase):
+    def test_a_life(self) -> None:
+        """A key for one folder writes there alone, on every server, until it is disabled; a lost one is replaced."""
+        farm = self.make_farm("alpha", "beta", "gamma", "delta")
+        made = farm.cli("key", "add", "--role", "write", "--prefix", "lab/", "--label", "the lab", "--out", "lab.key")
+        assert made.returncode == 0, made.stderr
+        path = farm.directory / "lab.key"
+        assert path.stat().st_mode & 0o777 == 0o600
+        key_id, secret = path.read_text().split()
+        (farm.directory / "x").write_text("x")
+        # Delta holds no table, and asks a master.
+        for name in farm.servers:
+            url = farm.servers[name].url
+            for where, status in (("lab/x", b"20"), ("home/x", b"403")):
+                told = farm.curl(
+                    *("-u", f"{key_id}:{secret}", "-o", "out", "-w", "%{http_code}", "-T", "x", f"{url}/{where}"),
+                    netrc=False,
+                )
+                assert told.stdout.startswith(status), (name, where, told)
+        with farm.link("delta") as link:
+            assert link.ask(f"AUTH {key_id} {secret}").line.startswith("OK role=write prefix=lab/")
+            assert farm.cli("key", "disable", key_id).returncode == 0
+            farm.wait_for(lambda: is_refused(link), 5, "delta refuses the key")
+        # The one key of an admin is gone, and the owner of a master's data directory makes another.
+        (farm.directory / "alpha" / "admin.key").unlink()
+        made = farm.cli("key", "add", "--role", "admin")
+        assert made.returncode == 0 and len(made.stdout.split()) == 2, made
