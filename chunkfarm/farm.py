@@ -11,7 +11,7 @@ from typing import Any, cast
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError, ReactorNotRunning
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -42,6 +42,8 @@ HAND_OVER_INTERVAL = 0.1
 GIVE_UP_VOTE_SECONDS = 4.0
 """How long a leaving server waits until the other of two goes on without its vote: that takes two rounds of the
 other one's duties, and two commits."""
+LAG_INTERVAL = 1.0
+"""Seconds between two looks at how late the reactor is."""
 SPACE_INTERVAL = 5.0
 """Seconds between looks at the disk's free space."""
 
@@ -88,6 +90,7 @@ class Farm(MultiService):
         self._parts: Parts | None = None
         self._startup: Deferred[Any] | None = None
         self._loops: list[LoopingCall] = []
+        self._lag: IDelayedCall | None = None
         self._stopping = False
         self._client_factory: ClientFactory | None = None
         self._file_factory: FileFactory | None = None
@@ -107,15 +110,21 @@ class Farm(MultiService):
                 "others take a port that refuses for a sign that the process is gone"
             )
         self._peer_factory = PeerPortFactory(answers, self._reactor, parts.link_ended, parts.line)
+        peers = self._peer_factory
+        parts.metrics.count_connections("peer", lambda: len(peers.connections))
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:
         self._client_factory = ClientFactory(parts, self._reactor, parts.contexts.client_port_factory())
-        parts.on_keys_changed = self._client_factory.keys_changed
+        clients = self._client_factory
+        parts.metrics.count_connections("client", lambda: len(clients.connections))
+        parts.on_keys_changed = clients.keys_changed
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
         self._file_factory = FileFactory(parts, self._reactor, parts.now)
+        files = self._file_factory
+        parts.metrics.count_connections("files", lambda: len(files.connections))
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
 
     # Start and end.
@@ -162,6 +171,7 @@ class Farm(MultiService):
     def _serving(self, parts: Parts) -> None:
         self._startup = None
         self._loop(SPACE_INTERVAL, self._look_at_disk, parts)
+        self._measure_lag(parts, self._reactor.seconds())
         self._systemd.ready()
 
     def reload(self) -> Deferred[None]:
@@ -187,6 +197,13 @@ class Farm(MultiService):
     def _tell_ready(self) -> None:
         if self._startup is None:
             self._systemd.ready()
+
+    def _measure_lag(self, parts: Parts, due: float) -> None:
+        """Note how late this is, and do so again."""
+        now = self._reactor.seconds()
+        parts.metrics.late(now - due)
+        if not self._stopping:
+            self._lag = self._reactor.callLater(LAG_INTERVAL, self._measure_lag, parts, now + LAG_INTERVAL)
 
     def _look_at_disk(self, parts: Parts) -> Deferred[None]:
         return parts.measure_space().addErrback(
@@ -231,6 +248,8 @@ class Farm(MultiService):
         for loop in self._loops:
             if loop.running:
                 loop.stop()
+        if self._lag is not None and self._lag.active():
+            self._lag.cancel()
         if self._startup is not None:
             self._startup.cancel()
         try:

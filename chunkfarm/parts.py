@@ -50,6 +50,7 @@ from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
+from chunkfarm.metrics import Metrics
 from chunkfarm.model import GIB, Address, Drain, FarmOptions, Principal, Server
 from chunkfarm.old_disks import OLD_DISKS
 from chunkfarm.renewal import Renewal
@@ -168,6 +169,7 @@ class Parts:
         self.host = advertised_host(config.server.host)
         self.weight = self._weight_by(config.server)
         self.leaving = False
+        self.metrics = Metrics()
         self._keys_seen = 0
         self.failed_attempts = FailedAttempts()
         self.on_keys_changed: Callable[[], None] = lambda: None

@@ -42,7 +42,7 @@ FLOORS: list[set[str]] = [
     {"survey"},
     {"chunks"},
     {"table"},
-    {"links", "data_directory", "systemd", "logs"},
+    {"links", "data_directory", "systemd", "logs", "metrics"},
     {"trust"},
     {"wire"},
     {"cures", "old_disks"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet.defer import Deferred
 
 from chunkfarm.membership import Standing
+from chunkfarm.metrics import Metrics
 from chunkfarm.model import Drain, FarmOptions, Principal, Server
 from chunkfarm.state import ServerState
 from chunkfarm.table.interface import ITable
@@ -61,6 +62,9 @@ class Backend(Protocol):
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         """Fails with `AuthenticationFailed`, or `Waiting` when nobody who holds keys can be asked."""
+
+    @property
+    def metrics(self) -> Metrics: ...
 
     @property
     def keyring(self) -> Keyring: ...

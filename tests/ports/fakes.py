@@ -36,6 +36,7 @@ from chunkfarm.explanation import Explanation, Part
 from chunkfarm.exports.form import Kept
 from chunkfarm.exports.maker import Made, Progress
 from chunkfarm.membership import Standing, in_order, succession
+from chunkfarm.metrics import Metrics
 from chunkfarm.model import (
     Address,
     Drain,
@@ -441,6 +442,7 @@ class MemoryBackend:
         self.prefixes: dict[str, str] = {}
         self.keys_revision = 0
         self.keyring: Any = None
+        self.metrics = Metrics()
         self.failed: list[str] = []
         self.pause = 0.0
         """Seconds before a wrong key is answered."""

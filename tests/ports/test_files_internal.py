@@ -48,7 +48,7 @@ class HealthTests(SynchronousTestCase):
 
     def test_nothing_else(self) -> None:
         """There is nothing else below `/-/`, with or without a key."""
-        for target in ("/-/", "/-/chunks", "/-/metrics", "/-/healthy"):
+        for target in ("/-/", "/-/chunks", "/-/metric", "/-/healthy"):
             for key in (None, "admin"):
                 assert Caller().one("GET", target, key=key).status == 404
 
@@ -234,3 +234,25 @@ class ChunkTests(SynchronousTestCase):
         caller.send(request("PUT", CHUNK, body=DATA, key=None))
         caller.hang_up()
         assert caller.link.value() == b"" and not caller.factory.connections
+
+
+class MetricsTests(SynchronousTestCase):
+    """`/-/metrics`, for Prometheus."""
+
+    def test_metrics(self) -> None:
+        """It takes a key that may read, and tells what was answered before."""
+        assert Caller().one("GET", "/-/metrics", key=None).status == 401
+        caller = Caller()
+        caller.one("GET", "/home/none", key="reader")
+        answer = caller.one("GET", "/-/metrics", key="reader")
+        assert answer.status == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert 'chunkfarm_requests_total{operation="GET",outcome="404",port="files"} 1.0' in answer.text
+        assert caller.one("PUT", "/-/metrics", key="admin").status == 405
+
+    def test_words_of_strangers(self) -> None:
+        """What anybody may write as a method is not remembered."""
+        caller = Caller()
+        caller.one("GET", "/-/metrics", key=None)
+        caller.one("PROPFIND", "/home/a", key=None)
+        told = caller.one("GET", "/-/metrics", key="reader").text
+        assert 'operation="other"' in told and "PROPFIND" not in told

@@ -329,6 +329,7 @@ class ClientConnection(Protocol):
 
     async def _run(self, pending: Pending) -> None:
         assert pending.command is not None
+        began, outcome = self._clock.seconds(), "ok"
         try:
             if pending.command.needs_first and self._session.backend.state.phase == "readonly":
                 # It would wait for masters that have been missing for seconds, and could not say so meanwhile.
@@ -340,16 +341,20 @@ class ClientConnection(Protocol):
             if self._ended:
                 return
             # Somebody inside gave up, and whoever asked still waits.
-            answer = refusal(Busy("this was given up; try again"))
+            answer, outcome = refusal(Busy("this was given up; try again")), Busy.code
         except FarmError as error:
-            answer = refusal(self._with_cure(error))
+            answer, outcome = refusal(self._with_cure(error)), error.code
         except Unavailable:
+            outcome = ReadOnly.code
             answer = refusal(self._with_cure(ReadOnly("no majority of the masters answers now")))
         except TableClosed:
+            outcome = Waiting.code
             answer = refusal(Waiting("this server is leaving; ask another"))
         except Exception:
             self._log.failure("while answering {command}", command=pending.command.name)
-            answer = refusal(FarmError("this server has a fault; its log says more"))
+            answer, outcome = refusal(FarmError("this server has a fault; its log says more")), FarmError.code
+        command = pending.command.name
+        self.factory.backend.metrics.observed("client", command, outcome, self._clock.seconds() - began)
         self._release(pending)
         if pending.command.name == "STARTTLS" and answer.then is None:
             self._awaits_tls = False

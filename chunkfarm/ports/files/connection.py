@@ -94,6 +94,8 @@ class FileProtocol(Protocol):
         self._body_since = 0.0
         self._moved: tuple[int, int] = (0, 0)
         self._moved_at = 0.0
+        self._started = 0.0
+        self._status = 0
 
     # From the transport.
 
@@ -199,6 +201,7 @@ class FileProtocol(Protocol):
         self._deadline = _NEVER
         self._head_written = False
         self._close = not head.keep_alive
+        self._started = self._clock.seconds()
         self._state = BODY if head.has_body else ANSWERING
         self._request = request = Request(head, path, query, self._session, self)
         self._running = running = self._files.routes.answer(request)
@@ -283,6 +286,7 @@ class FileProtocol(Protocol):
 
     def _head(self, answer: Answer) -> bytes:
         self._head_written = True
+        self._status = answer.status
         if self._files.finishing:
             self._close = True
         ending = b"Connection: close\r\n" if self._close else b""
@@ -385,6 +389,9 @@ class FileProtocol(Protocol):
 
     def _finish(self) -> None:
         """The answer is written: on to the next request, or to the end."""
+        if self._request is not None:
+            seconds = self._clock.seconds() - self._started
+            self._files.metrics.observed("files", operation(self._request), outcome_of(self._status), seconds)
         self._request = self._counted = None
         if self._state is ENDED:
             return
@@ -459,3 +466,21 @@ class FileProtocol(Protocol):
                 self._moved, self._moved_at = moved, now
             elif now - self._moved_at >= STALL_SECONDS:
                 self._abort()
+
+
+def operation(request: Request) -> str:
+    """What a request is counted as."""
+    path, method = request.path, request.method.decode("latin-1")
+    if method not in ("GET", "HEAD", "PUT", "DELETE", "POST"):
+        # Anybody may write anything there, and each word would be remembered for ever.
+        return "other"
+    if path.startswith("/-/chunks/"):
+        return f"chunk {method}"
+    if path.startswith("/-/"):
+        return "internal"
+    return f"list {method}" if path.endswith("/") or "/" not in path[1:] else method
+
+
+def outcome_of(status: int) -> str:
+    """`ok`, or the status."""
+    return "ok" if status < 400 else str(status)

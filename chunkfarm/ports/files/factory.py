@@ -32,6 +32,7 @@ class FileFactory(Factory):
 
     def __init__(self, backend: Backend, clock: IReactorTime, now_ms: Callable[[], int]) -> None:
         self.clock = clock
+        self.metrics = backend.metrics
         self.routes = Routes(backend, clock, now_ms)
         self.connections: dict[FileProtocol, None] = {}
         """The oldest first."""

@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import audit
 from chunkfarm.errors import AuthenticationFailed, Denied, NotFound, ReadOnly, Waiting
+from chunkfarm.metrics import CONTENT_TYPE
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, MethodNotAllowed
 from chunkfarm.ports.files.chunks import Chunks
@@ -21,9 +22,13 @@ from chunkfarm.ports.files.objects import Objects
 from chunkfarm.ports.files.requests import Request
 from chunkfarm.state import ServerState
 from chunkfarm.trust.keys import KeyPair, split_bearer
+from chunkfarm.wire.http1 import fields
 
 INTERNAL = "/-/"
 CHUNKS = "/-/chunks/"
+
+
+METRICS = fields(("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store"))
 
 
 class Routes:
@@ -70,6 +75,11 @@ class Routes:
                 raise MethodNotAllowed("health answers GET and HEAD", "GET, HEAD")
             return health(self._backend.state)
         check_serving(self._backend.state)
+        if path == "/-/metrics":
+            if method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed("metrics answer GET and HEAD", "GET, HEAD")
+            await self._authorize(request, "read")
+            return Answer(200, METRICS, self._backend.metrics.text(await self._backend.status()))
         if path.startswith(CHUNKS):
             if request.session.peer(self._backend.peer_of, self._clock.seconds()) is None:
                 raise Denied("chunks are for servers of this farm, which show their certificate")
