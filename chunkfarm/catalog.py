@@ -350,9 +350,10 @@ class Catalog:
         Fires with the row's revision, and whether there was none before it. Raises `_EpochMoved` if what it is
         committed under does not hold.
         """
-        operations = (Put(file.key, file.to_value()),)
+        value = file.to_value()
         if not condition.if_match and not condition.if_none_match:
-            return await self._put_anyway(file.key, operations, under)
+            return await self._put_anyway(file.key, value, under)
+        operations = (Put(file.key, value),)
         for _ in range(TRIES_MAX):
             try:
                 return await self._transact((Compare(file.key, "==", before), *under), operations), before == 0
@@ -361,33 +362,18 @@ class Catalog:
                 before = await self._check_condition(file.name, condition)
         raise _too_busy(file.name)
 
-    async def _put_anyway(
-        self, key: bytes, operations: tuple[Operation, ...], under: tuple[Compare, ...]
-    ) -> tuple[int, bool]:
-        """Write a row whatever is there, and learn from the same transaction whether anything was.
+    async def _put_anyway(self, key: bytes, value: bytes, under: tuple[Compare, ...]) -> tuple[int, bool]:
+        """Write a row whatever is there; the transaction tells whether anything was.
 
-        To ask before would cost a round among the masters; a wrong guess costs another transaction.
+        It does not if its first answer was lost on the way: then it is said to have replaced something.
         """
-        there = await self._was_there(key)
-        for _ in range(TRIES_MAX):
-            try:
-                return await self._transact((Compare(key, ">" if there else "==", 0), *under), operations), not there
-            except Conflict as conflict:
-                _check_epoch(conflict, under)
-                there = not there
-        # Others make and remove it all the time: that is no reason not to write it.
         try:
-            return await self._transact(under, operations), not there
+            done = await self._table.replace(key, value, under)
         except Conflict:
             raise _EpochMoved from None
-
-    async def _was_there(self, key: bytes) -> bool:
-        """Whether this server's last state has the row: a guess, and no if this server has no rows."""
-        try:
-            page = await self._table.read(key, limit=1, stale=True)
-        except (Unavailable, TableClosed):
-            return False
-        return bool(page.rows) and page.rows[0].key == key
+        except (Unavailable, TableClosed) as error:
+            raise _read_only(error) from error
+        return done.revision, done.before == 0
 
     async def _check_copies(self, digests: Sequence[bytes], size: int, chunk_size: int) -> tuple[int, set[str]]:
         """The fewest copies of any chunk, and all holders; raises `MissingChunks` if any has too few copies.
@@ -532,7 +518,7 @@ class Catalog:
         try:
             return await self._table.transact(compares, operations)
         except (Unavailable, TableClosed) as error:
-            raise ReadOnly(f"no files can be changed now: {error}") from error
+            raise _read_only(error) from error
 
 
 class _EpochMoved(Exception):
@@ -565,6 +551,10 @@ def _manifest_length(file: File) -> int:
 def _check_content_type(content_type: str) -> None:
     if len(content_type) > CONTENT_TYPE_MAX or not content_type.isprintable() or not content_type.isascii():
         raise InvalidRequest(f"a content type has at most {CONTENT_TYPE_MAX} printable ASCII characters")
+
+
+def _read_only(error: Exception) -> ReadOnly:
+    return ReadOnly(f"no files can be changed now: {error}")
 
 
 def _too_busy(name: str) -> Busy:

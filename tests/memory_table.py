@@ -22,6 +22,7 @@ from chunkfarm.table.interface import (
     Operation,
     Page,
     Put,
+    Replaced,
     Row,
     TableClosed,
     Unavailable,
@@ -93,6 +94,8 @@ class MemoryTable:
         self.transactions: list[tuple[tuple[Compare, ...], tuple[Operation, ...]]] = []
         self._events: list[Event] = []
         self._first_kept = 1
+        self._before = 0
+        """The revision of the row that the last transaction changed first."""
         self._watches: list[MemoryWatch] = []
 
     def transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> Deferred[int]:
@@ -110,6 +113,10 @@ class MemoryTable:
         if not all(self._holds(compare) for compare in compares):
             return fail(Conflict(tuple(compared[key] for key in sorted(compared))))
         return succeed(self._apply(operations))
+
+    def replace(self, key: bytes, value: bytes, compares: tuple[Compare, ...] = ()) -> Deferred[Replaced]:
+        done = self.transact(compares, (Put(key, value),))
+        return done.addCallback(lambda revision: Replaced(revision, self._before))
 
     def put(self, key: bytes, value: bytes) -> int:
         """Put a row, as somebody else would."""
@@ -152,6 +159,8 @@ class MemoryTable:
 
     def _apply(self, operations: tuple[Operation, ...]) -> int:
         self.revision += 1
+        there = self.rows.get(operations[0].key) if operations else None
+        self._before = there.revision if there is not None else 0
         events = []
         for operation in operations:
             assert len(operation.key) <= KEY_BYTES_MAX

@@ -82,6 +82,8 @@ class Boxes(amp.AMP):
     _key = b""
     """Its key whose value comes next."""
 
+    _write_message: Callable[[bytes], None]
+
     def __init__(self, lines: Lines | None = None) -> None:
         super().__init__()
         self._lines = lines or NoLines()
@@ -94,11 +96,14 @@ class Boxes(amp.AMP):
 
     def makeConnection(self, transport: Any) -> None:
         # AMP's own version logs each link at its beginning and end; a farm's links come and go all day.
+        # The core collects what it has to say, so that nothing is gained by waiting for more.
+        self._write_message = getattr(transport, "write_now", transport.write)
         amp.BinaryBoxProtocol.makeConnection(self, transport)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         amp.BinaryBoxProtocol.connectionLost(self, reason)
         self.transport = None
+        del self._write_message
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; those that are no AMP are the peer's fault and end only this link."""
@@ -163,7 +168,7 @@ class Boxes(amp.AMP):
     def send_message(self, payload: bytes) -> None:
         """Send a message of the consensus; it may be lost with the link."""
         if self.transport is not None:
-            cast(Any, self.transport).write(message_box(payload, self._lines.said))
+            self._write_message(message_box(payload, self._lines.said))
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
         """What answers a command of that name, or None."""

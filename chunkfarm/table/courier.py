@@ -16,6 +16,7 @@ from chunkfarm.links.commands import BadRequest, NotFirst
 from chunkfarm.table.consensus import Dropped, NotLeader
 from chunkfarm.table.driver import Lost
 from chunkfarm.table.interface import TableClosed, TableError, Unavailable
+from chunkfarm.table.time_limit import TimeLimits
 
 RETRY_MIN = 0.05
 """Seconds between the first tries; doubled each time. A change of leader ends the pause."""
@@ -61,27 +62,19 @@ class Courier:
     def __init__(self, own_id: str, clock: IReactorTime) -> None:
         self._id = own_id
         self._clock = clock
+        self._limits = TimeLimits(clock)
         self._pauses: list[Deferred[None]] = []
         self._tries: list[_Try] = []
         self._closed = False
 
-    def carry(
-        self,
-        target: Callable[[], str],
-        here: Callable[[], Deferred[T]],
-        there: Callable[[str], Deferred[T]],
-        deadline: float,
-    ) -> Deferred[Carried[T]]:
-        """Do `here()` or `there(server)` until one of them answers; fails with `Unavailable` at the deadline."""
-        return Deferred.fromCoroutine(self._carry(target, here, there, deadline))
-
-    async def _carry(
+    async def carry(
         self,
         target: Callable[[], str],
         here: Callable[[], Deferred[T]],
         there: Callable[[str], Deferred[T]],
         deadline: float,
     ) -> Carried[T]:
+        """Do `here()` or `there(server)` until one of them answers; raises `Unavailable` at the deadline."""
         sent = 0
         hint = ""
         pause = RETRY_MIN
@@ -94,7 +87,7 @@ class Courier:
                 if to:
                     sent += 1
                     going = here() if to == self._id else self._try(to, target, there(to))
-                    answer = await going.addTimeout(min(left, TRY_PATIENCE), self._clock)
+                    answer = await self._limits.limit(going, min(left, TRY_PATIENCE))
                     return Carried(answer, sent)
             except (CancelledError, TableError):
                 raise
@@ -159,6 +152,7 @@ class Courier:
     def close(self) -> None:
         """End what is under way with `TableClosed` (at its next turn)."""
         self._closed = True
+        self._limits.close()
         self.hurry()
 
 

@@ -106,6 +106,7 @@ class Driver:
         self._on_change = on_change
         self._on_fatal = on_fatal
         self._write_limit = write_limit
+        self._limit = TimeLimit(clock, write_limit, self._too_slow)
         self._saving: Deferred[None] | None = None
         self._pumping = False
         self._again = False
@@ -186,6 +187,7 @@ class Driver:
             if call is not None:
                 call.cancel()
         self._soon = self._tell = None
+        self._limit.close()
         self.hub.close()
         self._lose_proposals(TableClosed("this server's part of the table is closed"))
         waiting = [
@@ -440,7 +442,7 @@ class Driver:
     async def _write(self, call: Callable[[], T]) -> T:
         """Run a write on the disk thread. A full disk is waited for; a slow or a broken one is the end."""
         while True:
-            limit = TimeLimit(self._clock, self._write_limit, self._too_slow)
+            limited = self._limit.begin()
             try:
                 result = await self._on_disk(call)
             except CancelledError:
@@ -453,7 +455,7 @@ class Driver:
                 self.full = False
                 return result
             finally:
-                limit.end()
+                self._limit.end(limited)
             await deferLater(self._clock, FULL_RETRY)
             if self.stopped:
                 raise TableClosed("this server's part of the table is closed")

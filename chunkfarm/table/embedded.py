@@ -56,6 +56,8 @@ from chunkfarm.table.interface import (
     IWatch,
     Operation,
     Page,
+    Put,
+    Replaced,
     TableClosed,
     TableError,
     Unavailable,
@@ -408,6 +410,16 @@ class EmbeddedTable:
             return fail(Unavailable(self._refusal))
         return Deferred.fromCoroutine(self._transact(compares, operations))
 
+    def replace(self, key: bytes, value: bytes, compares: tuple[Compare, ...] = ()) -> Deferred[Replaced]:
+        operations = (Put(key, value),)
+        try:
+            check_transaction(compares, operations)
+        except FarmError:
+            return fail()
+        if self._refusal:
+            return fail(Unavailable(self._refusal))
+        return Deferred.fromCoroutine(self._replace(key, compares, operations))
+
     def read(self, prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:
         if not 0 <= limit <= READ_LIMIT_MAX:
             return fail(InvalidRequest(f"a read asks for 0 to {READ_LIMIT_MAX} rows"))
@@ -445,10 +457,21 @@ class EmbeddedTable:
     # -- transactions ------------------------------------------------------------------------------------
 
     async def _transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> int:
+        return (await self._done(compares, operations)).revision
+
+    async def _replace(
+        self, key: bytes, compares: tuple[Compare, ...], operations: tuple[Operation, ...]
+    ) -> Replaced:
+        answer = await self._done(compares, operations)
+        # A repeat is not told what it replaced, and a leader of an earlier version tells nobody.
+        return Replaced(answer.revision, next((row.revision for row in answer.rows if row.key == key), None))
+
+    async def _done(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> Answer:
+        """The answer to a transaction that took effect."""
         deadline = self._clock.seconds() + PATIENCE
         while True:
-            session = await self._sessions.current()
-            number = await self._numbered(session, deadline)
+            session = self._sessions.open or await self._sessions.current()
+            number = session.take_now() or await self._numbered(session, deadline)
             try:
                 request = encode_request(
                     Transaction(session.client, session.epoch, number, session.acknowledged, compares, operations)
@@ -458,7 +481,7 @@ class EmbeddedTable:
                 session.give_back(number)
             answer = carried.answer
             if answer.kind is AnswerKind.DONE:
-                return answer.revision
+                return answer
             if answer.kind is AnswerKind.CONFLICT:
                 raise Conflict(answer.rows)
             if answer.kind is not AnswerKind.EXPIRED:
@@ -485,8 +508,8 @@ class EmbeddedTable:
 
         return Deferred.fromCoroutine(begin())
 
-    def _carry(self, request: bytes, deadline: float) -> Deferred[Carried[Answer]]:
-        return self._courier.carry(
+    async def _carry(self, request: bytes, deadline: float) -> Carried[Answer]:
+        return await self._courier.carry(
             self._whom_to_ask,
             lambda: self._driver.propose(request),
             lambda leader: self._links.transact(leader, request).addCallback(decode_answer),

@@ -83,6 +83,16 @@ Operation = Put | Delete
 
 
 @frozen
+class Replaced:
+    """What `ITable.replace` did."""
+
+    revision: int
+    """That of the row."""
+    before: int | None
+    """That of the row that was there before, 0 if there was none; None if that is not known any more."""
+
+
+@frozen
 class Event:
     """One change of one row. `value` is empty for `DEL`."""
 
@@ -132,6 +142,12 @@ class ITable(Interface):
 
         Fails with `Conflict` when a compare does not hold, and `Unavailable` when no leader
         acknowledged it in time. Takes effect at most once whatever happens on the way.
+        """
+
+    def replace(key: bytes, value: bytes, compares: tuple[Compare, ...] = ()) -> Deferred[Replaced]:
+        """Put one row whatever is there, and say what was; otherwise as `transact`. The compares are of other rows.
+
+        What was there is forgotten if the answer was lost on the way, so that it was asked for again.
         """
 
     def read(prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:

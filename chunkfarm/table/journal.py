@@ -40,7 +40,7 @@ from chunkfarm.table.journal_file import (
     transaction,
 )
 from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
-from chunkfarm.table.rows import Applied, apply_entry, events_of, read_rows
+from chunkfarm.table.rows import Applied, StateMachine, events_of, read_rows
 from chunkfarm.table.snapshots import IncomingSnapshot, OutgoingSnapshot, SnapshotError
 
 LOG_ENTRIES_MAX = 10_000
@@ -145,6 +145,7 @@ class Journal:
             self._connection.close()
             raise
         self._reads.execute("PRAGMA query_only = 1")
+        self._machine = StateMachine(self._connection)
 
     def _check_format(self) -> None:
         application = self._connection.execute("PRAGMA application_id").fetchone()[0]
@@ -284,22 +285,23 @@ class Journal:
         self._synchronous(bool(ready.entries) or promised)
         state = self._state.with_hard_state(hard_state)
         entries, size = self._entries, self._bytes
-        applied: list[Applied] = []
-        with transaction(self._connection):
-            if ready.entries:
-                dropped, dropped_bytes = self._append(ready.entries)
-                entries += len(ready.entries) - dropped
-                size += sum(len(entry.data) for entry in ready.entries) - dropped_bytes
-            if apply:
-                for entry in ready.committed:
-                    if entry.index <= state.applied:
-                        continue
-                    applied.append(self._apply(entry))
-                    state = evolve(state, applied=entry.index)
-            if state != self._state:
-                state.write(self._connection)
+        applied: tuple[Applied, ...] = ()
+        try:
+            with transaction(self._connection):
+                if ready.entries:
+                    dropped, dropped_bytes = self._append(ready.entries)
+                    entries += len(ready.entries) - dropped
+                    size += sum(len(entry.data) for entry in ready.entries) - dropped_bytes
+                if apply and ready.committed:
+                    applied = self._apply([entry for entry in ready.committed if entry.index > state.applied])
+                    state = evolve(state, applied=max(state.applied, ready.committed[-1].index))
+                if state != self._state:
+                    state.write(self._connection)
+        except BaseException:
+            self._machine.forget()
+            raise
         self._state, self._entries, self._bytes = state, entries, size
-        return Saved(tuple(applied), state.applied, self._compaction_point())
+        return Saved(applied, state.applied, self._compaction_point())
 
     def _append(self, entries: Sequence[Entry]) -> tuple[int, int]:
         """Replace the log from the first of `entries` on; returns count and bytes of what was dropped."""
@@ -321,12 +323,18 @@ class Journal:
             [(entry.index, entry.term, ENTRY_KINDS[entry.kind], entry.data) for entry in entries],
         )
 
-    def _apply(self, entry: Entry) -> Applied:
-        done = apply_entry(self._connection, entry)
-        if entry.kind is EntryKind.DATA and not done.operations:
-            # The log doubles as the history for watches, which must not show what had no effect.
-            self._connection.execute("INSERT OR REPLACE INTO without_effect VALUES (?)", (entry.index,))
-        return done
+    def _apply(self, entries: list[Entry]) -> tuple[Applied, ...]:
+        applied = tuple(map(self._machine.apply, entries))
+        self._machine.write()
+        # The log doubles as the history for watches, which must not show what had no effect.
+        without = [
+            (entry.index,)
+            for entry, done in zip(entries, applied, strict=True)
+            if entry.kind is EntryKind.DATA and not done.operations
+        ]
+        if without:
+            self._connection.executemany("INSERT OR REPLACE INTO without_effect VALUES (?)", without)
+        return applied
 
     def _compaction_point(self) -> int:
         if self._entries > LOG_ENTRIES_MAX:

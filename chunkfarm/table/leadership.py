@@ -233,9 +233,11 @@ class Leadership:
         self.send_appends(commits)
 
     def send_appends(self, commits: bool = True) -> None:
+        last, commit = self._log.last_index, self._state.commit
         for id, one in self.progress.items():
-            while self._send_append(id, one, commits):
-                pass
+            if one.next <= last or one.nudge or (commits and commit > one.sent_commit):
+                while self._send_append(id, one, commits):
+                    pass
 
     @property
     def commit_untold(self) -> bool:

@@ -5,7 +5,7 @@ rows, sessions and answers, byte for byte. A row's revision is the log index of 
 it. Sessions follow Ongaro's dissertation, section 6.3: a client opens a session, numbers its transactions,
 and says up to which number it has the answers; a number seen before gets its answer again, not its effect.
 
-The functions work on an open SQLite connection and leave transactions to their caller.
+All of it works on an open SQLite connection and leaves transactions to its caller.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from chunkfarm.model import SECRET
 from chunkfarm.table.codec import (
@@ -38,6 +38,9 @@ SESSIONS_MAX = 2_000
 """Sessions that are remembered, those used last. Every server process that changes the table has one."""
 ANSWERS_MAX = 512
 """Transactions of one session that may be under way at once, which bounds the answers kept for it."""
+
+SESSIONS_KEPT_MAX = 64
+"""Sessions that are kept in memory, so that nothing has to be read for those in use. A farm has one for each server."""
 
 ROWS_SCHEMA = """
 CREATE TABLE rows (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL);
@@ -65,16 +68,10 @@ class Applied:
 
 def apply_entry(connection: sqlite3.Connection, entry: Entry) -> Applied:
     """Apply one committed entry. Never fails because of what the entry says."""
-    if entry.kind is not EntryKind.DATA:
-        return Applied(entry.index, entry.term, Answer(AnswerKind.DONE, entry.index))
-    try:
-        request = decode_request(entry.data)
-    except CodecError:
-        return Applied(entry.index, entry.term, _INVALID)
-    if isinstance(request, OpenSession):
-        return Applied(entry.index, entry.term, _open(connection, request, entry.index))
-    answer, took_effect = _transact(connection, request, entry.index)
-    return Applied(entry.index, entry.term, answer, request.operations if took_effect else ())
+    machine = StateMachine(connection)
+    done = machine.apply(entry)
+    machine.write()
+    return done
 
 
 def events_of(index: int, operations: tuple[Operation, ...]) -> tuple[Event, ...]:
@@ -85,6 +82,160 @@ def events_of(index: int, operations: tuple[Operation, ...]) -> tuple[Event, ...
         else Event(index, "DEL", operation.key, b"")
         for operation in operations
     )
+
+
+@define
+class _Session:
+    """A session as it is after the entries that were applied, and what of it is not written yet."""
+
+    epoch: int
+    used: int
+    acknowledged: int
+    answers: dict[int, int]
+    """Revisions by number, those of conflicts 0, as far as they are remembered."""
+    written: int
+    """Up to which number answers are acknowledged in the file."""
+    news: dict[int, int] = field(factory=dict)
+    """Answers that are not in the file."""
+
+
+class StateMachine:
+    """Applies committed entries, several in one transaction of SQLite, to which `write` brings what they came to.
+
+    Of many entries of one session its row is so written once, and answers that a later one acknowledges are not written
+    at all. Sessions that were read are remembered, so whoever rolls the transaction back says `forget`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._sessions: dict[str, _Session] = {}
+        self._used: set[str] = set()
+        """Sessions that have changed since the last `write`."""
+        self._rows: dict[bytes, tuple[bytes, int] | None] = {}
+        """Rows that have changed since then; None for one that is gone."""
+
+    def apply(self, entry: Entry) -> Applied:
+        """Apply one entry. Never fails because of what the entry says."""
+        if entry.kind is not EntryKind.DATA:
+            return Applied(entry.index, entry.term, Answer(AnswerKind.DONE, entry.index))
+        try:
+            request = decode_request(entry.data)
+        except CodecError:
+            return Applied(entry.index, entry.term, _INVALID)
+        if isinstance(request, OpenSession):
+            self.write()
+            self._sessions.clear()
+            return Applied(entry.index, entry.term, _open(self._connection, request, entry.index))
+        answer, took_effect = self._transact(request, entry.index)
+        return Applied(entry.index, entry.term, answer, request.operations if took_effect else ())
+
+    def write(self) -> None:
+        """Bring everything into the transaction of SQLite that is under way."""
+        if self._rows:
+            self._write_rows()
+        for client in self._used:
+            self._write_session(client, self._sessions[client])
+        self._used.clear()
+        while len(self._sessions) > SESSIONS_KEPT_MAX:
+            del self._sessions[next(iter(self._sessions))]
+
+    def forget(self) -> None:
+        """The transaction of SQLite was rolled back: everything is as the file says."""
+        self._rows.clear()
+        self._used.clear()
+        self._sessions.clear()
+
+    def _write_rows(self) -> None:
+        changed, self._rows = self._rows, {}
+        self._connection.executemany(
+            "INSERT INTO rows VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
+            "SET value = excluded.value, revision = excluded.revision",
+            [(key, *row) for key, row in changed.items() if row is not None],
+        )
+        gone = [(key,) for key, row in changed.items() if row is None]
+        if gone:
+            self._connection.executemany("DELETE FROM rows WHERE key = ?", gone)
+
+    def _write_session(self, client: str, session: _Session) -> None:
+        if session.acknowledged > session.written:
+            self._connection.execute(
+                "DELETE FROM answers WHERE client = ? AND number <= ?", (client, session.acknowledged)
+            )
+            session.written = session.acknowledged
+        self._connection.execute(
+            "UPDATE sessions SET used = ?, acknowledged = ? WHERE client = ?",
+            (session.used, session.acknowledged, client),
+        )
+        news, session.news = session.news, {}
+        self._connection.executemany(
+            "INSERT INTO answers VALUES (?, ?, ?)", [(client, number, revision) for number, revision in news.items()]
+        )
+
+    def _session(self, client: str) -> _Session | None:
+        session = self._sessions.get(client)
+        if session is None:
+            found = self._connection.execute(
+                "SELECT epoch, used, acknowledged FROM sessions WHERE client = ?", (client,)
+            ).fetchone()
+            if found is None:
+                return None
+            answers = self._connection.execute("SELECT number, revision FROM answers WHERE client = ?", (client,))
+            epoch, used, acknowledged = found
+            self._sessions[client] = session = _Session(
+                epoch, used, acknowledged, dict(answers.fetchall()), written=acknowledged
+            )
+        return session
+
+    def _transact(self, request: Transaction, index: int) -> tuple[Answer, bool]:
+        """The answer, and whether the operations took effect now."""
+        session = self._session(request.client)
+        if session is None or session.epoch != request.epoch:
+            return _EXPIRED, False
+        number = request.number
+        if number <= session.acknowledged:
+            # Its answer has arrived long ago; this is a copy that was late.
+            return _EXPIRED, False
+        if request.acknowledged >= number or number > request.acknowledged + ANSWERS_MAX:
+            return _INVALID, False
+        self._used.add(request.client)
+        session.used = index
+        if request.acknowledged > session.acknowledged:
+            session.acknowledged = request.acknowledged
+            for old in [old for old in session.answers if old <= request.acknowledged]:
+                del session.answers[old]
+                session.news.pop(old, None)
+        before = session.answers.get(number)
+        if before:
+            return Answer(AnswerKind.DONE, before), False
+        holds = before is None and all(self._holds(compare) for compare in request.compares)
+        if before is None:
+            session.answers[number] = session.news[number] = index if holds else 0
+        if not holds:
+            if self._rows:
+                self._write_rows()
+            return Answer(AnswerKind.CONFLICT, index, compared_rows(self._connection, request.compares)), False
+        # Whoever compares a row knows what was there. Of the others it is told.
+        compared = {compare.key for compare in request.compares}
+        told = tuple(
+            Row(one.key, b"", self._revision(one.key)) for one in request.operations if one.key not in compared
+        )
+        for operation in request.operations:
+            self._rows[operation.key] = None if isinstance(operation, Delete) else (operation.value, index)
+        return Answer(AnswerKind.DONE, index, told), True
+
+    def _revision(self, key: bytes) -> int:
+        """That of the row; 0 if there is none."""
+        if key in self._rows:
+            row = self._rows[key]
+            return 0 if row is None else row[1]
+        found = self._connection.execute("SELECT revision FROM rows WHERE key = ?", (key,)).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def _holds(self, compare: Compare) -> bool:
+        revision = self._revision(compare.key)
+        if compare.relation == "==":
+            return revision == compare.revision
+        return revision > compare.revision if compare.relation == ">" else revision < compare.revision
 
 
 def _open(connection: sqlite3.Connection, request: OpenSession, index: int) -> Answer:
@@ -103,62 +254,6 @@ def _open(connection: sqlite3.Connection, request: OpenSession, index: int) -> A
         connection.executemany("DELETE FROM answers WHERE client = ?", oldest)
         connection.executemany("DELETE FROM sessions WHERE client = ?", oldest)
     return Answer(AnswerKind.OPENED, index)
-
-
-def _transact(connection: sqlite3.Connection, request: Transaction, index: int) -> tuple[Answer, bool]:
-    """The answer, and whether the operations took effect now."""
-    session = connection.execute(
-        "SELECT epoch, acknowledged FROM sessions WHERE client = ?", (request.client,)
-    ).fetchone()
-    if session is None or session[0] != request.epoch:
-        return _EXPIRED, False
-    acknowledged = session[1]
-    if request.number <= acknowledged:
-        # Its answer has arrived long ago; this is a copy that was late.
-        return _EXPIRED, False
-    if request.acknowledged >= request.number or request.number > request.acknowledged + ANSWERS_MAX:
-        return _INVALID, False
-    if request.acknowledged > acknowledged:
-        connection.execute(
-            "DELETE FROM answers WHERE client = ? AND number <= ?", (request.client, request.acknowledged)
-        )
-        acknowledged = request.acknowledged
-    connection.execute(
-        "UPDATE sessions SET used = ?, acknowledged = ? WHERE client = ?", (index, acknowledged, request.client)
-    )
-    before = connection.execute(
-        "SELECT revision FROM answers WHERE client = ? AND number = ?", (request.client, request.number)
-    ).fetchone()
-    if before is not None:
-        if before[0]:
-            return Answer(AnswerKind.DONE, before[0]), False
-        return Answer(AnswerKind.CONFLICT, index, compared_rows(connection, request.compares)), False
-    holds = all(_holds(connection, compare) for compare in request.compares)
-    connection.execute("INSERT INTO answers VALUES (?, ?, ?)", (request.client, request.number, index if holds else 0))
-    if not holds:
-        return Answer(AnswerKind.CONFLICT, index, compared_rows(connection, request.compares)), False
-    for operation in request.operations:
-        _do(connection, operation, index)
-    return Answer(AnswerKind.DONE, index), True
-
-
-def _holds(connection: sqlite3.Connection, compare: Compare) -> bool:
-    found = connection.execute("SELECT revision FROM rows WHERE key = ?", (compare.key,)).fetchone()
-    revision: int = 0 if found is None else found[0]
-    if compare.relation == "==":
-        return revision == compare.revision
-    return revision > compare.revision if compare.relation == ">" else revision < compare.revision
-
-
-def _do(connection: sqlite3.Connection, operation: Operation, index: int) -> None:
-    if isinstance(operation, Delete):
-        connection.execute("DELETE FROM rows WHERE key = ?", (operation.key,))
-    else:
-        connection.execute(
-            "INSERT INTO rows VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
-            "SET value = excluded.value, revision = excluded.revision",
-            (operation.key, operation.value, index),
-        )
 
 
 def compared_rows(connection: sqlite3.Connection, compares: tuple[Compare, ...]) -> tuple[Row, ...]:

@@ -30,10 +30,14 @@ class Session:
         """All numbers up to this one have been given back."""
         return next(iter(self._taken), self._next) - 1
 
+    def take_now(self) -> int:
+        """The next number; 0 if the answers still to come leave no room for another."""
+        return 0 if self._queue or not self._has_room() else self._number()
+
     def take(self) -> Deferred[int]:
         """The next number, as soon as the answers still to come leave room for another."""
-        if not self._queue and self._has_room():
-            return succeed(self._number())
+        if number := self.take_now():
+            return succeed(number)
         waiting: Deferred[int] = Deferred(self._queue.remove)
         self._queue.append(waiting)
         return waiting
@@ -58,34 +62,35 @@ class Sessions:
     """The session in use, opened once for all who wait for it."""
 
     def __init__(self, open: Callable[[], Deferred[Session]]) -> None:
-        self._open = open
-        self._session: Session | None = None
+        self._begin = open
+        self.open: Session | None = None
+        """The one in use, if there is one."""
         self._opening = False
         self._waiting: list[Deferred[Session]] = []
 
     def current(self) -> Deferred[Session]:
         """The session; opens one first if there is none, and fails as that fails."""
-        if self._session is not None:
-            return succeed(self._session)
+        if self.open is not None:
+            return succeed(self.open)
         waiting: Deferred[Session] = Deferred(self._waiting.remove)
         self._waiting.append(waiting)
         if not self._opening:
             self._opening = True
-            self._open().addBoth(self._opened)
+            self._begin().addBoth(self._opened)
         return waiting
 
     def expired(self, session: Session) -> bool:
         """The state machine has forgotten `session`; the next one who asks gets a new one. Whether this was news."""
-        news = self._session is session
+        news = self.open is session
         if news:
-            self._session = None
+            self.open = None
         return news
 
     def _opened(self, outcome: Session | Failure) -> None:
         self._opening = False
         waiting, self._waiting[:] = list(self._waiting), []
         if isinstance(outcome, Session):
-            self._session = outcome
+            self.open = outcome
         for one in waiting:
             # An error is no use to those who come later: they try again.
             one.callback(outcome) if isinstance(outcome, Session) else one.errback(outcome)

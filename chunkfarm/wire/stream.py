@@ -128,6 +128,7 @@ class Stream(tcp.Connection):
     _scheduled = False
     _blocked = False
     """The socket takes nothing more; the reactor says when it does."""
+    _waits_to_write = False
     _paused = False
     _write_wants_read = False
     _read_wants_write = False
@@ -284,6 +285,19 @@ class Stream(tcp.Connection):
         self._outbox.append(data)
         self._written()
 
+    def write_now(self, data: Piece) -> None:
+        """The same for what is whole as it is: it leaves at once where it can, and shares no record with what follows."""
+        if not self._writable():
+            return
+        self._outbox.append(data)
+        if self._in_turn or self._scheduled or self._blocked or self._handshaking or self._cleartext is not None:
+            self._written()
+            return
+        why = self._guarded(self._turn)
+        if why is not None:
+            # Whoever writes does not expect that the connection ends meanwhile.
+            self.reactor.callLater(0, self._finish, why)
+
     def _takes_at_once(self) -> bool:
         """Whether a few bytes may go to the socket as they come: no TLS, and nothing before them."""
         return (
@@ -348,6 +362,17 @@ class Stream(tcp.Connection):
         except Exception as error:
             self._log.failure("while serving {connection!r}", connection=self)
             return error
+
+    def startWriting(self) -> None:
+        """Let the reactor say when the socket takes bytes."""
+        self._waits_to_write = True
+        super().startWriting()
+
+    def stopWriting(self) -> None:
+        """Do not ask the reactor for that any more; mostly it was not asked."""
+        if self._waits_to_write:
+            self._waits_to_write = False
+            super().stopWriting()
 
     def _finish(self, why: Exception | None) -> None:
         if why is not None and self.connected:

@@ -106,6 +106,17 @@ class TableConformance:
             assert error.rows == ((Row(b"a", b"2", second),) if compare.key == b"a" else ())
         assert [row.key for row in self.result(table.read(b"")).rows] == [b"a"]
 
+    def test_replace(self) -> None:
+        """A row is put whatever is there, and whoever puts it hears what was."""
+        table = self.table()
+        first = self.result(table.replace(b"a", b"1"))
+        second = self.result(table.replace(b"a", b"2"))
+        self.result(table.transact((), (Delete(b"a"),)))
+        third = self.result(table.replace(b"a", b"3"))
+        assert (first.before, second.before, third.before) == (0, first.revision, 0)
+        self.error(table.replace(b"a", b"4", (Compare(b"b", ">", 0),)), Conflict)
+        assert self.result(table.read(b"")).rows == (Row(b"a", b"3", third.revision),)
+
     def test_pages(self) -> None:
         """Rows come in key order, a page at a time, each once."""
         table = self.table()

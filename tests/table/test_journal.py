@@ -18,7 +18,7 @@ from chunkfarm.table.journal import Journal
 from chunkfarm.table.journal_file import Files, JournalError
 from chunkfarm.table.raft_log import encode_configuration
 from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
-from chunkfarm.table.rows import digest_of_state
+from chunkfarm.table.rows import StateMachine, digest_of_state
 from chunkfarm.table.snapshots import SnapshotError
 from tests.simulation.disks import Disk
 
@@ -136,12 +136,12 @@ class JournalTests(JournalTestCase):
         journal = self.founded()
         seen: list[tuple[int, tuple[Entry, ...]]] = []
 
-        def apply(connection: sqlite3.Connection, entry: Entry) -> None:
+        def apply(machine: StateMachine, entry: Entry) -> None:
             loaded = self.after_crash(journal).load()
             seen.append((loaded.applied, loaded.entries))
             raise KeyboardInterrupt
 
-        with patch.object(journal_module, "apply_entry", apply), self.assertRaises(KeyboardInterrupt):
+        with patch.object(StateMachine, "apply", apply), self.assertRaises(KeyboardInterrupt):
             journal.save(Ready(entries=(put(3, b"a"),), committed=(put(3, b"a"),)))
         assert seen == [(2, (opening(2),))]
         assert journal.load().entries == (opening(2),)

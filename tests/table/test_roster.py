@@ -21,6 +21,7 @@ from chunkfarm.table.interface import (
     Operation,
     Page,
     Put,
+    Replaced,
     Row,
     TableClosed,
     Unavailable,
@@ -91,6 +92,9 @@ class ScriptedTable:
                 self.rows.pop(operation.key, None)
                 self.events.append(Event(self.revision, "DEL", operation.key, b""))
         return succeed(self.revision)
+
+    def replace(self, key: bytes, value: bytes, compares: tuple[Compare, ...] = ()) -> Deferred[Replaced]:
+        raise NotImplementedError
 
     def read(self, prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:
         self.reads.append((prefix, stale))

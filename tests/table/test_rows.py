@@ -79,8 +79,20 @@ class TransactionTests(SynchronousTestCase):
         machine = self.machine()
         first = self.transact(machine, operations=[Put(b"a", b"1"), Put(b"b", b"1")])
         second = self.transact(machine, operations=[Put(b"a", b"2"), Delete(b"b"), Delete(b"nothing")])
-        assert (first, second) == (Answer(AnswerKind.DONE, 2), Answer(AnswerKind.DONE, 3))
+        assert (first.kind, first.revision, second.kind, second.revision) == (AnswerKind.DONE, 2, AnswerKind.DONE, 3)
         assert machine.read().rows == (Row(b"a", b"2", 3),)
+
+    def test_what_was_there(self) -> None:
+        """A transaction is told the revisions of what it has changed and not compared; a repeat is not."""
+        machine = self.machine()
+        first = self.transact(machine, operations=[Put(b"a", b"1")])
+        second = self.transact(machine, operations=[Put(b"a", b"2"), Delete(b"b")])
+        assert first.rows == (Row(b"a", b"", 0),)
+        assert second.rows == (Row(b"a", b"", first.revision), Row(b"b", b"", 0))
+        self.number -= 1
+        assert self.transact(machine, operations=[Put(b"a", b"2"), Delete(b"b")]) == Answer(AnswerKind.DONE, 3)
+        third = self.transact(machine, [Compare(b"a", ">", 0)], [Put(b"a", b"3"), Put(b"c", b"")])
+        assert third.rows == (Row(b"c", b"", 0),)
 
     def test_compares(self) -> None:
         """A compare holds for the row as it is before the transaction; an absent row is at revision 0."""
@@ -199,7 +211,7 @@ class SessionTests(SynchronousTestCase):
         removal = Transaction("mine", mine, 2, 1, (), (Delete(b"f"),))
         first = machine.do(removal)
         machine.do(Transaction("theirs", theirs, 1, 0, (), (Put(b"f", b"new"),)))
-        assert machine.do(removal) == first
+        assert machine.do(removal).revision == first.revision
         assert machine.read().rows[0].value == b"new"
 
     def test_repeated_conflict(self) -> None:
@@ -218,8 +230,8 @@ class SessionTests(SynchronousTestCase):
         epoch = machine.open()
         three = Transaction("c", epoch, 3, 0, (), (Put(b"3", b""),))
         one = Transaction("c", epoch, 1, 0, (), (Put(b"1", b""),))
-        answers = {machine.do(three), machine.do(one)}
-        assert {machine.do(one), machine.do(three)} == answers
+        answers = {machine.do(three).revision, machine.do(one).revision}
+        assert {machine.do(one).revision, machine.do(three).revision} == answers
         assert machine.read().rows == (Row(b"1", b"", 3), Row(b"3", b"", 2))
 
     def test_acknowledged(self) -> None:
