@@ -37,7 +37,7 @@ from chunkfarm.links.lines import LineClient
 from chunkfarm.links.lines import connect as connect_lines
 from chunkfarm.links.peers import Peers
 from chunkfarm.model import FARM, SERVERS, Address, Server
-from chunkfarm.reporter import INTERVAL, REPORT_TIMEOUT
+from chunkfarm.reporter import INTERVAL, LOST_AFTER, REPORT_TIMEOUT
 from chunkfarm.table.duties import Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.interface import Batch, IWatch, Put, TableError
@@ -105,6 +105,8 @@ class Farm:
     config: Path
     addresses: list[tuple[str, Address, Address]] = field(factory=list)
     """Server id, peer address and client address, the first ahead."""
+    refused: int = 0
+    """Reports that were not answered well, of which one is told: while a thousand begin at once some are late."""
 
     def read(self) -> None:
         """Read `config.ini`."""
@@ -127,7 +129,7 @@ class StandIn:
         self.clients: list[LineClient] = []
         self.batches = 0
         self.answered = 0
-        self.refused = 0
+        self._answered_at = 0.0
         self.watches_lost = 0
         self._missing = [SERVERS, FARM]
         self.heard: dict[bytes, float] = {}
@@ -161,18 +163,27 @@ class StandIn:
         asked.addCallbacks(self._answered, self._refused)
 
     def _refused(self, failure: Any) -> None:
-        if not self.refused:
+        if not self._farm.refused:
             print(f"a report was refused: {failure.getErrorMessage()}", file=sys.stderr)
-        self.refused += 1
+        self._farm.refused += 1
+
+    def _answers(self, address: Address) -> bool:
+        """As a server knows it: the first answers its reports."""
+        return address == self._farm.addresses[0][2] and time.monotonic() - self._answered_at < LOST_AFTER
 
     def _answered(self, box: dict[str, Any]) -> None:
         if json.loads(box["answer"])["known"]:
             self.answered += 1
+            self._answered_at = time.monotonic()
 
     async def watch(self, revision: int) -> None:
         """Follow what every server follows; returns when both watches have begun."""
         follower = FollowersWatch(
-            self._farm.reactor, self.contexts, lambda: [client for _, _, client in self._farm.addresses], self._dial
+            self._farm.reactor,
+            self.contexts,
+            lambda: [client for _, _, client in self._farm.addresses],
+            self._dial,
+            self._answers,
         )
         for prefix in self._missing[:]:
             watch = await follower.open(prefix, revision)

@@ -60,6 +60,8 @@ class Ledger:
     """The generation that the file is known to have."""
     _seen: str | None = field(default=None, init=False)
     """The text with a drift that the last look saw."""
+    _fine: tuple[object, ...] = field(default=(), init=False)
+    """A text that was right, and what it was compared with: that of a thousand servers takes 0.1 s to read."""
     _delay: float = field(default=RETRY_SECONDS_FIRST, init=False)
     _due: IDelayedCall | None = field(default=None, init=False)
     _look_due: IDelayedCall | None = field(default=None, init=False)
@@ -189,6 +191,10 @@ class Ledger:
         """Compare the file with the table: write what is behind, report what was edited and put it back."""
         try:
             text = await self._run_in_thread(self._file.read_text)
+            if (text, *self._compared_with()) == self._fine:
+                self.drift, self._seen = (), None
+                self._tell("")
+                return
             document = scan(text, self._file.path)
         except ConfigError:
             # Missing, unreadable or no INI file: to write it is what cures the first, and what explains the others.
@@ -232,7 +238,11 @@ class Ledger:
             # Not ours to mend, but the next start would fail over it.
             self._tell(str(error))
         else:
+            self._fine = (text, *self._compared_with())
             self._tell("")
+
+    def _compared_with(self) -> tuple[object, ...]:
+        return self._roster.generation, self._roster.options, self._roster.servers
 
     def _report(self, text: str, found: tuple[Difference, ...]) -> None:
         self.drift, self._seen = found, text

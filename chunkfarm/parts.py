@@ -218,7 +218,7 @@ class Parts:
 
     def _build_table(self, on_fatal: Callable[[Failure], None]) -> None:
         dial = partial(lines.connect, dial=self.machine.connect)
-        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial)
+        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial, self._answers)
         self.relay = Relay(self.watches.open, self.reactor)
         links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
         self._table = EmbeddedTable(
@@ -494,6 +494,11 @@ class Parts:
         # Answers to reports may know of newer masters than the rows, which come with the watch.
         line = [self.first(), *(server.id for server in membership.masters(rows.values())), *self.reporter.voters]
         return [rows[id].client_address for id in dict.fromkeys(line) if id in rows and id != self.data.server_id]
+
+    def _answers(self, address: Address) -> bool:
+        """Whether the server with that client port is known to live."""
+        rows = (server for server in self.servers() if server.id == self.reporter.first)
+        return any(row.client_address == address and self.reporter.answered_by(row.id) for row in rows)
 
     def _roster_changed(self) -> None:
         self._state.revision = self.roster.revision

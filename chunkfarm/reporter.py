@@ -118,6 +118,10 @@ class Reporter:
         """Who leads by what the answers to reports said, for an engine that cannot know it by itself."""
         return self._first
 
+    def answered_by(self, server_id: str) -> bool:
+        """Whether that server is the first, and has answered the last reports: it lives, and is in reach."""
+        return server_id == self._first and self._clock.seconds() - self._acknowledged < LOST_AFTER
+
     def hear_of(self, first: str) -> None:
         """Somebody says who leads; that counts where no row and no list names another server to ask."""
         if first != self._state.server_id:

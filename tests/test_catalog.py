@@ -321,21 +321,6 @@ class EpochTests(CatalogTestCase):
         self.failureResultOf(self.commit(condition=Condition(if_none_match=("*",))), PreconditionFailed)
         assert self.successResultOf(self.catalog.stat(NAME)).etag == "rival"
 
-    def test_flapping(self) -> None:
-        """The epoch counts also for a file that others make and remove all the time."""
-        rival = File(name=NAME, size=0, chunk_size=SIZE, etag="rival")
-        left = [self.advance]
-
-        def flap(operations: object) -> None:
-            if self.table.rows.pop(rival.key, None) is None:
-                self.table.put(rival.key, rival.to_value())
-            if len(self.table.transactions) == TRIES_MAX and left:
-                left.pop()()
-
-        self.table.before_transact = flap
-        self.successResultOf(self.commit())
-        assert self.asked() == 4
-
     def test_upload(self) -> None:
         """An upload that was begun in this epoch asks nobody, and one from an earlier one is checked like a COMMIT."""
         self.successResultOf(self.commit_upload(b"short"))

@@ -51,6 +51,8 @@ def line_in(box: amp.AmpBox) -> str | None:
 _LENGTH = struct.Struct("!H")
 _END = b"\x00\x00"
 _MESSAGE = b"\x00\x08_command\x00\x09Consensus"
+_ASK = b"\x00\x04_ask"
+_ANSWER = b"\x00\x07_answer"
 _LINE = b"\x00\x04line"
 _PAYLOAD = b"\x00\x07payload"
 """What the box of a message of the consensus is made of, which wants no answer; keys come in AMP's order."""
@@ -69,6 +71,32 @@ def _value(data: bytes, key: bytes, at: int) -> tuple[int, int] | None:
         return None
     end = begin + _LENGTH.unpack_from(data, begin - _LENGTH.size)[0]
     return (begin, end) if end + len(_END) <= len(data) else None
+
+
+def question(data: bytes, at: int, command: bytes, argument: bytes) -> tuple[bytes, bytes | None, bytes, int] | None:
+    """A call of a command with one argument whose box begins at `at`: its tag, line and argument, and where it ends.
+
+    `command` and `argument` are as on the wire (see `named`). None if it is another box, or not all there.
+    """
+    tag = _value(data, _ASK, at)
+    if tag is None or not data.startswith(command, tag[1]):
+        return None
+    line = _value(data, _LINE, tag[1] + len(command))
+    value = _value(data, argument, line[1] if line else tag[1] + len(command))
+    if value is None or not data.startswith(_END, value[1]):
+        return None
+    return data[slice(*tag)], data[slice(*line)] if line else None, data[slice(*value)], value[1] + len(_END)
+
+
+def named(key: bytes, value: bytes = b"") -> bytes:
+    """A key, with its value if that is always the same."""
+    return b"".join(_LENGTH.pack(len(one)) + one for one in (key, value) if one)
+
+
+def answer_box(tag: bytes, key: bytes, value: bytes, line: str | None) -> bytes:
+    """The answer with one value to the question with that tag. `key`, as `named`, comes before `line`."""
+    said = () if line is None else (_LINE, _LENGTH.pack(len(line)), line.encode())
+    return b"".join((_ANSWER, _LENGTH.pack(len(tag)), tag, key, _LENGTH.pack(len(value)), value, *said, _END))
 
 
 class Boxes(amp.AMP):
@@ -123,6 +151,11 @@ class Boxes(amp.AMP):
                 if after:
                     at = after
                     continue
+            elif self._box is None and data.startswith(_ASK, at):
+                after = self._take_question(data, at)
+                if after:
+                    at = after
+                    continue
             begin = at + _LENGTH.size
             if begin > len(data):
                 break
@@ -143,6 +176,10 @@ class Boxes(amp.AMP):
             return 0
         self.message_received(data[slice(*payload)], data[slice(*line)] if line else None)
         return payload[1] + len(_END)
+
+    def _take_question(self, data: bytes, at: int) -> int:
+        """Answer the question that begins at `at` at once; where it ends, or 0 to leave it to AMP."""
+        return 0
 
     def _string(self, string: bytes) -> None:
         """Take a key or a value; an empty key ends the box."""

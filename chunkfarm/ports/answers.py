@@ -25,7 +25,7 @@ from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
-from chunkfarm.table.duties import Duties, no_room_sentence
+from chunkfarm.table.duties import Duties, Report, no_room_sentence
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
@@ -37,6 +37,9 @@ from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
 
 STRANGE_VERSIONS_MAX = 256
 """Senders of versions that are not understood, of which each is told in the log once."""
+
+REPORTS_KEPT_MAX = 4096
+"""Reports that are kept to be compared with the next ones: as many as the peer port takes connections."""
 
 OPEN_TO_SERVERS = (SERVERS, FARM, FILES)
 """Rows for servers that do not hold the table: keys, invites and secrets stay with those that do."""
@@ -95,6 +98,10 @@ class PeerAnswers:
         self._set_table = set_table
         self._generation = generation
         self._strange: set[tuple[str, int]] = set()
+        self._reports: dict[str, tuple[str, Report]] = {}
+        """The last report of each server, as it came and as it was read."""
+        self._answered: tuple[object, str] = (None, "")
+        """The last answer to a report, and what it depends on."""
 
     def peer_of(self, certificate: Any) -> str | None:
         return self._contexts.peer_of(certificate)
@@ -240,25 +247,46 @@ class PeerAnswers:
             raise commands.BadRequest(f"server {server_id} is not in the table of this farm")
         return row
 
-    def report(self, server_id: str, report: dict[str, Any]) -> dict[str, Any]:
+    def report(self, server_id: str, report: str) -> str:
         self._must_lead()
-        try:
-            told = report_of(report)
-        except ValueError as error:
-            raise commands.BadRequest(f"this is not a report: {error}") from None
-        is_known = self._duties.report(server_id, told)
+        is_known = self._duties.report(server_id, self._told_by(server_id, report))
         if names := self._duties.without_room():
             raise commands.NotNow(no_room_sentence(names))
-        return {
-            "term": self._table.term,
-            "first": self._state.server_id,
-            "voters": sorted(self._table.configuration.voters),
-            "learners": sorted(self._table.configuration.learners),
-            "revision": self._state.revision,
-            "known": is_known,
-            "short": self._duties.short(),
-            "drains": {server: asdict(drain) for server, drain in self._duties.drains().items()},
-        }
+        return self._answer_to_report(is_known)
+
+    def _told_by(self, server_id: str, text: str) -> Report:
+        """What a report says. At rest a server says the same again and again, which is read once."""
+        before = self._reports.get(server_id)
+        if before is not None and before[0] == text:
+            return before[1]
+        try:
+            told = report_of(_json_object(text))
+        except ValueError as error:
+            raise commands.BadRequest(f"this is not a report: {error}") from None
+        if len(self._reports) > REPORTS_KEPT_MAX:
+            self._reports.clear()
+        self._reports[server_id] = (text, told)
+        return told
+
+    def _answer_to_report(self, is_known: bool) -> str:
+        """Made once for all to whom it is the same."""
+        table = self._table
+        short, drains = self._duties.short(), self._duties.drains()
+        key = (table.term, table.configuration, self._state.revision, short, drains, is_known)
+        if key != self._answered[0]:
+            term, configuration, revision, *_ = key
+            answer = {
+                "term": term,
+                "first": self._state.server_id,
+                "voters": sorted(configuration.voters),
+                "learners": sorted(configuration.learners),
+                "revision": revision,
+                "known": is_known,
+                "short": short,
+                "drains": {server: asdict(drain) for server, drain in drains.items()},
+            }
+            self._answered = (key, json.dumps(answer))
+        return self._answered[1]
 
     def put_server(self, server_id: str, row: str) -> Deferred[str]:
         return Deferred.fromCoroutine(self._put_server(server_id, row))
@@ -388,3 +416,13 @@ def _row(text: str) -> Server:
         return row_of(text)
     except ValueError as error:
         raise commands.BadRequest(f"this is not a row of the server table: {error}") from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise commands.BadRequest("expected a JSON object")
+    return value

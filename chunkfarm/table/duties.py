@@ -154,6 +154,10 @@ class Duties:
         self._indexed: tuple[Server, ...] = ()
         self._rows: dict[str, Server] = {}
         """The servers of `_indexed` by id."""
+        self._emptied: tuple[str, ...] = ()
+        """Those of them that are emptied."""
+        self._short = 0
+        """The sum of what those of them that are up have told to be short."""
         self._back: dict[str, None] = {}
         """Who is back in time, and is to be marked up, in the order of their reports."""
         self._letting_back = False
@@ -196,8 +200,10 @@ class Duties:
         self._notice_term(now)
         heard = self._heard.setdefault(server_id, _Heard(now))
         silence = now - heard.at
-        heard.at, heard.report = now, report
         row = self._row(server_id)
+        if row is not None and row.state != "down" and heard.report is not report:
+            self._short += report.short - (heard.report.short if heard.report is not None else 0)
+        heard.at, heard.report = now, report
         if row is None or row.incarnation != report.incarnation:
             return False
         heard.alive_at = now
@@ -281,17 +287,14 @@ class Duties:
 
     def short(self) -> int:
         """Chunks of the farm with too few copies, as the servers that are up have told."""
-        up = {server.id for server in self._servers() if server.state != "down"}
-        return sum(heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up)
+        self._index()
+        return self._short
 
     def drains(self) -> dict[str, Drain]:
         """How far those servers are that are emptied, as they told last."""
-        told = {id: heard.report.drain for id, heard in self._heard.items() if heard.report is not None}
-        return {
-            server.id: drain
-            for server in self._servers()
-            if server.is_emptied and (drain := told.get(server.id)) is not None
-        }
+        self._index()
+        told = {id: heard.report.drain for id in self._emptied if (heard := self._heard.get(id)) and heard.report}
+        return {id: drain for id, drain in told.items() if drain is not None}
 
     def heard(self) -> dict[str, float]:
         """Seconds since each server was heard."""
@@ -299,11 +302,23 @@ class Duties:
         return {server_id: now - heard.at for server_id, heard in self._heard.items()}
 
     def _row(self, server_id: str) -> Server | None:
+        self._index()
+        return self._rows.get(server_id)
+
+    def _index(self) -> None:
+        """Look at the rows again if they have changed.
+
+        Every report asks for a row, for the sum of what is short and for those that are emptied: with a search for
+        each, reports would cost the square of the servers.
+        """
         servers = self._servers()
         if servers is not self._indexed:
-            # Every report asks for a row, so with a search for each they would cost the square of the servers.
             self._indexed, self._rows = servers, {server.id: server for server in servers}
-        return self._rows.get(server_id)
+            self._emptied = tuple(server.id for server in servers if server.is_emptied)
+            up = {server.id for server in servers if server.state != "down"}
+            self._short = sum(
+                heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up
+            )
 
     def _failed(self, failure: Any) -> None:
         if failure.check(ChangeRefused, NotLeader):

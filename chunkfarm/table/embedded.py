@@ -459,9 +459,7 @@ class EmbeddedTable:
     async def _transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> int:
         return (await self._done(compares, operations)).revision
 
-    async def _replace(
-        self, key: bytes, compares: tuple[Compare, ...], operations: tuple[Operation, ...]
-    ) -> Replaced:
+    async def _replace(self, key: bytes, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> Replaced:
         answer = await self._done(compares, operations)
         # A repeat is not told what it replaced, and a leader of an earlier version tells nobody.
         return Replaced(answer.revision, next((row.revision for row in answer.rows if row.key == key), None))

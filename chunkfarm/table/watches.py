@@ -36,6 +36,8 @@ class WatchHub:
         self.floor = revision
         """Changes after this revision are in memory."""
         self.history = history
+        self.untold = False
+        """Whether a watch has passed over changes of others without a word: at rest nobody is looked at."""
         self._on_idle = on_idle
         self._closed = False
         self._watches: dict[Watch, None] = {}
@@ -91,8 +93,10 @@ class WatchHub:
 
     def beat(self) -> None:
         """Let those know of the revision for whom nothing changed; called at a steady, leisurely pace."""
-        for watch in list(self._watches):
-            watch.wake(beat=True)
+        if self.untold:
+            self.untold = False
+            for watch in list(self._watches):
+                watch.wake(beat=True)
 
     def replace(self, revision: int) -> None:
         """The rows were replaced as a whole (by a snapshot), and nobody can say by which changes."""
@@ -181,6 +185,7 @@ class Watch:
     def wake(self, beat: bool) -> None:
         """There may be something new; with `beat`, a revision alone is worth telling."""
         if self._waiting is None:
+            self._hub.untold = True
             return
         batch = self._take()
         if batch is None and beat and self._told < self._position:
@@ -196,7 +201,10 @@ class Watch:
             return None
         events = self._hub.recent(self._prefix, self._position)
         self._position = self._hub.revision
-        return self._batch(events) if events else None
+        if events:
+            return self._batch(events)
+        self._hub.untold = True
+        return None
 
     def _batch(self, events: tuple[Event, ...]) -> Batch:
         self._told = self._position
@@ -217,6 +225,7 @@ class Watch:
                 if self._error is not None:
                     raise self._error
                 self._position = reached
+                self._hub.untold = True
                 if events:
                     return self._batch(events)
             batch = self._take()

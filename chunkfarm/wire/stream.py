@@ -62,6 +62,9 @@ WRITE_TURN = 1 * MIB
 """Bytes sent in one turn, about half a millisecond of encryption: other connections must have their turn."""
 READ_TURN = 256 * KIB
 """Bytes read in one turn and handed over as one piece, for the same reason."""
+SHORT_READ = 2 * KIB
+"""A first record of so few bytes is mostly all there is, as with a question or an answer. To ask the socket for more,
+and hear that there is none, costs as much as the record; if there is more the reactor says so at once."""
 READ_FIRST = 16 * KIB
 """The first read of a plain connection; it grows while reads come back full, so that idle ones stay small."""
 HIGH_WATER = 256 * KIB
@@ -207,6 +210,8 @@ class Stream(tcp.Connection):
                 piece = tls.recv(RECORD)
                 pieces.append(piece)
                 length += len(piece)
+                if length <= SHORT_READ and not tls.pending():
+                    break
         except SSL.WantReadError:
             pass
         except SSL.WantWriteError:
@@ -286,7 +291,7 @@ class Stream(tcp.Connection):
         self._written()
 
     def write_now(self, data: Piece) -> None:
-        """The same for what is whole as it is: it leaves at once where it can, and shares no record with what follows."""
+        """The same for what is whole as it is: it leaves at once where it can, in a record of its own."""
         if not self._writable():
             return
         self._outbox.append(data)

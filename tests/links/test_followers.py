@@ -67,7 +67,14 @@ class FollowersWatchTests(SynchronousTestCase):
             return succeed(self.clients[-1])
 
         self.clock = Clock()
-        return FollowersWatch(self.clock, Contexts(), lambda: [Address("127.0.0.1", port) for port in ports], dial)
+        self.answering: set[int] = set()
+        return FollowersWatch(
+            self.clock,
+            Contexts(),
+            lambda: [Address("127.0.0.1", port) for port in ports],
+            dial,
+            lambda address: address.port in self.answering,
+        )
 
     def test_the_first_that_answers(self) -> None:
         """Servers that refuse are passed over, and changes arrive."""
@@ -99,6 +106,17 @@ class FollowersWatchTests(SynchronousTestCase):
         watch.close()
         self.failureResultOf(waiting, TableClosed)
         assert self.clients[0].lost
+
+    def test_a_server_that_answers_anyway(self) -> None:
+        """Who has just answered something else is not asked; as soon as it does not any more, it is."""
+        follower = self.make_follower(11)
+        self.answering.add(11)
+        self.successResultOf(follower.open(b"servers/", 0))
+        self.clock.pump([PING_INTERVAL] * 3)
+        assert self.clients[0].pings == 0
+        self.answering.clear()
+        self.clock.advance(PING_INTERVAL)
+        assert self.clients[0].pings == 1
 
     def test_a_server_that_freezes(self) -> None:
         """Its kernel still takes bytes, but nobody answers: the watch ends, and can be had elsewhere."""

@@ -281,15 +281,35 @@ class PeerAnswersTests(SynchronousTestCase):
     def test_reports(self) -> None:
         """A known incarnation is known; a report with strange types is refused."""
         answers = self.make_answers()
-        assert answers.report(server_id(2), {"incarnation": "run2", "unheard": 1})["known"]
-        assert not answers.report(server_id(2), {"incarnation": "other"})["known"]
+
+        def report(told: dict[str, object]) -> bool:
+            known: bool = json.loads(answers.report(server_id(2), json.dumps(told)))["known"]
+            return known
+
+        assert report({"incarnation": "run2", "unheard": 1})
+        assert report({"incarnation": "run2", "unheard": 1})
+        assert not report({"incarnation": "other"})
         with self.assertRaises(commands.NotNow) as raised:
-            answers.report(server_id(2), {"incarnation": "run2", "table_full": True})
+            report({"incarnation": "run2", "table_full": True})
         assert "the disk that holds the table is full on s2" in str(raised.exception)
-        answers.report(server_id(2), {"incarnation": "run2"})
-        for told in ({}, {"incarnation": "run2", "free": "much"}, {"incarnation": "run2", "used": float("nan")}):
+        report({"incarnation": "run2"})
+        wrong: tuple[dict[str, object], ...] = (
+            {},
+            {"incarnation": "run2", "free": "much"},
+            {"incarnation": "run2", "used": float("nan")},
+        )
+        for told in wrong:
             with self.assertRaises(commands.BadRequest):
-                answers.report(server_id(2), told)
+                report(told)
+
+    def test_the_same_report_again(self) -> None:
+        """What is answered follows what is so, also while a server says the same all the time."""
+        answers = self.make_answers()
+        same = json.dumps({"incarnation": "run2", "short": 3})
+        first = json.loads(answers.report(server_id(2), same))
+        self.successResultOf(answers.put_server(server_id(2), make_server(2, incarnation="again").to_value().decode()))
+        second = json.loads(answers.report(server_id(2), same))
+        assert (first["known"], first["short"], second["known"]) == (True, 3, False)
 
     def test_secrets_stay_with_those_who_hold_the_table(self) -> None:
         """A member of the configuration may read all rows, another server no keys and no secrets."""

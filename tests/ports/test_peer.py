@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.protocols import amp
 from twisted.test.iosim import FakeTransport, IOPump, connect
 from twisted.trial.unittest import SynchronousTestCase
@@ -49,8 +50,10 @@ class FakePeerBackend:
     def renew(self, sender: str, request: bytes) -> Deferred[dict[str, Any]]:
         return succeed({"certificate": request, "ca": sender.encode()})
 
-    def report(self, sender: str, report: dict[str, Any]) -> dict[str, Any]:
-        return {"known": True, "sender": sender, "told": report}
+    def report(self, sender: str, report: str) -> str:
+        if not report.startswith("{"):
+            raise commands.BadRequest("expected a JSON object")
+        return json.dumps({"known": True, "sender": sender, "told": report})
 
     def put_server(self, sender: str, row: str) -> Deferred[str]:
         return succeed(row)
@@ -190,6 +193,24 @@ class PeerPortTests(SynchronousTestCase):
         failure = self.failureResultOf(self.ask(link, pump, commands.Join, **arguments), commands.JoinRefused)
         assert str(failure.value) == "not today"
         assert self.backend.joiners[0].exporter == b"e" * 32
+
+    def test_reports_in_a_row(self) -> None:
+        """A report that is answered without AMP's detour has the same answer, as the bytes and as the asker sees it."""
+        link, port, pump = self.make_link(server_id(7))
+        told = [self.successResultOf(self.ask(link, pump, commands.Report, report="{}")) for _ in range(2)]
+        assert told[0] == told[1] and json.loads(told[0]["answer"])["sender"] == server_id(7)
+        box = amp.AmpBox({amp.ASK: b"2a", amp.COMMAND: b"Report", b"line": b"1e", b"report": b'{"free": 1}'})
+        question = box.serialize()
+        answer = json.dumps({"known": True, "sender": server_id(7), "told": '{"free": 1}'})
+        transport = StringTransport()
+        port.transport = transport
+        for cut in (len(question), 9, 30, len(question) - 2):
+            transport.clear()
+            port.dataReceived(question[:cut])
+            port.dataReceived(question[cut:])
+            expected = amp.AmpBox({amp.ANSWER: b"2a", b"answer": answer.encode(), b"line": b"1e"})
+            assert transport.value() == expected.serialize()
+        assert self.lines.heard[-4:] == [(server_id(7), "1e")] * 4
 
     def test_a_broken_report_is_the_peers_fault(self) -> None:
         """What is no JSON object is refused; the link goes on."""
