@@ -199,6 +199,10 @@ class Catalog:
         """The whole manifest of a file, read from its chunks if need be; fails with `DamagedFile`, or as reads do."""
         return Deferred.fromCoroutine(self._manifest(file))
 
+    def digests(self, file: File) -> Deferred[Sequence[Digests]]:
+        """All chunks that a file is made of, level by level, its manifest's own first; fails as `manifest` does."""
+        return Deferred.fromCoroutine(self._levels(file))
+
     def explain(self, name: str, start: int = 0, limit: int = EXPLAINED_MAX) -> Deferred[Explanation]:
         """Who holds the chunks `start`, `start + 1` ... of a file, `limit` at most; with chunk 0, its manifest too.
 

@@ -282,6 +282,7 @@ class Farm(MultiService):
             parts.exports.stop,
             parts.export_keeper.stop,
             parts.caretaker.stop,
+            parts.references.stop,
             parts.scrub.stop,
             parts.draining.stop,
             parts.renewal.stop,

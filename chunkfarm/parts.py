@@ -53,6 +53,9 @@ from chunkfarm.membership import Standing
 from chunkfarm.metrics import Metrics
 from chunkfarm.model import GIB, Address, Drain, FarmOptions, Principal, Server
 from chunkfarm.old_disks import OLD_DISKS
+from chunkfarm.reference_index import ReferenceIndex
+from chunkfarm.references import References
+from chunkfarm.references_link import ReferencesLink
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
@@ -206,6 +209,7 @@ class Parts:
         self._build_table(on_fatal)
         self._build_chunks()
         self._build_exports()
+        self._build_references()
         self.ledger = Ledger(
             config_file,
             self.roster,
@@ -465,6 +469,26 @@ class Parts:
             self.servers,
             self.data.server_id,
             self.reactor,
+        )
+
+    def _build_references(self) -> None:
+        self.references = References(
+            ReferenceIndex(os.fspath(self.data.path / "references.sqlite")),
+            self._table,
+            lambda: self._table.holds_rows,
+            lambda: self.journal.farm_id,
+            self.journal.applied,
+            self._catalog.digests,
+            self.reactor,
+            self.run_in_thread,
+        )
+        self.references_link = ReferencesLink(
+            self.data.server_id,
+            self.references,
+            self._table,
+            self.peers,
+            self.first,
+            lambda: membership.masters(self.servers()),
         )
 
     # What the parts ask of each other.

@@ -151,6 +151,7 @@ class Startup:
             set_table=parts.set_table,
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
+            uses=parts.references.uses,
         )
         return parts
 
@@ -424,6 +425,7 @@ class Startup:
         """What only a server does that belongs."""
         parts.ledger.start()
         parts.renewal.start()
+        parts.references.start()
         parts.caretaker.start()
         parts.scrub.start()
         parts.draining.start()

@@ -60,6 +60,13 @@ class MemoryWatch:
             waiting, self._waiting = self._waiting, None
             waiting.callback(self._take())
 
+    def beat(self, revision: int) -> None:
+        """Tell of the revision, if nothing else is to be told."""
+        self._revision = revision
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(self._take())
+
     def end(self, error: Exception) -> None:
         """Fail this and every later `next`."""
         if self._error is None:
@@ -137,6 +144,11 @@ class MemoryTable:
         watch = MemoryWatch(prefix, self.revision, backlog)
         self._watches.append(watch)
         return succeed(watch)
+
+    def beat(self) -> None:
+        """Tell all watches how far the table is."""
+        for watch in list(self._watches):
+            watch.beat(self.revision)
 
     def compact(self) -> None:
         """Forget all changes so far: watches from before them fail with `Compacted`."""

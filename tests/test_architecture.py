@@ -21,6 +21,9 @@ FLOORS: list[set[str]] = [
     {"ports"},
     {"by_hand"},
     {"exports"},
+    {"references_link"},
+    {"references"},
+    {"reference_index"},
     {"scoped"},
     {
         "access",

@@ -171,6 +171,18 @@ class Read(amp.Command):
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
 
 
+class Referenced(amp.Command):
+    """How many files use each of these chunks? `digests` are raw digests one after the other, 1,000 at most.
+
+    Answered by every server that holds the table's rows, as the files are at some moment after the question. `counts`
+    has a number of four bytes for each, big-endian, in which more than 1,000 files may count as 1,000.
+    """
+
+    arguments = [(b"digests", amp.String())]
+    response = [(b"counts", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
 class Consensus(amp.Command):
     """One encoded message of the consensus core, or one page of a snapshot; the latter waits for its answer."""
 

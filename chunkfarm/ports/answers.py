@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attrs import asdict
@@ -14,14 +14,16 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from chunkfarm.access import Access
-from chunkfarm.errors import AuthenticationFailed, FarmError, PreconditionFailed
+from chunkfarm.errors import AuthenticationFailed, FarmError, InvalidRequest, PreconditionFailed
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
 from chunkfarm.links.twins import find_twin, twin_sentence
-from chunkfarm.model import FARM, FILES, SERVERS, Address, Principal, Server
+from chunkfarm.model import DIGEST_LENGTH, FARM, FILES, SERVERS, Address, Principal, Server, split_digests
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
+from chunkfarm.references_link import pack_counts
 from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
@@ -79,8 +81,10 @@ class PeerAnswers:
         set_table: Callable[[bytes], Deferred[int]],
         tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
         generation: Callable[[], int] = lambda: 0,
+        uses: Callable[[Sequence[bytes]], Deferred[list[int]]],
     ) -> None:
-        """`tell` says what this server's journal holds, and its term at an index."""
+        """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks."""
+        self._uses = uses
         self._tell = tell
         self._state = state
         self._contexts = contexts
@@ -351,6 +355,25 @@ class PeerAnswers:
         except CodecError as error:
             raise commands.BadRequest(str(error)) from None
         except TableError as error:
+            raise commands.NotNow(str(error)) from None
+
+    def referenced(self, server_id: str, digests: bytes) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._referenced(server_id, digests))
+
+    async def _referenced(self, server_id: str, raw: bytes) -> bytes:
+        if self._servers():
+            self._known(server_id)
+        if len(raw) > HAVE_DIGESTS_MAX * DIGEST_LENGTH:
+            raise commands.BadRequest(f"a question is about {HAVE_DIGESTS_MAX} chunks at most")
+        try:
+            digests = split_digests(raw)
+        except InvalidRequest as error:
+            raise commands.BadRequest(str(error)) from None
+        if not self._table.holds_rows:
+            raise self._not_first()
+        try:
+            return pack_counts(await self._uses(digests))
+        except FarmError as error:
             raise commands.NotNow(str(error)) from None
 
     def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]:

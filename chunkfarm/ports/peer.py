@@ -98,6 +98,8 @@ class PeerBackend(Protocol):
 
     def read(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
+    def referenced(self, server_id: str, digests: bytes) -> Deferred[bytes]: ...
+
     def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
     def put_table(self, server_id: str, block: bytes) -> Deferred[int]: ...
@@ -308,6 +310,10 @@ class PeerPort(Boxes):
     @commands.Read.responder
     def read(self, request: bytes) -> Deferred[dict[str, bytes]]:
         return self._backend.read(self._sender(), request).addCallback(lambda page: {"page": page})
+
+    @commands.Referenced.responder
+    def referenced(self, digests: bytes) -> Deferred[dict[str, bytes]]:
+        return self._backend.referenced(self._sender(), digests).addCallback(lambda counts: {"counts": counts})
 
     @commands.Consensus.responder
     def consensus(self, payload: bytes) -> Deferred[dict[str, Any]]:

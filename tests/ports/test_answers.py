@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve
@@ -14,9 +15,10 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
-from chunkfarm.errors import InvalidRequest, PreconditionFailed
+from chunkfarm.errors import InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
+from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
 from chunkfarm.model import SERVERS, Address, FarmOptions, Principal, Server
@@ -139,7 +141,11 @@ class PeerAnswersTests(SynchronousTestCase):
             callers=self.callers,
             set_table=self.set_table,
             tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
+            uses=self.uses,
         )
+
+    def uses(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
+        return fail(Waiting("the index is being made")) if not digests else succeed([digest[0] for digest in digests])
 
     def set_table(self, block: bytes) -> Deferred[int]:
         self.blocks.append(block)
@@ -356,6 +362,23 @@ class PeerAnswersTests(SynchronousTestCase):
         table = encode_read(ReadRequest(b"servers/", b"", 10))
         self.successResultOf(answers.get_table(server_id(2), table))
         self.failureResultOf(answers.get_table(server_id(5), table), commands.BadRequest)
+
+    def test_uses_of_chunks(self) -> None:
+        """A server of the farm asks how many files use chunks, of one that holds the table."""
+        answers = self.make_answers()
+        digests = [bytes([number]) * 32 for number in (7, 0, 9)]
+        asked = answers.referenced(server_id(2), b"".join(digests))
+        assert self.successResultOf(asked) == b"\0\0\0\7" + bytes(4) + b"\0\0\0\x09"
+        self.successResultOf(answers.referenced(server_id(2), bytes(32) * HAVE_DIGESTS_MAX))
+        for bad in (bytes(31), bytes(32) * (HAVE_DIGESTS_MAX + 1)):
+            self.failureResultOf(answers.referenced(server_id(2), bad), commands.BadRequest)
+        self.failureResultOf(answers.referenced(server_id(5), digests[0]), commands.BadRequest)
+        refused = self.failureResultOf(answers.referenced(server_id(2), b""), commands.NotNow)
+        assert str(refused.value) == "the index is being made"
+        self.engine.holds_rows = False
+        self.leading = server_id(2)
+        refused = self.failureResultOf(answers.referenced(server_id(2), digests[0]), commands.NotFirst)
+        assert json.loads(str(refused.value))["id"] == server_id(2)
 
     def test_a_whole_table(self) -> None:
         """A server of the farm may put the whole table; what stands in the way is told by kind."""

@@ -70,6 +70,9 @@ class FakePeerBackend:
     def get_table(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request)
 
+    def referenced(self, sender: str, digests: bytes) -> Deferred[bytes]:
+        return succeed(digests[:4])
+
     def put_table(self, sender: str, block: bytes) -> Deferred[int]:
         return succeed(len(block))
 
@@ -142,6 +145,7 @@ class PeerPortTests(SynchronousTestCase):
         (commands.Renew, {"request": b""}),
         (commands.Report, {"report": "{}"}),
         (commands.GetTable, {"request": b""}),
+        (commands.Referenced, {"digests": b""}),
         (commands.PutTable, {"block": b""}),
         (commands.GetServer, {"server": "x"}),
         (commands.PutServer, {"row": "{}"}),

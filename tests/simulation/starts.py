@@ -158,6 +158,7 @@ class Node:
             farm=lambda: self.state.farm_id,
             callers=self.callers,
             set_table=nothing,
+            uses=nothing,
         )
         self.later(self.world.random.uniform(0, 0.4), self._listen)
 
