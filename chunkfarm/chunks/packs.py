@@ -23,11 +23,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+import google_crc32c
 from attrs import frozen
 
 from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c
 from chunkfarm.chunks.index import Index, Statement
 from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.chunks.recent import Recent
 from chunkfarm.durable import is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, Mismatch
 from chunkfarm.model import DIGEST_LENGTH, KIB, MIB, digest_of
@@ -43,6 +45,7 @@ SCAN_STEP = 8 * MIB
 
 MAGIC = b"packed1\n"
 _HEAD = struct.Struct(f">8s{DIGEST_LENGTH}sII")
+_LENGTH = struct.Struct(">I")
 
 _SET_LIVE = "INSERT INTO packs VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET live = excluded.live"
 
@@ -116,6 +119,7 @@ class Packs:
         self._current = -1
         self._descriptor = -1
         self._end = 0
+        self._recent = Recent()
 
     def open(self) -> None:
         """Open the index, if there is one or any pack, and bring it up to what the packs hold. Raises `OSError`."""
@@ -142,6 +146,7 @@ class Packs:
         """Close what is open; it is opened again by `open`."""
         with self._writing:
             self._let_go()
+        self._recent.clear()
 
     def __del__(self) -> None:
         # What is under way when the process ends is finished first, and nobody waits for that.
@@ -172,11 +177,23 @@ class Packs:
                     raise DamagedChunk(f"the pack of chunk {digest.hex()} is gone") from None
                 # It was written anew meanwhile, and the chunk is in another pack now.
                 continue
-            head, data = record[: _HEAD.size], record[_HEAD.size :]
-            if len(record) < place.size or not _is_good(head, data, digest):
+            data = _verified(record, place, digest)
+            if data is None:
                 raise DamagedChunk(f"chunk {digest.hex()} is damaged in pack {place.pack}")
+            self._recent.note(digest, place, self._path(place.pack))
             return PackedChunk(data, place)
         return None
+
+    def read_now(self, digest: bytes) -> PackedChunk | None:
+        """A chunk, verified, if that takes no waiting: for the reactor's thread. None: ask `read`."""
+        found = self._recent.read(digest)
+        if found is None:
+            return None
+        place, record = found
+        assert isinstance(place, Place)
+        # What is wrong with it is for `read` to find out, which knows where the chunk is now.
+        data = _verified(record, place, digest)
+        return PackedChunk(data, place) if data is not None else None
 
     def digests(self, prefix: int) -> list[bytes]:
         """The chunks whose digest begins with the byte `prefix`, in order."""
@@ -338,6 +355,9 @@ class Packs:
             offset += len(record)
         self._end = self._sizes[self._current] = offset
         self._enter(self._current, rows, offset)
+        path = self._path(self._current)
+        for digest, at, length in rows:
+            self._recent.note(digest, Place(self._current, at, length), path)
 
     def _begin(self) -> None:
         """The next pack, with a name that outlives a power cut."""
@@ -396,6 +416,8 @@ class Packs:
         ]
         self._index.write(statements)
         self._live.update(live)
+        for digest in digests:
+            self._recent.forget(digest)
         return {bytes(digest): length for digest, length in rows}
 
     def _drop(self, number: int) -> list[bytes]:
@@ -410,6 +432,7 @@ class Packs:
                 ("DELETE FROM packs WHERE number = ?", [(number,)]),
             ]
         )
+        self._recent.forget_pack(number)
         with suppress(FileNotFoundError):
             os.unlink(self._path(number))
         self._sizes.pop(number, None)
@@ -439,7 +462,8 @@ def _head(digest: bytes, data: Buffer) -> bytes:
 
 
 def _sum(digest: bytes, data: Buffer) -> int:
-    return crc32c(MAGIC + digest + struct.pack(">I", len(data)) + bytes(data))
+    head = crc32c(MAGIC + digest + _LENGTH.pack(len(data)))
+    return int(google_crc32c.extend(head, data if isinstance(data, bytes) else bytes(data)))
 
 
 def _is_good(head: bytes, data: bytes, digest: bytes) -> bool:
@@ -447,6 +471,12 @@ def _is_good(head: bytes, data: bytes, digest: bytes) -> bool:
         return False
     magic, named, length, crc = _HEAD.unpack(head)
     return magic == MAGIC and named == digest and length == len(data) and bool(crc == _sum(digest, data))
+
+
+def _verified(record: bytes, place: Place, digest: bytes) -> bytes | None:
+    """The bytes of the chunk if this is its record."""
+    data = record[_HEAD.size :]
+    return data if len(record) == place.size and _is_good(record[: _HEAD.size], data, digest) else None
 
 
 def _write_all(descriptor: int, view: memoryview, offset: int) -> None:

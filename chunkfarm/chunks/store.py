@@ -20,7 +20,7 @@ from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -150,6 +150,11 @@ class ChunkStore:
         Fails with `NotFound`, with `DamagedChunk` (then it has been put aside), and with `InvalidRequest`
         for a range that the chunk does not have.
         """
+        if (packed := self._packs.read_now(digest)) is not None:
+            try:
+                return succeed(self._reader(digest, packed, offset, length))
+            except InvalidRequest as error:
+                return fail(error)
         return self._watched(digest, self._run(self._open, digest, offset, length))
 
     def size(self, digest: bytes) -> Deferred[int]:
@@ -382,7 +387,9 @@ class ChunkStore:
         return file.length
 
     def _open(self, digest: bytes, offset: int, length: int | None) -> ChunkReader:
-        file = self._open_file(digest)
+        return self._reader(digest, self._open_file(digest), offset, length)
+
+    def _reader(self, digest: bytes, file: OpenChunk, offset: int, length: int | None) -> ChunkReader:
         end = file.length if length is None else offset + length
         if not 0 <= offset <= end <= file.length:
             file.close()
