@@ -27,6 +27,8 @@ AT_ONCE = 16
 WRITE_TIMEOUT = 20.0
 """Seconds until the takeover stands in the table: two commits on this server's own disk."""
 
+RESTORE = "if all who did are lost for good, stop the servers that are left and see `chunkfarm restore`"
+
 
 @frozen(kw_only=True)
 class Seen:
@@ -82,7 +84,7 @@ def objection(seen: Sequence[Seen], lost: str = "") -> str:
         return lost
     if me.journal is None:
         holders = [f"{one.name} ({one.address})" for one in found if one.told and one.told.journal is not None]
-        where = f"say it to {' or '.join(holders)}" if holders else "nobody who answers does"
+        where = f"say it to {' or '.join(holders)}" if holders else f"nobody who answers does ({RESTORE})"
         return f"{me.name} does not hold the table; {where}"
     for one in found:
         assert one.told is not None

@@ -36,7 +36,7 @@ from chunkfarm.data_directory import DataDirectory
 from chunkfarm.emptying import emptied, kept, sentence_of
 from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.exports.form import EXPORT_KEY
-from chunkfarm.exports.keeper import ExportKeeper, keepers
+from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
 from chunkfarm.failed_attempts import FailedAttempts
 from chunkfarm.history import History, OwnLine
@@ -469,6 +469,8 @@ class Parts:
             self.servers,
             self.data.server_id,
             self.reactor,
+            self.data.path / EXPORTS_FILE,
+            self.run_in_thread,
         )
 
     def _build_references(self) -> None:

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"parts"},
     {"machine"},
     {"ports"},
-    {"by_hand"},
+    {"by_hand", "restoring"},
     {"exports"},
     {"references_link"},
     {"references"},
@@ -58,8 +58,11 @@ FLOORS: list[set[str]] = [
 CONTRACTS = {"table.interface": "model"}
 """Modules that hold promises and values alone stand as low as what they name, whatever room they are told in."""
 
-BESIDE = {"cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}}
-"""The operator's command stands beside the server."""
+BESIDE = {
+    "cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}
+    | {"restoring", "config_file"}
+}
+"""The operator's command stands beside the server; a part of it works on the data directory of one that is stopped."""
 
 PURE = [
     "model",

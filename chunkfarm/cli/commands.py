@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import draining, exits, exporting, keys, screen, taking_over
+from chunkfarm.cli import draining, exits, exporting, keys, restoring, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
@@ -493,6 +493,7 @@ def _show_outlook(outlook: taking_over.Taken) -> None:
 
 
 chunkfarm.add_command(exporting.export)
+chunkfarm.add_command(restoring.restore)
 
 
 @chunkfarm.command()

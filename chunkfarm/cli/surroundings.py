@@ -29,7 +29,11 @@ from chunkfarm.trust.verify import chain_of, check_chain
 
 KEY_VARIABLE = "CHUNKFARM_KEY_FILE"
 
+GREET_TIMEOUT = 5.0
+"""Seconds for a server to say HELLO: it answers that also while it waits."""
+
 T = TypeVar("T")
+Greet = Callable[[Listed], Deferred[Mapping[str, str]]]
 Main = Callable[[Any], Deferred[None]]
 
 
@@ -103,6 +107,20 @@ def probe_with(reactor: Any) -> Probe:
     return lambda server: Deferred.fromCoroutine(probe(server))
 
 
+def greet_with(reactor: Any) -> Greet:
+    """What a server says to HELLO, in the clear."""
+
+    async def greet(server: Listed) -> Mapping[str, str]:
+        client = await connect(reactor, Address(server.host, server.client), tls=None, timeout=GREET_TIMEOUT)
+        try:
+            assert client.hello is not None
+            return client.hello.fields
+        finally:
+            client.lose()
+
+    return lambda server: Deferred.fromCoroutine(greet(server))
+
+
 @define
 class Surroundings:
     """The world of one command. Options of the group are filled in by it."""
@@ -110,6 +128,7 @@ class Surroundings:
     react: Callable[[Main], None] = react
     dial_with: Callable[..., Dial] = dial_with
     probe_with: Callable[[Any], Probe] = probe_with
+    greet_with: Callable[[Any], Greet] = greet_with
     in_thread: Callable[[Any], RunInThread] = in_thread
     environment: Mapping[str, str] = field(factory=lambda: os.environ)
     home: Path = field(factory=Path.home)

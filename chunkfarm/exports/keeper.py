@@ -8,6 +8,7 @@ That is some 300 bytes a file. In a farm with more than `KEEPERS_MAX` servers on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -16,15 +17,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement
+from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Bucket
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.data_directory import write_atomically
 from chunkfarm.errors import FarmError, Full, NotFound
 from chunkfarm.exports.form import BadExport, Kept, read_head, read_kept
 from chunkfarm.exports.maker import read_chunk
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.model import DIGEST_LENGTH, MIB, Server
 
+EXPORTS_FILE = "exports.json"
+"""In the data directory: the row that names the exports. It saves a look at every chunk on the day it is needed."""
 KEEPERS_MAX = 24
 """Servers that keep all of it, in different zones while there are enough. An hour in which every page of a table of a
 million rows changes costs each of them 300 MB, which a thousand servers would rather not all fetch."""
@@ -58,7 +63,11 @@ class ExportKeeper:
         servers: Callable[[], Sequence[Server]],
         self_id: str,
         clock: IReactorTime,
+        path: Path,
+        run_in_thread: RunInThread,
     ) -> None:
+        self._path = path
+        self._run = run_in_thread
         self._row = row
         self._store = store
         self._transfer = transfer
@@ -197,6 +206,8 @@ class ExportKeeper:
             known = self._heads.get(kept.digest)
             heads[kept.digest] = await self._pages_of(kept) if known is None else known
         self._heads, self._known = heads, value
+        if value:
+            await self._run(write_atomically, self._path, value)
 
     async def _pages_of(self, kept: Kept) -> frozenset[bytes]:
         try:

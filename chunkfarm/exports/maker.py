@@ -34,6 +34,7 @@ from chunkfarm.exports.form import (
     write_kept,
 )
 from chunkfarm.model import KIB, MIB, FarmOptions, Server, timestamp
+from chunkfarm.table.epochs import in_epoch, read_epoch
 from chunkfarm.table.interface import Compare, Conflict, ITable, Put, Row, TableError
 from chunkfarm.table.records import SnapshotMeta
 from chunkfarm.table.snapshots import SnapshotError
@@ -291,7 +292,7 @@ class ExportMaker:
         return self._newest[1]
 
     async def _export(self, kept: tuple[Kept, ...], before: Head | None) -> Made:
-        began = self._now()
+        began, epoch = self._now(), await read_epoch(self._table)
         pages = Pages(frozenset(before.digests) if before is not None else frozenset())
         new = 0
         view = await self._run(self._open_view)
@@ -327,7 +328,7 @@ class ExportMaker:
         )
         receipt = await self._transfer.write(head.to_bytes())
         mine = Kept(revision=head.revision, time=began, rows=head.rows, digest=receipt.digest)
-        written = await self._write_row(mine)
+        written = await self._write_row(mine, epoch, (receipt.digest, *head.digests))
         # The row itself is in no export.
         self._scanned = written if written == meta.index + 1 else meta.index
         self._newest = mine, head
@@ -351,16 +352,22 @@ class ExportMaker:
         if (elapsed := self._clock.seconds() - since) > 0:
             await deferLater(self._clock, min(REST * elapsed, REST_MAX))
 
-    async def _write_row(self, mine: Kept) -> int:
+    async def _write_row(self, mine: Kept, epoch: int, digests: Sequence[bytes]) -> int:
+        """Have the row name the export, whose chunks were stored since that epoch; fires with the revision."""
         for _ in range(TRIES_MAX):
             kept, revision = await self._read_row()
             exports = sorted({mine, *kept}, key=lambda one: one.revision, reverse=True)[:EXPORTS_KEPT]
+            compares = (Compare(EXPORT_KEY, "==", revision), in_epoch(epoch))
             try:
-                return await self._table.transact(
-                    (Compare(EXPORT_KEY, "==", revision),), (Put(EXPORT_KEY, write_kept(exports)),)
-                )
+                return await self._table.transact(compares, (Put(EXPORT_KEY, write_kept(exports)),))
             except Conflict:
-                continue
+                newer = await read_epoch(self._table)
+            if newer != epoch:
+                # It took so long that a server may be giving up what it had promised to keep.
+                held, epoch = await self._transfer.hold(digests), newer
+                if not all(held.values()):
+                    self._newest, self._scanned = None, 0
+                    raise Busy("chunks of the export were given up before it was complete: it is made anew")
         raise Busy("others make exports of the table too: try again")
 
     async def _spread(self, made: Made) -> tuple[int, int, bool]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -28,7 +28,7 @@ from chunkfarm.table.codec import (
     decode_request,
 )
 from chunkfarm.table.framing import CodecError
-from chunkfarm.table.interface import Compacted, Event, Page, Put
+from chunkfarm.table.interface import Compacted, Event, Page, Put, Row
 from chunkfarm.table.journal_file import (
     APPLICATION_ID,
     FORMAT,
@@ -425,7 +425,10 @@ class Journal:
             applied=meta.index,
             caught_up=self._state.caught_up,
         )
-        incoming.finish(state.write, self._notes.items())
+        self._put_in_place(incoming, state, self._notes)
+
+    def _put_in_place(self, incoming: IncomingSnapshot, state: State, notes: Mapping[str, str]) -> None:
+        incoming.finish(state.write, notes.items())
         self._incoming = None
         self._files.sync(self.path + ".next")
         with self._lock:
@@ -439,6 +442,32 @@ class Journal:
             self._files.rename(self.path + ".next", self.path)
             self._files.sync(directory)
             self._open()
+
+    def restore(self, server_id: str, term: int, index: int, rows: Iterable[Row], notes: Mapping[str, str]) -> None:
+        """Make this the journal of a server that votes alone and has these rows, as if from a snapshot at `index`.
+
+        Nothing of what was here is kept; a crash leaves the one or the other as a whole. Raises `JournalError` for an
+        index that is not behind all that is here, and if the disk does not take it.
+        """
+        with self._writing:
+            if index <= self._state.snapshot_index + self._entries:
+                raise JournalError(f"{self.path} has entries up to that index already")
+            meta = SnapshotMeta(index, term, Configuration(voters=(server_id,)))
+            state = evolve(
+                State().with_meta(meta), term=term, vote=server_id, committed=index, applied=index, caught_up=1
+            )
+            try:
+                self.drop_incoming()
+                self._incoming = incoming = self._begin_incoming((server_id, 0), meta)
+                for row in rows:
+                    incoming.put(row)
+                self._put_in_place(incoming, state, notes)
+            except (sqlite3.Error, OSError) as error:
+                self.drop_incoming()
+                raise JournalError(f"{self.path} cannot be written: {error}") from error
+            except BaseException:
+                self.drop_incoming()
+                raise
 
     def open_outgoing(self) -> OutgoingSnapshot:
         """A consistent view of everything, to be sent page by page; close it when done."""

@@ -114,14 +114,16 @@ class Verdict(Enum):
 
 
 def fork_between(mine: Chain, theirs: Chain) -> Fork | None:
-    """The takeover with which the other line left this one; None if it is older than their chain tells.
+    """The takeover up to which the other line shares this one's past; None if it is older than their chain tells.
 
-    Only where the other's chain leads through this one's newest line.
+    Only where the other's chain leads through this one's newest line. It is the first takeover since then, unless a
+    later one went back behind it, as the restoring of an export does.
     """
     if not mine:
-        return theirs[0] if theirs and len(theirs) < LINES_MAX else None
-    position = [fork.line for fork in theirs].index(mine[-1].line) + 1
-    return theirs[position] if position < len(theirs) else None
+        later = theirs if len(theirs) < LINES_MAX else ()
+    else:
+        later = theirs[[fork.line for fork in theirs].index(mine[-1].line) + 1 :]
+    return min(later, key=lambda fork: fork.index, default=None)
 
 
 def judge(mine: Chain, past: Past, theirs: Chain, term_there: int | None) -> Verdict:

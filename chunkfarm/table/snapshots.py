@@ -140,6 +140,10 @@ class IncomingSnapshot:
                 raise SnapshotError("a snapshot arrived damaged: its count or its digest is wrong")
             self.complete = True
 
+    def put(self, record: SnapshotRecord) -> None:
+        """Write one record that came in no page; raises `sqlite3.Error`."""
+        insert_record(self._connection, record)
+
     def finish(self, write_state: Callable[[sqlite3.Connection], None], notes: Iterable[tuple[str, str]]) -> None:
         """Add what belongs to this server alone, and close the file."""
         write_state(self._connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,8 @@ class World:
         self.home = self.directory / "user"
         self.environment: dict[str, str] = {}
         self.write_key(self.directory / "data" / "admin.key")
+        self.said: dict[str, dict[str, str]] = {}
+        """What servers say to HELLO, by name; the others refuse."""
         self.clock = Clock()
         self.dialled: list[str] = []
         self.probed: list[str] = []
@@ -138,6 +140,10 @@ class World:
         server = self.servers[listed.name]
         return fail(ConnectionRefusedError()) if server.frozen or server.refuses else succeed(None)
 
+    def greet(self, listed: Listed) -> Deferred[Mapping[str, str]]:
+        said = self.said.get(listed.name)
+        return succeed(said) if said is not None else fail(ConnectionRefusedError())
+
     def react(self, main: Main) -> None:
         """Run until it is done, and let time pass when nothing else does."""
         done = main(self.clock)
@@ -161,6 +167,7 @@ class World:
         surroundings = Surroundings(
             react=self.react,
             probe_with=lambda reactor: self.probe,
+            greet_with=lambda reactor: self.greet,
             dial_with=self.dial_with,
             in_thread=lambda reactor: _at_once,
             environment=self.environment,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field
@@ -59,6 +60,7 @@ class World:
         self.transfer = Transfer(
             self.store, lambda: self.servers, self.servers[0].id, self.links, lambda: 2, self.clock, run_now
         )
+        self.noted = Path(test.mktemp()).absolute()
         self.is_leader = True
         self.has_quorum = True
         self.holds_rows = True
@@ -87,6 +89,8 @@ class World:
             lambda: self.servers,
             server.id,
             self.clock,
+            self.noted,
+            run_now,
         )
 
     def open_view(self) -> MemoryView:

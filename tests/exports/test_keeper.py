@@ -6,7 +6,7 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import placement
-from chunkfarm.exports.form import EXPORT_KEY
+from chunkfarm.exports.form import EXPORT_KEY, read_kept
 from chunkfarm.exports.keeper import AGAIN_SECONDS, KEEPERS_MAX, ROUND_SECONDS, START_SECONDS, keepers
 from tests.chunks.builders import make_servers
 from tests.exports.builders import World
@@ -40,6 +40,7 @@ class KeepingTests(SynchronousTestCase):
         world.pass_time(START_SECONDS + 30)
         assert self.here(world) == len(pieces) and world.keeper.missing == 0
         assert all(map(world.keeper.guards, pieces)) and not world.keeper.guards(OTHER)
+        assert read_kept(world.noted.read_bytes()) == world.kept, "where to find it is written down beside the chunks"
 
     def test_the_next_export(self) -> None:
         """As soon as the row changes, what is new is fetched."""

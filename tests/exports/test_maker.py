@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.errors import NotFound, ReadOnly
 from chunkfarm.exports.form import EXPORT_KEY, EXPORTS_KEPT, read_page
 from chunkfarm.exports.maker import FIRST_AFTER, INTERVAL, RETRY_AFTER, SPREAD_SECONDS, Made, export_pairs
+from chunkfarm.model import EPOCH_KEY
 from chunkfarm.table.interface import Row
 from tests.exports.builders import NOW, World
 
@@ -157,6 +158,30 @@ class MakingTests(SynchronousTestCase):
         world.table.before_transact = quicker
         self.export(world)
         assert [one.revision for one in world.kept] == [52, 49]
+
+    def test_the_epoch_moves_on(self) -> None:
+        """Whoever promised to keep the chunks is asked again, and only what they still have is named."""
+        for lost in (False, True):
+            world = self.make(50)
+
+            def quicker(operations: object, world: World = world, lost: bool = lost) -> None:
+                world.table.before_transact = lambda operations: None
+                world.table.put(EPOCH_KEY, b"{}")
+                if lost:
+                    world.links.held.clear()
+                    for prefix in range(256):
+                        for digest in self.successResultOf(world.store.scan(prefix)):
+                            self.successResultOf(world.store.delete(digest))
+
+            world.table.before_transact = quicker
+            world.maker.begin()
+            world.pass_time(SPREAD_SECONDS + 5)
+            assert ("hold", "s2") in world.links.calls
+            if lost:
+                assert "given up" in world.maker.last.failed and not world.kept
+                world.maker.begin()
+                world.pass_time(SPREAD_SECONDS + 5)
+            assert len(world.kept) == 1 and world.head().rows == 50 + lost
 
     def test_chunks_of_the_last_one_are_lost(self) -> None:
         """Then everything is stored anew."""

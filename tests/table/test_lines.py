@@ -80,6 +80,19 @@ class JudgeTests(SynchronousTestCase):
         assert judge((), past([1, 1], 2), (X,), None) is Verdict.BEHIND
         assert judge((), past([1, 1], 2, 2), (X,), None) is Verdict.BEHIND
 
+    def test_an_export_was_restored(self) -> None:
+        """Its line leaves the old one at the export: who committed more has lost it, also before later takeovers."""
+        restored = Fork(line(9), 2, 1)
+        assert judge((), past([1, 1, 2], 3), (restored,), None) is Verdict.LOST
+        assert judge((), past([1, 1, 1], 2), (restored,), None) is Verdict.BEHIND
+        assert judge((), past([1, 1, 1], 3), (restored,), None) is Verdict.LOST
+        assert judge((X,), past([1, 1, 2, 9], 4), (X, restored), None) is Verdict.LOST
+        # A server of the line before X shares no more with the restored one than the export either.
+        assert judge((), past([1, 1, 2], 3), (X, restored), None) is Verdict.LOST
+        assert judge((), past([1, 1, 1], 2), (X, restored), None) is Verdict.BEHIND
+        assert judge((X, restored), past([1, 1, 2, 9], 4), (X,), None) is Verdict.AHEAD
+        assert fork_between((), (X, restored, Y)) == restored and fork_between((X, restored), (X, restored, Y)) == Y
+
     def test_no_journal(self) -> None:
         """A server that never held the table has nothing to lose."""
         nothing = Past(term=0, committed=0, term_at=lambda index: None)
