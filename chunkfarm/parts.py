@@ -483,6 +483,7 @@ class Parts:
             self._catalog.digests,
             self.reactor,
             self.run_in_thread,
+            lambda rows: self.export_keeper.used(rows),
         )
         self.references_link = ReferencesLink(
             self.data.server_id,

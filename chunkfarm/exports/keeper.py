@@ -27,6 +27,8 @@ from chunkfarm.exports.form import BadExport, Kept, read_head, read_kept
 from chunkfarm.exports.maker import read_chunk
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.model import DIGEST_LENGTH, MIB, Server
+from chunkfarm.references import CannotTell
+from chunkfarm.table.interface import Row
 
 EXPORTS_FILE = "exports.json"
 """In the data directory: the row that names the exports. It saves a look at every chunk on the day it is needed."""
@@ -77,6 +79,8 @@ class ExportKeeper:
         self._bucket = Bucket(RATE, RATE)
         self._heads: dict[bytes, frozenset[bytes]] = {}
         """The pages of each export, by the digest of its head."""
+        self._asked: dict[bytes, frozenset[bytes]] = {}
+        """The same of the exports that somebody asked about, perhaps by a newer row."""
         self._known = b""
         """The row that `_heads` is of."""
         self._keeps = True
@@ -115,6 +119,13 @@ class ExportKeeper:
         if self._row() != self._known:
             return True
         return self._keeps and (digest in self._heads or any(digest in pages for pages in self._heads.values()))
+
+    def used(self, rows: Sequence[Row]) -> Deferred[frozenset[bytes]]:
+        """All chunks of the exports that these rows name, as whoever collects chunks must know.
+
+        Fails with `CannotTell` while that cannot be found out.
+        """
+        return Deferred.fromCoroutine(self._used(rows))
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -208,6 +219,18 @@ class ExportKeeper:
         self._heads, self._known = heads, value
         if value:
             await self._run(write_atomically, self._path, value)
+
+    async def _used(self, rows: Sequence[Row]) -> frozenset[bytes]:
+        heads: dict[bytes, frozenset[bytes]] = {}
+        try:
+            for row in rows:
+                for kept in read_kept(row.value):
+                    known = self._asked.get(kept.digest, self._heads.get(kept.digest))
+                    heads[kept.digest] = await self._pages_of(kept) if known is None else known
+        except FarmError as error:
+            raise CannotTell(f"it cannot be said which chunks exports of the table use: {error}") from error
+        self._asked = heads
+        return frozenset(heads).union(*heads.values())
 
     async def _pages_of(self, kept: Kept) -> frozenset[bytes]:
         try:

@@ -8,6 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.chunks import placement
 from chunkfarm.exports.form import EXPORT_KEY, read_kept
 from chunkfarm.exports.keeper import AGAIN_SECONDS, KEEPERS_MAX, ROUND_SECONDS, START_SECONDS, keepers
+from chunkfarm.references import CannotTell
+from chunkfarm.table.interface import Row
 from tests.chunks.builders import make_servers
 from tests.exports.builders import World
 
@@ -100,6 +102,20 @@ class KeepingTests(SynchronousTestCase):
         world.keeper.start()
         world.pass_time(START_SECONDS + 5)
         assert world.keeper.guards(OTHER) and world.keeper.kept == ()
+
+    def test_what_is_used(self) -> None:
+        """Whoever collects chunks is told of all that exports are made of, or that it cannot be said."""
+        world = self.make()
+        rows = [world.table.rows[EXPORT_KEY]]
+        assert self.successResultOf(world.keeper.used(rows)) == frozenset(self.pieces(world))
+        assert self.successResultOf(world.keeper.used([])) == frozenset()
+        world.links.dead = {server.id for server in world.servers}
+        self.successResultOf(world.store.delete(world.kept[0].digest))
+        world.keeper._asked.clear()
+        waiting = world.keeper.used(rows)
+        world.pass_time(30)
+        self.failureResultOf(waiting, CannotTell)
+        self.failureResultOf(world.keeper.used([Row(EXPORT_KEY, b"nonsense", 9)]), CannotTell)
 
     def test_who_stores_nothing(self) -> None:
         """A server of weight 0, or one that is emptied, keeps no exports either."""
