@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 from twisted.internet.defer import CancelledError
 
 from chunkfarm.errors import FarmError
@@ -16,6 +16,7 @@ from chunkfarm.links.peers import LinkFailed, call_on, reason_of
 from chunkfarm.model import Address, Server
 from chunkfarm.parts import Parts
 from chunkfarm.trust.authority import usable_names
+from chunkfarm.trust.invitation import Invitation
 from chunkfarm.trust.private import NoSuchFile, TrustError
 from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, exporter_of, proof, read_join_key
 from chunkfarm.trust.seal import SealKey
@@ -35,24 +36,46 @@ class JoinLater(Exception):
     """The farm cannot take this server in now; the text says why."""
 
 
-async def join(parts: Parts, address: Address, version: int = commands.PROTOCOL_VERSION) -> Server:
+@frozen
+class Shown:
+    """What this server proves that it knows: the farm's join key, or the secret of a code."""
+
+    key: bytes = field(repr=False)
+    name: str
+    invite: str = ""
+
+
+async def join(
+    parts: Parts,
+    address: Address,
+    version: int = commands.PROTOCOL_VERSION,
+    invitation: Invitation | None = None,
+) -> Server:
     """Join the farm of which a server listens at `address`; returns our row.
 
     `version` is what that server speaks: the newer of two speaks the older one's. Raises `CannotJoin` for what a
     person must mend and `JoinLater` for what time may.
     """
+    if invitation is not None:
+        return await _join_following(parts, address, Shown(invitation.secret, "its code", invitation.id), version)
     path = join_file(parts.config_file.path)
     try:
         key = await parts.run_in_thread(read_join_key, path)
     except NoSuchFile:
         raise CannotJoin(
-            f"{path} is missing: copy farm.join from beside the config.ini of a server of this farm (mode 0600)"
+            f"{path} is missing: copy farm.join from beside the config.ini of a server of this farm (mode 0600), or "
+            "start this server with --join and a code of `chunkfarm invite`"
         ) from None
     except TrustError as error:
         raise CannotJoin(str(error)) from None
+    return await _join_following(parts, address, Shown(key, f"the join key of {path}"), version)
+
+
+async def _join_following(parts: Parts, address: Address, shown: Shown, version: int) -> Server:
+    """Join where the one that leads is said to be."""
     for _ in range(REDIRECTS_MAX):
         try:
-            return await _join_at(parts, address, key, version)
+            return await _join_at(parts, address, shown, version)
         except commands.NotFirst as error:
             try:
                 told = server_hint(json.loads(str(error)))
@@ -62,7 +85,7 @@ async def join(parts: Parts, address: Address, version: int = commands.PROTOCOL_
     raise JoinLater("the servers do not agree on who leads yet")
 
 
-async def _join_at(parts: Parts, address: Address, key: bytes, version: int) -> Server:
+async def _join_at(parts: Parts, address: Address, shown: Shown, version: int) -> Server:
     try:
         link = await parts.peers.open(address)
     except CancelledError:
@@ -81,14 +104,15 @@ async def _join_at(parts: Parts, address: Address, key: bytes, version: int) -> 
         arguments = {
             "version": min(commands.PROTOCOL_VERSION, version),
             "farm": parts.recorded_farm,
-            "proof": proof(key, JOINER, exporter),
+            "proof": proof(shown.key, JOINER, exporter),
             "request": request,
             "row": parts.own_row().to_value().decode(),
+            **({"invite": shown.invite} if shown.invite else {}),
         }
         call = call_on(link, commands.Join, arguments)
         box = await parts.peers.limit(call, JOIN_TIMEOUT, f"Join at {address}")
-        if not check_proof(key, MEMBER, exporter, box["proof"]):
-            raise CannotJoin(f"{address} does not know the join key of {join_file(parts.config_file.path)}")
+        if not check_proof(shown.key, MEMBER, exporter, box["proof"]):
+            raise CannotJoin(f"{address} does not know {shown.name}")
         return await _accept(parts, box)
     except commands.JoinRefused as error:
         raise CannotJoin(f"{address} does not let this server join: {error}") from None

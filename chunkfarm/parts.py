@@ -40,6 +40,7 @@ from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
 from chunkfarm.failed_attempts import FailedAttempts
 from chunkfarm.history import History, OwnLine
+from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
 from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
@@ -286,6 +287,7 @@ class Parts:
             lambda: self.keys_revision,
         )
         self._keyring = Keyring(self._table, lambda: self.seal, self.now)
+        self.invites = Invites(self._table, lambda: self.seal, self.now, self.servers, self.options)
 
     def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
         questions = Questions(self.peers, self._probe_arguments)
@@ -654,6 +656,9 @@ class Parts:
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         return self.access.authenticate(key_id, secret)
+
+    def invite(self, seconds: float) -> Deferred[tuple[str, int]]:
+        return self.invites.make(seconds)
 
     @property
     def keyring(self) -> Keyring:

@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.config import ConfigFile, HeldConfig, LockHeld
+from chunkfarm.config import Config, ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
 from chunkfarm.finding import SOON, WAIT_MOST, Answer, Asking, Join, Search, Wait
@@ -33,6 +33,7 @@ from chunkfarm.returning import Calls
 from chunkfarm.state import Wait as StateWait
 from chunkfarm.threads import Threads
 from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.invitation import Invitation
 from chunkfarm.trust.private import NoSuchFile
 from chunkfarm.trust.proof import read_join_key
 from chunkfarm.trust.seal import SealKey
@@ -56,6 +57,8 @@ class Wish:
     overrides: Mapping[str, str | None]
     host_name: str
     found_anyway: bool = False
+    invitation: Invitation | None = None
+    """The code that was given, in whose farm this server is to join."""
 
 
 @frozen(kw_only=True)
@@ -116,7 +119,7 @@ class Startup:
         return failure
 
     async def _read_config(self) -> Parts:
-        config = with_ports(self._file.read(self._wish.overrides, self._wish.host_name))
+        config = self._seen(self._file.read(self._wish.overrides, self._wish.host_name))
         data = DataDirectory.open(config.server.data, self._surroundings.machine.new_id())
         try:
             if discard_unrecorded(data.path, config.farm.id):
@@ -143,6 +146,7 @@ class Startup:
             duties=parts.duties,
             access=parts.access,
             issuer=parts.issuer,
+            invites=parts.invites,
             first=parts.first,
             servers=parts.servers,
             learn=parts.book.learn,
@@ -154,6 +158,23 @@ class Startup:
             uses=parts.references.uses,
         )
         return parts
+
+    def _seen(self, config: Config) -> Config:
+        """The config with what it does not say itself: ports of passed sockets, and the farm that a code names.
+
+        Raises `CannotStart` if it names another farm than the code.
+        """
+        config = with_ports(config)
+        invitation = self._wish.invitation
+        if invitation is None:
+            return config
+        if config.farm.id and config.farm.id != invitation.farm:
+            raise CannotStart(f"{self._file.path} names farm {config.farm.id}, and the code is for {invitation.farm}")
+        if config.farm.id:
+            # It has joined before, and the list in the file is newer.
+            return config
+        farm = evolve(config.farm, id=invitation.farm, ca=invitation.ca)
+        return evolve(config, farm=farm, servers=(*invitation.servers, *config.servers))
 
     async def _find_farm(self, parts: Parts) -> tuple[Parts, Decided]:
         assert self._answers is not None
@@ -192,7 +213,7 @@ class Startup:
     async def _whom_to_ask(self, parts: Parts) -> tuple[list[Address], Asking]:
         """The servers in the list as it is now, and what this one tells them."""
         config = await parts.run_in_thread(self._file.read, self._wish.overrides, self._wish.host_name)
-        parts.config = with_ports(config)
+        parts.config = self._seen(config)
         try:
             key = await parts.run_in_thread(read_join_key, join_file(self._file.path))
         except NoSuchFile:
@@ -239,7 +260,7 @@ class Startup:
         except OSError as error:
             raise CannotStart(f"no farm can be founded: {self._file.path} cannot be locked: {error}") from None
         try:
-            config = with_ports(await parts.run_in_thread(held.read, self._wish.overrides, self._wish.host_name))
+            config = self._seen(await parts.run_in_thread(held.read, self._wish.overrides, self._wish.host_name))
             unchanged = (config.farm.id, config.servers) == (parts.config.farm.id, parts.config.servers)
             if not unchanged:
                 held.release()
@@ -318,7 +339,7 @@ class Startup:
         waits = []
         for address in addresses:
             try:
-                await join(parts, address, answer.version)
+                await join(parts, address, answer.version, self._wish.invitation)
             except JoinLater as error:
                 waits.append(Answer(address=address, outcome="", error=str(error)))
             else:

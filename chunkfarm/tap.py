@@ -10,10 +10,24 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from chunkfarm import logs
-from chunkfarm.config import ServerOptions, read_config
+from chunkfarm.config import ServerOptions, format_size, read_config
 from chunkfarm.data_directory import is_unused
 from chunkfarm.errors import FarmError
+from chunkfarm.model import FarmOptions
+from chunkfarm.trust.invitation import CODE_LENGTH_MAX, Invitation
+from chunkfarm.trust.private import TrustError
 from chunkfarm.wire.sockets import why_taken
+
+EMPTY_CONFIG = f"""\
+[farm]
+chunksize = {format_size(FarmOptions().chunksize)}
+
+[servers]
+; The farm keeps this list: oldest first.
+
+[server]
+data = ./data
+"""
 
 
 def _plain(text: str) -> str:
@@ -36,10 +50,14 @@ class Options(usage.Options):
         ["ports", None, None, "Client port; peer port and file port are the next two.", _plain],
         ["weight", None, None, "Share of the chunks (0: none).", _plain],
         ["zone", None, None, "What fails together with this server, such as a rack.", _plain],
+        ["join", None, None, "Join with this code of `chunkfarm invite`, or with the one in a file: @FILE.", _plain],
     ]
     optFlags = [
         ["found", None, "Make a new farm although config.ini names one that nobody answers for."],
     ]
+
+    invitation: Invitation | None = None
+    """What the code of `--join` says."""
 
     def __getitem__(self, name: str) -> str | None:
         value: str | None = super().__getitem__(name)
@@ -57,6 +75,9 @@ class Options(usage.Options):
         path = os.path.abspath(self["config"] or "config.ini")
         self["config"] = path
         try:
+            if isinstance(self["join"], str):
+                self.invitation = _read_code(self["join"])
+                _make_config(path)
             config = read_config(path, self.overrides, socket.gethostname())
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
@@ -105,6 +126,31 @@ class Options(usage.Options):
             parent["logfile"] = os.path.join(data, "twistd.log")
 
 
+def _read_code(given: str) -> Invitation:
+    """The code on the command line, or in the file that it names; raises `TrustError`."""
+    if not given.startswith("@"):
+        return Invitation.from_code(given)
+    path = given[1:]
+    try:
+        with open(path, encoding="ascii") as file:
+            return Invitation.from_code(file.read(CODE_LENGTH_MAX + 1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrustError(
+            f"--join: {path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}"
+        ) from None
+
+
+def _make_config(path: str) -> None:
+    """A file for the farm to write its list into, if there is none: who joins with a code needs no other."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(EMPTY_CONFIG)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise TrustError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def makeService(options: Options) -> IService:
     """The farm's service: one MultiService with the three ports."""
     # Imported late: importing the reactor installs one, and twistd may have been told which.
@@ -116,6 +162,7 @@ def makeService(options: Options) -> IService:
         overrides=options.overrides,
         host_name=socket.gethostname(),
         found_anyway=bool(options["found"]),
+        invitation=options.invitation,
     )
     stays = options.parent is not None and bool(options.parent.get("nodaemon"))
     return make_farm(wish, logs.of_process, has_terminal=stays and os.isatty(0))

@@ -32,6 +32,7 @@ FLOORS: list[set[str]] = [
         "emptying",
         "explanation",
         "failed_attempts",
+        "invites",
         "issuer",
         "keyring",
         "ledger",

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm import tap
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.tap import Options
+from tests.trust.test_invitation import make_invitation
 
 CONFIG = "[farm]\nchunksize = 8M\n\n[servers]\n\n[server]\ndata = ./data\nhost = 127.0.0.1\n"
 
@@ -116,3 +117,44 @@ class OptionsTests(SynchronousTestCase):
         assert "colour" in self.refusal(config="[farm]\ncolour = blue\n")
         assert "--ports" in self.refusal("--ports", "many")
         assert "--weight" in self.refusal("--weight", "-3")
+
+
+class JoinTests(SynchronousTestCase):
+    """A new machine with a code and nothing else."""
+
+    def make_options(self, code: str, *more: str) -> Options:
+        self.patch(tap, "why_taken", lambda place: None)
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        (self.folder / "code").write_text(code + "\n")
+        options = Options()
+        options.parent = Parent()
+        options.parseOptions(["--config", str(self.folder / "config.ini"), *more])
+        return options
+
+    def test_no_config_needed(self) -> None:
+        """A config.ini is made for the farm to write into; one that is there stays as it is."""
+        options = self.make_options(make_invitation().to_code(), "--join", make_invitation().to_code())
+        assert options.invitation == make_invitation()
+        written = (self.folder / "config.ini").read_text()
+        assert "[servers]" in written and make_invitation().farm not in written
+
+    def test_from_a_file(self) -> None:
+        """The code may lie in a file, so that no list of processes shows it."""
+        self.patch(tap, "why_taken", lambda place: None)
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        (folder / "code").write_text(make_invitation().to_code() + "\n")
+        (folder / "config.ini").write_text(CONFIG)
+        options = Options()
+        options.parseOptions(["--config", str(folder / "config.ini"), "--join", f"@{folder / 'code'}"])
+        assert options.invitation == make_invitation()
+        assert (folder / "config.ini").read_text() == CONFIG
+
+    def test_no_code(self) -> None:
+        """What is no code, or a file that is not there, is refused, and nothing is made."""
+        for given in ("chunkfarm1-x", "@/does/not/exist"):
+            with self.assertRaises(SystemExit) as caught:
+                self.make_options("", "--join", given)
+            assert str(caught.exception.code) != "x" and "\n" not in str(caught.exception.code)
+            assert os.listdir(self.folder) == ["code"]

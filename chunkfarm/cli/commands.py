@@ -18,6 +18,7 @@ from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
+from chunkfarm.cli.inviting import invite
 from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
@@ -75,6 +76,7 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
 
 
 chunkfarm.add_command(keys.key)
+chunkfarm.add_command(invite)
 
 
 def ask(surroundings: Surroundings, line: str, payload: bytes = b"") -> Reply:

@@ -27,11 +27,13 @@ def key() -> None:
     """
 
 
-def ask(surroundings: Surroundings, line: str) -> Reply:
+def ask(surroundings: Surroundings, line: str, *, certificate_will_do: bool = True) -> Reply:
+    """One request to any server that can answer it."""
+
     async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
         return await farm.run(lambda link: link.request(line))
 
-    return surroundings.run(work, certificate_will_do=True)
+    return surroundings.run(work, certificate_will_do=certificate_will_do)
 
 
 @key.command()

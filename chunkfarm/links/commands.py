@@ -79,7 +79,8 @@ class Join(amp.Command):
     `proof` is the joiner's (see `trust.proof`), `request` a PEM signing request made on the joiner, `row`
     JSON of a `model.Server`. The answer carries the member's proof, which the joiner checks before it
     accepts anything else, then the certificate, the CA certificate and, for a server that may be a master,
-    the key that seals secret rows.
+    the key that seals secret rows. With `invite`, the id of a code, both prove knowledge of its secret and not of
+    the join key.
     """
 
     arguments = [
@@ -88,6 +89,7 @@ class Join(amp.Command):
         (b"proof", amp.String()),
         (b"request", amp.String()),
         (b"row", amp.Unicode()),
+        (b"invite", amp.Unicode(optional=True)),
     ]
     response = [
         (b"proof", amp.String()),

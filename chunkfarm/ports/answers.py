@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from chunkfarm.access import Access
 from chunkfarm.errors import AuthenticationFailed, FarmError, InvalidRequest, PreconditionFailed
+from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
@@ -73,6 +74,7 @@ class PeerAnswers:
         duties: Duties,
         access: Access,
         issuer: Issuer,
+        invites: Invites,
         first: Callable[[], str],
         servers: Callable[[], tuple[Server, ...]],
         learn: Callable[[str, Address], None],
@@ -94,6 +96,7 @@ class PeerAnswers:
         self._duties = duties
         self._access = access
         self._issuer = issuer
+        self._invites = invites
         self._first = first
         self._servers = servers
         self._learn = learn
@@ -170,10 +173,12 @@ class PeerAnswers:
         if joiner.farm and joiner.farm != self._state.farm_id:
             raise commands.JoinRefused(f"it asks for farm {joiner.farm}, and this is farm {self._state.farm_id}")
         try:
-            key = await self._issuer.join_key()
+            used = await self._invites.look(joiner.invite, public_key_digest(joiner.request)) if joiner.invite else None
+            key = used.secret if used is not None else await self._issuer.join_key()
             if not check_proof(key, JOINER, joiner.exporter, joiner.proof):
                 self._log.warn("A server at {host} tried to join with a wrong join key.", host=joiner.host)
-                raise commands.JoinRefused("its join key (farm.join) is not this farm's")
+                what = "code" if used is not None else "join key (farm.join)"
+                raise commands.JoinRefused(f"its {what} is not this farm's")
             row = _row(joiner.row)
             if is_loopback(row.host) and not is_loopback(joiner.host):
                 raise commands.JoinRefused(
@@ -184,8 +189,11 @@ class PeerAnswers:
             )
             certificate, ca = await self._issuer.sign(joiner.request, row.id, row.host)
             seal = self._issuer.seal_key if row.master else b""
-            joined = await self._registry.join(row)
+            joined = await self._registry.join(
+                row, also=used.also if used is not None else (), compares=used.compares if used is not None else ()
+            )
         except TrustError as error:
+            self._log.warn("A server at {host} may not join: {reason}.", host=joiner.host, reason=str(error))
             raise commands.JoinRefused(str(error)) from None
         except TableError as error:
             raise commands.NotNow(str(error)) from None

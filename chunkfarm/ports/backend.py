@@ -69,6 +69,9 @@ class Backend(Protocol):
     @property
     def keyring(self) -> Keyring: ...
 
+    def invite(self, seconds: float) -> Deferred[tuple[str, int]]:
+        """A code with which one server may join, good for so long, and when it runs out (ms)."""
+
     @property
     def keys_revision(self) -> int:
         """Of the last change of any key that this server knows of."""

@@ -55,6 +55,8 @@ class Joiner:
     exporter: bytes
     host: str
     """The address its connection comes from."""
+    invite: str = ""
+    """Id of the code whose secret the proof is made with; empty: it is made with the join key."""
 
 
 @define(frozen=True)
@@ -274,9 +276,11 @@ class PeerPort(Boxes):
         return exporter
 
     @commands.Join.responder
-    def join(self, version: int, farm: str, proof: bytes, request: bytes, row: str) -> Deferred[dict[str, Any]]:
+    def join(
+        self, version: int, farm: str, proof: bytes, request: bytes, row: str, invite: str | None = None
+    ) -> Deferred[dict[str, Any]]:
         host = cast(Any, self.transport).getPeer().host
-        return self._backend.join(Joiner(version, farm, proof, request, row, self._exporter(), host))
+        return self._backend.join(Joiner(version, farm, proof, request, row, self._exporter(), host, invite or ""))
 
     @commands.Renew.responder
     def renew(self, request: bytes) -> Deferred[dict[str, Any]]:

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
 from chunkfarm.errors import InvalidRequest, PreconditionFailed, Waiting
+from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
@@ -35,6 +36,7 @@ from chunkfarm.table.registry import Registry
 from chunkfarm.trust.authority import Authority, server_id_of
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.invitation import Invitation
 from chunkfarm.trust.keys import new_key, secret_digest
 from chunkfarm.trust.proof import DIALER, JOINER, LISTENER, MEMBER, check_proof, proof
 from chunkfarm.trust.seal import SealKey
@@ -102,6 +104,9 @@ class PeerAnswersTests(SynchronousTestCase):
         self.table, self.engine = MemoryTable(), FakeEngine()
         self.authority = authority = Authority.create(FARM, NOW)
         self.seal = SealKey.create()
+        self.now = NOW
+        options = FarmOptions(id=FARM, ca=authority.fingerprint)
+        self.invites = Invites(self.table, lambda: self.seal, lambda: self.now, self.servers, lambda: options)
         registry = Registry(self.table, lambda: NOW)
         also = secret_rows(self.seal, authority, KEY)
         self.successResultOf(registry.found(make_server(1), FarmOptions(id=FARM), also))
@@ -134,6 +139,7 @@ class PeerAnswersTests(SynchronousTestCase):
             duties=duties,
             access=Access(self.table, lambda: True, peers, lambda: (), clock),
             issuer=Issuer(self.table, lambda: self.seal, lambda: NOW),
+            invites=self.invites,
             first=lambda: self.leading,
             servers=self.servers,
             learn=self.learned.__setitem__,
@@ -212,6 +218,65 @@ class PeerAnswersTests(SynchronousTestCase):
         assert "version 99" in self.refusal(answers, version=99)
         for version in (commands.PROTOCOL_VERSION - 2, commands.PROTOCOL_VERSION + 1):
             assert f"version {version} of the peer protocol" in self.refusal(answers, version=version)
+
+    def invited(self, answers: PeerAnswers, seconds: float = 60.0) -> dict[str, Any]:
+        """What a joiner shows that has a new code."""
+        invitation = Invitation.from_code(self.successResultOf(self.invites.make(seconds))[0])
+        assert (invitation.farm, invitation.ca) == (FARM, self.authority.fingerprint)
+        return {"invite": invitation.id, "proof": proof(invitation.secret, JOINER, EXPORTER)}
+
+    def test_a_code(self) -> None:
+        """Who shows a code joins without the join key, and is shown in turn that the farm knows its secret."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        box = self.successResultOf(answers.join(self.make_joiner(**shown)))
+        assert Server.from_value(box["row"].encode()).id == server_id(9)
+        assert box["proof"] != proof(KEY, MEMBER, EXPORTER)
+
+    def test_a_code_whose_answer_was_lost(self) -> None:
+        """The same server asks again, even after the code has run out; another one that shows it is refused."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        self.successResultOf(answers.join(self.make_joiner(**shown)))
+        self.now += 3600_000
+        self.successResultOf(answers.join(self.make_joiner(**shown)))
+        thief = Identity.provisional(server_id(8), NOW)
+        self.back = CalledBack(thief, server_id(8))
+        other = {"row": make_server(8), "request": thief.signing_request(), **shown}
+        assert "used by another" in self.refusal(answers, **other)
+
+    def test_two_with_one_code(self) -> None:
+        """Of two that show the same code at once one joins."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        read = self.invites._row
+        raced: list[bool] = []
+
+        async def race(invite_id: str) -> Any:
+            row = await read(invite_id)
+            if not raced:
+                raced.append(True)
+                thief = Identity.provisional(server_id(8), NOW)
+                back, self.back = self.back, CalledBack(thief, server_id(8))
+                other = self.make_joiner(row=make_server(8), request=thief.signing_request(), **shown)
+                self.successResultOf(answers.join(other))
+                self.back = back
+            return row
+
+        self.invites._row = race  # type: ignore[method-assign]
+        failure = self.failureResultOf(answers.join(self.make_joiner(**shown)))
+        assert failure.check(commands.JoinRefused, commands.NotNow)
+        assert server_id(9) not in {server.id for server in self.servers()}
+
+    def test_codes_that_are_no_good(self) -> None:
+        """One that has run out, one that nobody made, and one shown without knowing its secret are refused."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        assert "not this farm's" in self.refusal(answers, **{**shown, "proof": proof(KEY, JOINER, EXPORTER)})
+        for invite in ("0" * 16, "x", "../join", "é" * 16):
+            assert "not known" in self.refusal(answers, **{**shown, "invite": invite})
+        self.now += 61_000
+        assert "run out" in self.refusal(answers, **shown)
 
     def test_a_joiner_of_the_version_before(self) -> None:
         """It is taken in, so that a farm can be renewed one server after the other."""

@@ -152,6 +152,7 @@ class Node:
             duties=nothing,
             access=nothing,
             issuer=nothing,
+            invites=nothing,
             first=lambda: "",
             servers=lambda: (),
             learn=lambda server, address: None,

@@ -46,3 +46,25 @@ class KeysTests(FarmTestCase):
         (farm.directory / "alpha" / "admin.key").unlink()
         made = farm.cli("key", "add", "--role", "admin")
         assert made.returncode == 0 and len(made.stdout.split()) == 2, made
+
+
+class InviteTests(FarmTestCase):
+    def test_a_new_machine(self) -> None:
+        """With a code and nothing else a server joins; it comes back without it, and nobody else joins with it."""
+        farm = self.make_farm("alpha")
+        made = farm.cli("invite", "--valid", "5m", "--out", "code")
+        assert made.returncode == 0, made.stderr
+        assert (farm.directory / "code").stat().st_mode & 0o777 == 0o600
+        elsewhere = farm.directory / "elsewhere"
+        for folder in (elsewhere, farm.directory / "thief"):
+            folder.mkdir()
+        code = f"@{farm.directory / 'code'}"
+        farm.start("beta", "--join", code, "--host", "127.0.0.1", config=elsewhere / "config.ini")
+        farm.wait_serving("beta")
+        assert not (elsewhere / "farm.join").exists()
+        farm.wait_for(lambda: "beta = " in (elsewhere / "config.ini").read_text(), 10, "the farm writes its list there")
+        told = farm.fails_to_start("gamma", "--join", code, config=farm.directory / "thief" / "config.ini")
+        assert "used by another server" in told
+        farm.kill9("beta")
+        farm.start("beta", config=elsewhere / "config.ini")
+        farm.wait_serving("beta")

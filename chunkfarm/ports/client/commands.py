@@ -306,6 +306,16 @@ _ALL = (
         audited=True,
     ),
     Command(
+        name="INVITE",
+        usage="[seconds]",
+        summary="Makes a code with which one server may join, told once.",
+        run=keys.invite,
+        access=ADMIN,
+        most=1,
+        once_begun=True,
+        audited=True,
+    ),
+    Command(
         name="KEYS",
         usage="",
         summary="The keys of users, without their secrets.",
@@ -335,10 +345,7 @@ _ALL = (
             access=ADMIN,
             most=WORDS_MAX,
         )
-        for name, usage, summary in (
-            ("INVITE", "", "Makes a code with which one server may join"),
-            ("FORGET", "<id>", "Takes a server out for good"),
-        )
+        for name, usage, summary in (("FORGET", "<id>", "Takes a server out for good"),)
     ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}

@@ -1,9 +1,11 @@
-"""KEYS and KEY: who may use the farm."""
+"""KEYS, KEY and INVITE: who may use the farm, and who may join it."""
 
 from __future__ import annotations
 
 from chunkfarm.errors import InvalidRequest
+from chunkfarm.invites import VALID_SECONDS
 from chunkfarm.model import timestamp
+from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.trust.keys import KeyRow
 from chunkfarm.wire.lines import Sentence, format_fields
@@ -24,6 +26,12 @@ async def change_key(session: Session, request: Request) -> Answer:
     if what == "remove":
         return ok(_row(await keyring.remove(rest[0])))
     return ok(_row(await keyring.enable(rest[0], what == "enable")))
+
+
+async def invite(session: Session, request: Request) -> Answer:
+    seconds = number(request.word(0, str(VALID_SECONDS)), "seconds")
+    code, expires = await session.backend.invite(seconds)
+    return ok(format_fields([("code", code), ("expires", timestamp(expires))]))
 
 
 def _row(key: KeyRow) -> str:
