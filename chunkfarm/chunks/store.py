@@ -254,8 +254,10 @@ class ChunkStore:
     def _open_all(self) -> None:
         self._loose.open()
         os.makedirs(f"{self._directory}/quarantine", mode=0o700, exist_ok=True)
-        sync_directory(self._directory)
         self._packs.open()
+        # The directories themselves are new at the first start, and with one of them all that is in it could be lost.
+        sync_directory(self._directory)
+        sync_directory(os.path.dirname(self._directory))
         self._identity = self._identify()
 
     def _identify(self) -> list[tuple[int, int]]:

@@ -452,6 +452,19 @@ class StartTests(StoreTestCase):
             self.store()
         assert str(self.path(digest).parent) in synced
 
+    def test_durable_directories(self) -> None:
+        """A power cut soon after the first start takes no directory away, with all that was stored in it."""
+        synced: list[tuple[str, list[str]]] = []
+
+        def note(directory: str) -> None:
+            synced.append((directory, os.listdir(directory)))
+
+        with mock.patch("chunkfarm.chunks.store.sync_directory", note):
+            self.store()
+        held = dict(synced)
+        assert "packs" in held[str(self.directory)]
+        assert self.directory.name in held[str(self.directory.parent)]
+
     def test_scan(self) -> None:
         """A scan finds every chunk once, in order, and nothing else."""
         store = self.store()

@@ -24,6 +24,8 @@ from chunkfarm.table.survivor import Survivor
 from chunkfarm.table.watches import History, WatchHub
 from tests.simulation import starts
 from tests.simulation.checks import Violation
+from tests.simulation.chunk_mutants import CHUNK_MUTANTS
+from tests.simulation.chunks import ChunkFarm
 from tests.simulation.config_writes import ConfigSimulation
 from tests.simulation.core import Disk, Simulation
 from tests.simulation.core import Server as SimulatedServer
@@ -37,6 +39,9 @@ from tests.simulation.pairs import PairSimulation, Rules, ThirdSimulation
 from tests.simulation.repeats import RepeatRules, RepeatSimulation
 
 SEEDS_MIN = 200
+CHUNKS = "chunks"
+"""The kind of those that store chunks: what they break stands in docs/chunks.md, and a seed takes a second."""
+CHUNK_SEEDS_MIN = 50
 WITH_A_THIRD = "takes-over-beside-others"
 """Seldom found without a third server that gets its vote at the wrong moment."""
 
@@ -59,7 +64,7 @@ class Mutant:
     @property
     def within(self) -> int:
         """A simulation that has not found the fault with so many seeds is too weak: another first seed may be luck."""
-        return max(SEEDS_MIN, 2 * self.seed)
+        return max(CHUNK_SEEDS_MIN if self.kind == CHUNKS else SEEDS_MIN, 2 * self.seed)
 
     def caught(self, seed: int) -> str:
         """The rule that this seed finds broken; empty if it finds nothing."""
@@ -132,7 +137,7 @@ def _broken(rules: Rules) -> str:
     return _said(rules.make_survivor if rules.make_survivor is not Survivor else rules.make_core)
 
 
-def _play(simulation: Callable[[int, Any], Any], broken: object, seed: int) -> None:
+def _play(simulation: Callable[[int, Any], Any], broken: Any, seed: int) -> None:
     simulation(seed, broken).run()
 
 
@@ -147,6 +152,8 @@ def _all() -> Iterable[Mutant]:
         yield Mutant(name, "disks", _said(core), partial(_play, OldDiskSimulation, core), seed, "leader completeness")
     for name, (kind, what, simulation, broken, seed, rule) in OTHERS.items():
         yield Mutant(name, kind, what, partial(_play, simulation, broken), seed, rule)
+    for name, (make, broken, seed, rule) in CHUNK_MUTANTS.items():
+        yield Mutant(name, CHUNKS, _said(broken), partial(_play, ChunkFarm, make), seed, rule)
     yield Mutant(
         "takes-a-table", "core", _said(TakesATable), lambda at: TakesATable(at).run(), 1, "leader completeness"
     )

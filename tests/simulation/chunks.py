@@ -1,485 +1,601 @@
-"""Several servers' chunks under bad luck, with the real transfers and caretakers over disks and links in memory.
+"""Farms that carry files, with the real stores, transfers, caretakers and catalogs over disks and links in memory.
 
-Each seed is a history of its own: files are put and removed while servers die and come back, bits flip, chunks and
-whole disks vanish, disks fill up. Only injuries that must be survivable are done: a copy is harmed only while
-another whole one of the same chunk exists that is not harmed before this one could be mended. In the end all is
-well again, the caretakers get time, and then every chunk of every file that was acknowledged must be on all of
-its owners, whole.
+Each seed is a history of its own: clients put, overwrite, remove and read files while servers join, leave, die and come
+back, lose their power in the middle of a write, hear late of each other, while bits flip, chunks and whole disks
+vanish and fill up. Only injuries that must be survivable are done: a copy is harmed only while another whole one of
+the same chunk exists. What must hold at a moment is looked at then (`removes`, `must_have_copies`, and what users
+read); in the end all is well again, and within `HEAL_SECONDS` every chunk of every file must be on all of its owners.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
-from random import Random
-from typing import Any, TypeVar, cast
+import gc
+import itertools
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+from unittest.mock import patch
 
-from attrs import define, evolve
-from twisted.internet.defer import Deferred, execute, fail
-from twisted.internet.error import ConnectionRefusedError
-from twisted.internet.task import Clock
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
+from chunkfarm import catalog as catalog_module
 from chunkfarm.chunks import placement
-from chunkfarm.chunks.caretaker import Caretaker
-from chunkfarm.chunks.checking import verify_here
-from chunkfarm.chunks.pieces import Buffer, BytesSource
-from chunkfarm.chunks.store import ChunkStore, DamagedChunk, Space
-from chunkfarm.chunks.transfer import Transfer
-from chunkfarm.errors import Full, Mismatch, NotFound
-from chunkfarm.links.interface import IChunkLinks
-from chunkfarm.model import Server, digest_of
-
-T = TypeVar("T")
+from chunkfarm.errors import Full
+from chunkfarm.model import EPOCH_KEY, FILES, OPTIONS_KEY, SERVERS, FarmOptions, File, Server
+from chunkfarm.table.epochs import PARTS_OF_GRACE
+from chunkfarm.table.interface import Event
+from tests.simulation.checks import Violation
+from tests.simulation.chunk_contents import CHUNK_SIZE, CHUNK_SIZE_MIN, INLINE, PREFIXES, Content, Images
+from tests.simulation.chunk_servers import ChunkServer, Make
+from tests.simulation.chunk_table import Table
+from tests.simulation.chunk_users import Users
+from tests.simulation.world import Process, World
 
 DOWN_AFTER = 5.0
 REPAIR_AFTER = 120.0
+GRACE = 300.0
+"""`collect_grace`: some epochs go by while a client dawdles."""
 STEPS = 60
+SERVERS_MAX = 7
 HEAL_SECONDS = 300.0
 """Far less than the hourly look takes to come round: it must not be needed for anything here."""
-SIZE = 600
-"""Bytes of a chunk at most: what is simulated does not depend on it."""
+LAGS = (0.02, 0.02, 0.02, 5.0, 40.0)
+"""Seconds by which a server's rows are old, at the most."""
+WAYS = (0.001, 0.01, 0.05)
+"""Seconds that a question travels."""
+MEMORY = "/dev/shm"
+"""Where a file costs no time of a real disk."""
+REMEMBERED_SECONDS = 120.0
+"""How long a copy that was harmed still counts for whoever was told of it."""
 
 
-class MemoryStore:
-    """A disk with what `ChunkStore` promises. Damage is done by writing to `chunks`."""
+class _Scores:
+    """Stands in the place of `placement.score`, and computes no score twice."""
 
-    def __init__(self, on_damaged: Callable[[bytes, str], None]) -> None:
-        self.chunks: dict[bytes, bytes] = {}
-        self.aside: set[bytes] = set()
-        self.full = False
-        self.on_damaged = on_damaged
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, str, int], float] = {}
+        self._score = placement.score
 
-    def put(self, digest: bytes | None, data: Buffer, *, checked: bool = False) -> Deferred[bytes]:
-        def put() -> bytes:
-            found = digest_of(data)
-            if digest is not None and found != digest:
-                raise Mismatch("other bytes")
-            if self.chunks.get(found):
-                # Like the real one: a file that is whole by its length is not written again.
-                return found
-            if self.full:
-                raise Full("this server's disk is full")
-            self.chunks[found] = bytes(data)
-            return found
-
-        return execute(put)
-
-    def has(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
-        return execute(lambda: [len(self.chunks.get(digest, b"")) for digest in digests])
-
-    def hold(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
-        return self.has(digests)
-
-    def size(self, digest: bytes) -> Deferred[int]:
-        def size() -> int:
-            if digest not in self.chunks:
-                raise NotFound("no such chunk")
-            return len(self.chunks[digest])
-
-        return execute(size)
-
-    def check(self, digest: bytes) -> Deferred[int]:
-        return execute(lambda: len(self._whole(digest)))
-
-    def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[Any]:
-        def read() -> Any:
-            data = self._whole(digest)
-            end = len(data) if length is None else offset + length
-            source = cast(Any, BytesSource(data[offset:end]))
-            source.chunk_length, source.length = len(data), end - offset
-            return source
-
-        return execute(read)
-
-    def scan(self, prefix: int) -> Deferred[list[bytes]]:
-        return execute(lambda: sorted(digest for digest in self.chunks if digest[0] == prefix))
-
-    def space(self) -> Deferred[Space]:
-        return execute(lambda: Space(0, 0, self.full))
-
-    def quarantined(self) -> Deferred[list[bytes]]:
-        return execute(lambda: sorted(self.aside - set(self.chunks)))
-
-    def _whole(self, digest: bytes) -> bytes:
-        if digest not in self.chunks:
-            raise NotFound("no such chunk")
-        data = self.chunks[digest]
-        if digest_of(data) != digest:
-            del self.chunks[digest]
-            self.aside.add(digest)
-            self.on_damaged(digest, "other bytes")
-            raise DamagedChunk("other bytes")
-        return data
-
-
-@define(eq=False)
-class Node:
-    """One server: its row, its disk, and its process while it runs."""
-
-    row: Server
-    store: MemoryStore
-    running: bool = False
-    run: int = 0
-    """Which process of it this is: what an earlier one had asked is answered to nobody."""
-    transfer: Transfer | None = None
-    caretaker: Caretaker | None = None
-    died: float = 0.0
-
-
-@implementer(IChunkLinks)
-class Links:
-    """What one process asks of the others: a little later, in any order, and not at all if one of the two is dead."""
-
-    def __init__(self, farm: ChunkFarm, node: Node) -> None:
-        self._farm = farm
-        self._node = node
-        self._run = node.run
-
-    def put(self, server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
-        return self._ask(server, lambda other: other.store.put(digest, data))
-
-    def get(self, server: Server, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[bytes]:
-        return self._ask(server, lambda other: execute(other.store._whole, digest))
-
-    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        return self._ask(server, lambda other: other.store.has(digests))
-
-    def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        return self._ask(server, lambda other: other.store.hold(digests))
-
-    def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
-        return fail(ConnectionRefusedError())
-
-    def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        return self._ask(
-            server, lambda other: Deferred.fromCoroutine(verify_here(cast(ChunkStore, other.store), digests))
-        )
-
-    def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
-        def look(other: Node) -> Deferred[None]:
-            assert other.caretaker is not None
-            return execute(other.caretaker.look_first, digests)
-
-        return self._ask(server, look)
-
-    def _ask(self, server: Server, work: Callable[[Node], Deferred[Any]]) -> Deferred[Any]:
-        farm = self._farm
-        other = farm.nodes[server.id]
-        if not other.running:
-            return fail(ConnectionRefusedError())
-        answer: Deferred[Any] = Deferred(lambda _: None)
-        run = other.run
-
-        def give(result: Any) -> None:
-            if not answer.called:
-                answer.callback(result)
-
-        def answered(result: Any) -> None:
-            self._later(lambda: give(result))
-
-        def arrive() -> None:
-            if other.running and other.run == run:
-                work(other).addBoth(answered)
-            else:
-                answered(Failure(ConnectionRefusedError()))
-
-        self._later(arrive)
-        return answer
-
-    def _later(self, call: Callable[[], object]) -> None:
-        def now() -> None:
-            if self._node.running and self._node.run == self._run:
-                call()
-
-        self._farm.clock.callLater(self._farm.random.choice((0.001, 0.01, 0.05)), now)
-
-
-MakeCaretaker = Callable[..., Caretaker]
+    def __call__(self, digest: bytes, server: Server) -> float:
+        key = digest, server.id, server.weight
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._score(digest, server)
+        return found
 
 
 class ChunkFarm:
-    """A farm of `servers` with one table, which all know at once."""
+    """One history. `run` raises `Violation` when something does not hold; `story` says what happened."""
 
-    def __init__(self, seed: int, make_caretaker: MakeCaretaker = Caretaker) -> None:
-        self.random = Random(seed)
-        self.clock = Clock()
-        self.replicas = self.random.choice((2, 3, 3, 3))
-        self._make_caretaker = make_caretaker
-        self.nodes: dict[str, Node] = {}
-        self.files: dict[int, bytes] = {}
-        """Acknowledged files that were not removed: the digest of the one chunk that each has."""
-        self.acknowledged = self.injuries = self.losses = self.buried = 0
-        self.story: list[str] = []
-        self._number = 0
-        self.table: tuple[Server, ...] = ()
-        for number in range(self.random.randint(3, 6)):
-            self._add(number)
-        self._publish()
-        for node in self.nodes.values():
-            self.start(node)
+    def __init__(self, seed: int, make: Make | None = None, steps: int = STEPS) -> None:
+        self.seed = seed
+        self.steps = steps
+        self.world = World(seed)
+        self.random = self.world.random("farm")
+        self.make = make or Make()
+        self._root = tempfile.mkdtemp(prefix="chunkfarm-simulation-", dir=MEMORY if os.path.isdir(MEMORY) else None)
+        self.disks = self.make.disks(self._root)
+        self.images = Images(f"{self._root}/scratch")
+        self.table = Table(self.world)
+        self.table.on_change = self._changed
+        self.servers: dict[str, ChunkServer] = {}
+        self.users = Users(self)
+        self.live: dict[str, Content] = {}
+        """By name: what the table has."""
+        self.wanted: Counter[bytes] = Counter()
+        """Chunks that clients are about to need: they were told of copies, or soon will be."""
+        self.harmed: dict[tuple[bytes, str], float] = {}
+        """Copies that an injury took, and when."""
+        self.promised: list[tuple[float, int, int]] = []
+        """How many copies each chunk was to have, and how many of them before a client was told of it, from when."""
+        self.injuries = self.losses = self.buried = self.cuts = 0
+        self.is_healed = False
+        self._sleeping: dict[Deferred[None], None] = {}
+        self._numbers = itertools.count()
+        self._failure: AssertionError | None = None
+        self._patches = ExitStack()
 
     @property
     def now(self) -> float:
         """Seconds since the beginning."""
-        return self.clock.seconds()
+        return self.world.now
 
-    # The farm.
+    @property
+    def story(self) -> list[str]:
+        return [f"seed {self.seed}", *self.world.story]
 
-    def _add(self, number: int) -> Node:
-        weight = self.random.choice((1, 1, 2))
-        row = Server(id=f"{number:032x}", name=f"s{number}", host="", client=1, peer=2, files=3, weight=weight)
-        node = Node(row, MemoryStore(lambda digest, reason: None))
-        node.store.on_damaged = lambda digest, reason: self._damaged(node, digest, reason)
-        self.nodes[row.id] = node
-        return node
-
-    def _damaged(self, node: Node, digest: bytes, reason: str) -> None:
-        if node.running and node.caretaker is not None:
-            node.caretaker.found_damaged(digest, reason)
-
-    def _publish(self) -> None:
-        self.table = tuple(node.row for node in self.nodes.values())
-        for node in self.nodes.values():
-            if node.running and node.caretaker is not None:
-                node.caretaker.table_changed()
-
-    def start(self, node: Node) -> None:
-        """A process begins, and its row is up."""
-        node.running, node.run = True, node.run + 1
-        links, store = Links(self, node), cast(ChunkStore, node.store)
-        server_id = node.row.id
-
-        def run_in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Deferred[T]:
-            return execute(function, *args, **kwargs)
-
-        node.transfer = Transfer(
-            store,
-            lambda: self.table,
-            server_id,
-            links,
-            lambda: self.replicas,
-            self.clock,
-            run_in_thread,
-            lambda digests: node.caretaker.look_first(digests) if node.caretaker is not None else None,
-        )
-        node.caretaker = self._make_caretaker(
-            store,
-            links,
-            node.transfer,
-            lambda: self.table,
-            server_id,
-            lambda: self.replicas,
-            self.clock,
-            run_in_thread,
-        )
-        node.caretaker.start()
-        node.row = evolve(node.row, state="up", given_up=False, full=node.store.full, incarnation=f"{node.run}")
-        self._publish()
-
-    def kill(self, node: Node) -> None:
-        """A process ends without a word; the first notices after a while."""
-        assert node.caretaker is not None
-        node.running, node.died = False, self.clock.seconds()
-        node.caretaker.stop()
-        run = node.run
-
-        def is_down() -> None:
-            if not node.running and node.run == run:
-                node.row = evolve(node.row, state="down")
-                self._publish()
-
-        def is_given_up() -> None:
-            if not node.running and node.run == run:
-                node.row = evolve(node.row, given_up=True)
-                self._publish()
-
-        self.clock.callLater(DOWN_AFTER, is_down)
-        self.clock.callLater(REPAIR_AFTER, is_given_up)
-
-    # The weather.
-
-    def alive(self) -> list[Node]:
-        return [node for node in self.nodes.values() if node.running]
-
-    def intact(self, digest: bytes) -> list[Node]:
-        """Servers that run and have a whole copy."""
-        return [node for node in self.alive() if self._is_whole(node, digest)]
-
-    def _is_whole(self, node: Node, digest: bytes) -> bool:
-        data = node.store.chunks.get(digest)
-        return data is not None and digest_of(data) == digest
+    # The course of a run.
 
     def run(self) -> None:
         """The history, then a time in which all must heal; raises `AssertionError` if it does not."""
-        for _ in range(STEPS):
-            self._step()
-            self.pass_time(self.random.choice((0.05, 0.5, 3.0, 20.0, 200.0)))
-        self.heal()
-        self.check()
+        with self:
+            self.begin()
+            for _ in range(self.steps):
+                self.step()
+                self.pass_time(self.random.choice((0.05, 0.5, 3.0, 20.0, 200.0)))
+            self.heal()
+            self.check()
+
+    def __enter__(self) -> Self:
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("chunkfarm.chunks.") or name == "chunkfarm.durable":
+                for attribute, value in (("os", self.disks), ("PREFIXES", PREFIXES), ("_PREFIXES", PREFIXES)):
+                    if hasattr(module, attribute):
+                        self._patches.enter_context(patch.object(module, attribute, value))
+        self._patches.enter_context(patch.object(sqlite3, "connect", self.disks.connect))
+        self._patches.enter_context(patch.object(catalog_module, "CHUNK_SIZE_MIN", CHUNK_SIZE_MIN))
+        self._patches.enter_context(patch.object(catalog_module, "INLINE_DIGESTS_MAX", INLINE))
+        self._patches.enter_context(patch.object(placement, "score", _Scores()))
+        # Everybody else would hear of failures that are meant to be, and of those of processes that are dead.
+        self._patches.enter_context(patch.object(globalLogPublisher, "_observers", [self._logged]))
+        # What a process has left behind is cleared away when its history is over, not in the middle of another event.
+        gc.disable()
+        gc.freeze()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for server in self.servers.values():
+            server.kill()
+        self.world.clear()
+        self.servers.clear()
+        gc.collect()
+        gc.unfreeze()
+        gc.enable()
+        self._patches.close()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def begin(self) -> None:
+        """Start the first servers."""
+        self.set_options(self.random.choice((2, 3, 3, 3)))
+        for _ in range(self.random.randint(3, 6)):
+            self.add().start()
+        self._turn_epoch()
+        self.pass_time(5.0)
+
+    def set_options(self, replicas: int) -> None:
+        """A person says how many copies are wanted."""
+        options = FarmOptions(chunksize=CHUNK_SIZE, replicas=replicas, repair_after=REPAIR_AFTER, collect_grace=GRACE)
+        self.table.put(OPTIONS_KEY, options.to_value())
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass from event to event."""
+        self.world.run_until(self.now + seconds, lambda: self._failure is not None)
+        if self._failure is not None:
+            raise self._failure
+
+    def fail(self, error: BaseException | None) -> None:
+        """Something does not hold. Whoever notices it may stand where its exception would be taken for another's."""
+        if not isinstance(error, AssertionError):
+            error = Violation(f"a fault: {type(error).__name__}: {error}")
+        self._failure = self._failure or error
+
+    def note(self, who: str, what: str) -> None:
+        self.world.note(who, what)
+
+    def _logged(self, event: Any) -> None:
+        process = self.world.running
+        failure = event.get("log_failure")
+        if event.get("log_level") is LogLevel.debug or (process is not None and not process.alive):
+            return
+        text = (formatEvent(event) or "").replace(self._root, "")
+        if failure is not None:
+            text += f": {failure.type.__name__}: {failure.getErrorMessage()}"
+        self.note(process.name if process is not None else "-", f"| {text}")
+        if failure is not None and not self._expects(failure):
+            self.fail(Violation(f"a fault of the product: {text}\n{failure.getTraceback()}"))
+
+    def _expects(self, failure: Any) -> bool:
+        """What a disk says that has no room at all."""
+        return isinstance(failure.value, OSError | sqlite3.Error | Full) and any(
+            server.disk.no_space for server in self.servers.values()
+        )
+
+    # What clients and servers use.
+
+    def sleep(self, seconds: float) -> Deferred[None]:
+        """A client does something else for a while."""
+        done: Deferred[None] = Deferred()
+        self._sleeping[done] = None
+        self.world.at(0.0 if self.is_healed else seconds, None, self._wake, done)
+        return done
+
+    def _wake(self, sleeper: Deferred[None]) -> None:
+        if self._sleeping.pop(sleeper, self) is None:
+            sleeper.callback(None)
+
+    def way(self) -> float:
+        """How long a question, or an answer, travels."""
+        return self.random.choice(WAYS)
+
+    def later(self, process: Process | None, call: Callable[..., object], *arguments: Any) -> None:
+        """An answer arrives at a process, or a client."""
+        self.world.at(self.way(), process, call, *arguments)
+
+    @contextmanager
+    def wants(self, content: Content) -> Iterator[None]:
+        """While a client relies on these chunks they are not harmed beyond what it was promised."""
+        self.wanted.update(content.all)
+        try:
+            yield
+        finally:
+            # What it has sent may still arrive.
+            self.world.at(10.0, None, self.wanted.subtract, content.all)
+
+    @property
+    def rows(self) -> tuple[Server, ...]:
+        """The server table as it is."""
+        rows = self.table.rows
+        return tuple(
+            Server.from_value(rows[key].value, rows[key].revision) for key in sorted(rows) if key.startswith(SERVERS)
+        )
+
+    @property
+    def options(self) -> FarmOptions:
+        return FarmOptions.from_value(self.table.rows[OPTIONS_KEY].value)
+
+    @property
+    def required(self) -> int:
+        """Copies that a client wants to be told of before it takes a chunk for stored."""
+        return self.options.replicas // 2 + 1
+
+    # The first of the farm, as far as chunks need it.
+
+    def add(self) -> ChunkServer:
+        """A machine with an empty disk."""
+        number = next(self._numbers)
+        weight = self.random.choice((1, 1, 2))
+        row = Server(id=f"{number:032x}", name=f"s{number}", host="", client=1, peer=2, files=3, weight=weight)
+        server = ChunkServer(self, number, row, self.make)
+        self.servers[row.id] = server
+        return server
+
+    def row(self, server: ChunkServer) -> Server | None:
+        found = self.table.rows.get(SERVERS + server.id.encode())
+        return Server.from_value(found.value, found.revision) if found is not None else None
+
+    def update(self, server: ChunkServer, **changes: Any) -> None:
+        """Change its row."""
+        row = self.row(server)
+        if row is not None and (changed := evolve(row, **changes)) != row:
+            self.table.put(changed.key, changed.to_value())
+
+    def joined(self, server: ChunkServer) -> None:
+        """A process is there, and gives its row."""
+        row = self.row(server) or server.row
+        changed = evolve(
+            row, state=row.live_state, given_up=False, full=server.disk.full, incarnation=f"{server.process_number}"
+        )
+        self.note(server.name, "is up")
+        self.table.put(changed.key, changed.to_value())
+
+    def ended(self, server: ChunkServer) -> None:
+        """A process is gone; the first notices after a while. If it was the first, another one has to be chosen."""
+        self.note(server.name, "has ended")
+        if self.random.random() < 1 / len(self.servers):
+            self.table.answers_from = max(self.table.answers_from, self.now + self.random.choice((0.5, 2.0, 6.0)))
+        number = server.process_number
+
+        def notice(**changes: Any) -> None:
+            if server.process is None and server.process_number == number:
+                self.update(server, **changes)
+
+        self.world.at(DOWN_AFTER, None, lambda: notice(state="down"))
+        self.world.at(REPAIR_AFTER, None, lambda: notice(given_up=True))
+
+    def _turn_epoch(self) -> None:
+        """As the first does, four times in each `collect_grace`."""
+        if self.table.leads and any(server.is_serving for server in self.servers.values()):
+            self.table.put(EPOCH_KEY, b"{}")
+        self.world.at(GRACE / PARTS_OF_GRACE, None, self._turn_epoch)
+
+    def _changed(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.key.startswith(FILES):
+                self._file_changed(event)
+        if any(not event.key.startswith(FILES) for event in events) and OPTIONS_KEY in self.table.rows:
+            rows, replicas = self.rows, self.options.replicas
+            able = sum(row.stores and row.state == "up" for row in rows)
+            self.promised.append((self.now, min(replicas, sum(row.owns for row in rows)), min(replicas, able) // 2 + 1))
+
+    def _file_changed(self, event: Event) -> None:
+        name = event.key[len(FILES) :].decode()
+        if event.kind == "DEL":
+            self.live.pop(name, None)
+            self.note("-", f"{name} is removed")
+            return
+        file = File.from_row(event.key, event.value, event.revision)
+        content = self.live[name] = self.users.by_etag[file.etag]
+        gone = [digest.hex()[:6] for digest in content.all if not self.intact(digest)]
+        if gone:
+            self.fail(Violation(f"commit: {name} has a row, and its chunks {' '.join(gone)} are nowhere"))
+
+    # Looking on.
+
+    def intact(self, digest: bytes) -> list[ChunkServer]:
+        """Servers that have a whole copy on their disks, whether they run or not."""
+        return [server for server in self.servers.values() if not server.gone and server.holds(digest)]
+
+    def reachable(self, content: Content, reader: ChunkServer) -> dict[bytes, set[tuple[str, int]]]:
+        """For each chunk the processes that have it and that `reader` knows."""
+        known = {server.id for server in reader.roster.servers}
+        return {
+            digest: {(one.id, one.process_number) for one in self.intact(digest) if one.is_serving and one.id in known}
+            for digest in content.all
+        }
+
+    def is_live(self, file: File) -> bool:
+        """Whether this is still what the table has."""
+        row = self.table.rows.get(file.key)
+        return row is not None and row.revision == file.revision
+
+    def counted(self, digest: bytes, since: float) -> int:
+        """Copies that there are, and those that were harmed since then, or before and nobody has read them yet."""
+        holders = {server.id for server in self.intact(digest)}
+        for (one, id), at in self.harmed.items():
+            if one == digest and (at >= since or self.servers[id].place(digest) is not None):
+                holders.add(id)
+        return len(holders)
+
+    def lowest(self, since: float) -> tuple[int, int]:
+        """The fewest copies that chunks were to have at any time since then, and the fewest that were required."""
+        # The last one before it was in force at that time.
+        first = max((number for number, (at, *_) in enumerate(self.promised) if at < since), default=0)
+        return min(one[1] for one in self.promised[first:]), min(one[2] for one in self.promised[first:])
+
+    def must_have_copies(self, content: Content, copies: int, began: float) -> None:
+        """What a client was told: so many copies of each chunk are durable, and those are enough."""
+        wanted, required = self.lowest(began - LAGS[-1])
+        if copies < required:
+            raise Violation(f"copies: a client was told of {copies}, and {required} are required")
+        for digest in content.all:
+            found = self.counted(digest, began)
+            if found < min(copies, wanted):
+                raise Violation(f"copies: {found} of {digest.hex()[:6]}, and a client was told of {copies}")
+
+    def removes(self, server: ChunkServer, digest: bytes) -> None:
+        """A server is about to remove a whole copy."""
+        self.note(server.name, f"removes {digest.hex()[:6]}")
+        if any(digest in content.all for content in self.live.values()):
+            since = self.now - REMEMBERED_SECONDS
+            others = self.counted(digest, since) - 1
+            if others < self.lowest(since)[0]:
+                self.fail(
+                    Violation(f"removed: {server.name} removes {digest.hex()[:6]}, of which there are {others} more")
+                )
+
+    def needed(self) -> list[bytes]:
+        """Chunks of files, and those that clients rely on."""
+        found = {digest for content in self.live.values() for digest in content.all}
+        return sorted(found | {digest for digest, count in self.wanted.items() if count > 0})
+
+    # The end.
 
     def heal(self) -> None:
         """Nothing goes wrong any more, and everything is read once.
 
         A server that is dead stays so for good in every other history, if nothing is only there.
         """
-        needed = not all(map(self.intact, self.files.values()))
-        for node in self.nodes.values():
-            self.fill(node, False)
-            if not node.running and (needed or self.random.random() < 0.5):
-                self.start(node)
-        self.buried = sum(not node.running for node in self.nodes.values())
-        self.pass_time(60 + REPAIR_AFTER * self.buried)
-        (somebody, *_) = self.alive()
-        assert somebody.transfer is not None
+        self.is_healed = True
+        self.note("-", "everything is repaired")
+        self.table.loses_answers = False
+        self.table.answers_from = self.now
+        needed = not all(any(one.process for one in self.intact(digest)) for digest in self.needed())
+        for server in self.servers.values():
+            server.lag_max = LAGS[0]
+            server.disk.cut_at, server.disk.no_space = 0, False
+            self.fill(server, False)
+            if server.process is None and not server.gone and (needed or self.random.random() < 0.5):
+                server.start()
+        self.buried = sum(server.process is None and not server.gone for server in self.servers.values())
+        for sleeper in list(self._sleeping):
+            self._wake(sleeper)
+        self.pass_time(60 + (REPAIR_AFTER if self.buried else 0))
+        assert not self.users.under_way, "clients wait for answers that do not come"
         for _ in range(2):
-            checking = somebody.transfer.check(sorted(set(self.files.values())), read=True)
-            self.pass_time(300)
-            assert checking.called and isinstance(checking.result, dict), "a check has not ended"
+            self._read_everything()
         self.pass_time(HEAL_SECONDS)
 
+    def _read_everything(self) -> None:
+        """As `chunkfarm check` does."""
+        (somebody, *_) = [server for server in self.servers.values() if server.is_serving]
+        digests = sorted({digest for content in self.live.values() for digest in content.all})
+        checking = somebody.transfer.check(digests, read=True)
+        self.pass_time(300.0)
+        assert checking.called and isinstance(checking.result, dict), "a check has not ended"
+
     def check(self) -> None:
-        """Every file is on all owners of its chunks, and nobody believes that anything is left to do."""
-        for number, digest in sorted(self.files.items()):
-            owners = placement.owners(digest, self.table, self.replicas)
-            lacking = [server.name for server in owners if not self._is_whole(self.nodes[server.id], digest)]
-            assert not lacking, f"file {number} ({digest.hex()[:8]}) is not on {lacking}"
-        for node in self.alive():
-            assert node.caretaker is not None
-            told = node.caretaker.progress
-            assert (told.left, told.short) == (0, 0), f"{node.row.name}: {told}"
-            for digest, data in node.store.chunks.items():
-                assert digest_of(data) == digest or digest not in self.files.values(), "wrong bytes"
+        """Every file is on all owners of its chunks, can be read, and nobody believes that anything is left to do."""
+        rows, replicas = self.rows, self.options.replicas
+        for name, content in sorted(self.live.items()):
+            for digest in content.all:
+                owners = placement.owners(digest, rows, replicas)
+                lacking = [row.name for row in owners if not self.servers[row.id].holds(digest)]
+                if lacking:
+                    raise Violation(f"repair: chunk {digest.hex()[:6]} of {name} is not on {lacking}")
+        for server in self.servers.values():
+            if server.process is not None:
+                told = server.caretaker.progress
+                if (told.left, told.short) != (0, 0):
+                    raise Violation(f"repair: {server.name} says {told}")
+        self.users.read_all()
 
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass from event to event."""
-        end = self.clock.seconds() + seconds
-        while True:
-            calls = self.clock.getDelayedCalls()
-            upcoming = heapq.nsmallest(1, (call.getTime() for call in calls))
-            if not upcoming or upcoming[0] > end:
-                break
-            self.clock.advance(max(0.0, upcoming[0] - self.clock.seconds()))
-        self.clock.advance(max(0.0, end - self.clock.seconds()))
+    # The weather.
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One thing happens; clients do something in any case."""
         happens: list[tuple[int, Callable[[], None]]] = [
-            (8, self._put),
-            (2, self._remove),
+            (8, self.users.act),
             (3, self._kill),
             (3, self._come_back),
             (3, self._injure),
+            (2, self._cut_soon),
             (1, self._lose_disk),
+            (1, self._cut_all),
             (1, self._change_fullness),
             (1, self._join),
+            (1, self._leave),
             (1, self._change_weight),
             (1, self._change_replicas),
+            (1, self._freeze),
+            (1, self._lag),
+            (1, self._stop_table),
         ]
         self.random.choices([one for _, one in happens], [weight for weight, _ in happens])[0]()
+        for _ in range(self.random.choice((0, 1, 1, 2))):
+            self.users.act()
 
-    def say(self, text: str) -> None:
-        self.story.append(f"{self.clock.seconds():10.2f}  {text}")
+    def _alive(self) -> list[ChunkServer]:
+        return [server for server in self.servers.values() if server.process is not None]
 
-    def _put(self) -> None:
-        able = self.alive()
-        if not able:
-            return
-        node = self.random.choice(able)
-        self._number += 1
-        number = self._number
-        data = self.random.randbytes(self.random.randint(1, SIZE))
-        assert node.transfer is not None
-
-        def acknowledged(receipt: Any) -> None:
-            self.acknowledged += 1
-            self.files[number] = receipt.digest
-            names = [self.nodes[id].row.name for id in receipt.holders]
-            self.say(f"file {number} ({receipt.digest.hex()[:8]}) is on {names}")
-
-        node.transfer.write(data).addCallback(acknowledged).addErrback(lambda failure: None)
-
-    def _remove(self) -> None:
-        if self.files:
-            del self.files[self.random.choice(sorted(self.files))]
+    def _present(self) -> list[ChunkServer]:
+        return [server for server in self.servers.values() if not server.gone]
 
     def _kill(self) -> None:
-        able = self.alive()
-        # Of `replicas` copies one may be lost at a time; what was written is on more than half of them.
-        if len(able) < len(self.nodes):
-            return
-        node = self.random.choice(able)
-        self.say(f"{node.row.name} dies")
-        self.kill(node)
+        # Of the copies one may be lost at a time; what was written is on more than half of them.
+        if len(self._alive()) == len(self._present()):
+            server = self.random.choice(self._alive())
+            if self.random.random() < 0.5:
+                server.cut_power()
+            else:
+                server.kill()
+
+    def _cut_soon(self) -> None:
+        """A machine goes dark, or a process ends, in the middle of what it writes."""
+        if len(self._alive()) == len(self._present()) and not any(one.disk.cut_at for one in self._present()):
+            server = self.random.choice(self._alive())
+            server.disk.cut_power = self.random.random() < 0.7
+            server.disk.cut_at = self.random.randint(1, 20)
+
+    def _cut_all(self) -> None:
+        """The power fails everywhere, and comes back."""
+        self.cuts += 1
+        for server in self._alive():
+            server.cut_power()
+        for server in self._present():
+            self.world.at(self.random.random() * 20.0, None, self.start_if_down, server)
+
+    def start_if_down(self, server: ChunkServer) -> None:
+        if server.process is None and not server.gone:
+            server.start()
 
     def _come_back(self) -> None:
-        dead = [node for node in self.nodes.values() if not node.running]
+        dead = [server for server in self._present() if server.process is None]
         if dead:
-            self.say(f"{dead[0].row.name} comes back")
-            self.start(dead[0])
+            dead[0].start()
 
     def _injure(self) -> None:
-        """Flip a bit of a copy, cut it, or delete it, if there is another one."""
+        """Flip a bit of a copy, cut it off, or delete it, if there is another one."""
         choices = [
-            (node, digest)
-            for digest in sorted(set(self.files.values()))
-            if len(self.intact(digest)) >= 2
-            for node in self.intact(digest)
+            (server, digest) for digest in self.needed() if len(whole := self.intact(digest)) >= 2 for server in whole
         ]
         if not choices:
             return
-        node, digest = self.random.choice(choices)
-        self.injuries += 1
-        if self.random.random() < 0.5:
-            self.say(f"{digest.hex()[:8]} vanishes from {node.row.name}")
-            del node.store.chunks[digest]
+        server, digest = self.random.choice(choices)
+        place = server.place(digest)
+        assert place is not None
+        kind = self.random.choice(("flips", "vanishes", "is cut off"))
+        packed = place.path.endswith(".pack")
+        if packed or kind == "flips":
+            self.note(server.name, f"a bit of {digest.hex()[:6]} flips")
+            place.flip(self.random.randrange(10**6))
+        elif kind == "vanishes":
+            self.note(server.name, f"{digest.hex()[:6]} vanishes")
+            self.disks.disks[server.name].vanishes(place.path)
         else:
-            self.say(f"a bit of {digest.hex()[:8]} flips on {node.row.name}")
-            data = node.store.chunks[digest]
-            node.store.chunks[digest] = bytes([data[0] ^ 1]) + data[1:]
+            self.note(server.name, f"{digest.hex()[:6]} is cut off")
+            place.cut(self.random.randrange(10**6))
+        self._harm(digest, server)
+
+    def _harm(self, digest: bytes, server: ChunkServer) -> None:
+        self.injuries += 1
+        self.harmed[digest, server.id] = self.now
 
     def _lose_disk(self) -> None:
         """A server loses its whole disk, and begins with an empty one, if nothing is only there."""
-        node = self.random.choice(list(self.nodes.values()))
-        if any(self.intact(digest) in ([], [node]) for digest in self.files.values()):
+        server = self.random.choice(self._present())
+        whole = {digest: self.intact(digest) for digest in self.needed()}
+        if any(found == [server] for found in whole.values()):
             return
         self.losses += 1
-        self.say(f"the disk of {node.row.name} is lost")
-        if node.running:
-            self.kill(node)
-        node.store.chunks.clear()
-        node.store.aside.clear()
-        self.start(node)
+        self.note(server.name, "loses its disk")
+        server.kill()
+        for digest, found in whole.items():
+            if server in found:
+                self._harm(digest, server)
+        server.disk.wipe()
+        server.start()
 
     def _change_fullness(self) -> None:
-        node = self.random.choice(list(self.nodes.values()))
-        self.fill(node, not node.store.full)
+        server = self.random.choice(self._present())
+        if self.random.random() < 0.3:
+            server.disk.no_space = not server.disk.no_space
+        else:
+            self.fill(server, not server.disk.full)
 
-    def fill(self, node: Node, full: bool) -> None:
+    def fill(self, server: ChunkServer, full: bool) -> None:
         """The disk fills up, or has room again; the row says so two seconds later."""
-        node.store.full = full
+        server.disk.full = full
+        self.world.at(2.0, None, lambda: self.update(server, full=server.disk.full))
 
-        def tell() -> None:
-            node.row = evolve(node.row, full=node.store.full)
-            self._publish()
+    def _join(self) -> None:
+        if len(self._present()) < SERVERS_MAX:
+            self.add().start()
 
-        self.clock.callLater(2.0, tell)
+    def _leave(self) -> None:
+        """A server is emptied; one that is empty enough may go for good."""
+        emptied = {row.id for row in self.rows if row.draining}
+        draining = [server for server in self._present() if server.id in emptied]
+        staying = [server for server in self._present() if server not in draining]
+        if draining:
+            server = draining[0]
+            if self.random.random() < 0.3:
+                self.note(server.name, "is to stay")
+                self.update(server, draining=False, state="up" if server.process is not None else "down")
+            elif not any(len(found := self.intact(digest)) == 1 and found[0] is server for digest in self.needed()):
+                self.note(server.name, "leaves for good")
+                server.gone = True
+                for digest in self.needed():
+                    if server.holds(digest):
+                        self._harm(digest, server)
+                server.kill()
+                self.table.delete(SERVERS + server.id.encode())
+        elif len(staying) > 3:
+            server = self.random.choice(staying)
+            if server.process is not None:
+                self.note(server.name, "is emptied")
+                self.update(server, draining=True, state="draining")
 
     def _change_weight(self) -> None:
         """A server gets more chunks, fewer, or none any more, but not all of them none."""
-        node = self.random.choice(list(self.nodes.values()))
+        server = self.random.choice(self._present())
         weight = self.random.choice((0, 1, 2, 4))
-        if weight or sum(other.row.weight > 0 for other in self.nodes.values() if other is not node) >= 3:
-            node.row = evolve(node.row, weight=weight)
-            self.say(f"{node.row.name} has the weight {weight}")
-            self._publish()
+        row = self.row(server)
+        if row and (weight or sum(other.weight > 0 for other in self.rows if other.id != server.id) >= 3):
+            self.note(server.name, f"has the weight {weight}")
+            self.update(server, weight=weight)
 
     def _change_replicas(self) -> None:
-        self.replicas = self.random.choice((2, 3, 3, 4))
-        self.say(f"{self.replicas} replicas are wanted")
-        self._publish()
+        replicas = self.random.choice((2, 3, 3, 4))
+        self.note("-", f"{replicas} replicas are wanted")
+        self.set_options(replicas)
 
-    def _join(self) -> None:
-        if len(self.nodes) < 7:
-            self.say(f"s{len(self.nodes)} joins")
-            self.start(self._add(len(self.nodes)))
+    def _freeze(self) -> None:
+        if self._alive():
+            self.random.choice(self._alive()).freeze(self.random.choice((1.0, 10.0, 40.0)))
+
+    def _lag(self) -> None:
+        """A server hears of changes late, or in good time again."""
+        server = self.random.choice(self._present())
+        server.lag_max = self.random.choice(LAGS)
+
+    def _stop_table(self) -> None:
+        """Nobody leads for a while."""
+        self.table.answers_from = self.now + self.random.choice((1.0, 5.0, 30.0))

@@ -1,0 +1,398 @@
+"""One server of a farm of chunks: its disk, its processes one after the other, and what they ask of each other.
+
+Store, transfers, caretaker, catalog and roster are the product's; links and threads are simulated.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from chunkfarm.catalog import Catalog
+from chunkfarm.chunks.caretaker import Caretaker
+from chunkfarm.chunks.checking import verify_here
+from chunkfarm.chunks.keeping import Keeper
+from chunkfarm.chunks.pieces import Buffer, PieceSource
+from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.errors import Full
+from chunkfarm.links.interface import IChunkLinks
+from chunkfarm.model import GIB, Server
+from chunkfarm.table.roster import Roster
+from tests.simulation.chunk_disks import Disks
+from tests.simulation.chunk_table import ServerTable
+from tests.simulation.world import EPOCH_MS, Process, SimulatedThreads
+
+if TYPE_CHECKING:
+    from tests.simulation.chunks import ChunkFarm
+
+T = TypeVar("T")
+
+JOIN_SECONDS = 0.5
+"""From the start of a process until its row says that it is up."""
+RESTART_SECONDS = 10.0
+THREADS = 4
+PACKED_MOST = (-1, 256, 64 * 1024)
+"""Bytes of the largest chunk that is packed: nothing, some, or everything is."""
+
+
+@frozen
+class Make:
+    """What servers are made of; a mutant puts something else in the place of one of these."""
+
+    store: Callable[..., ChunkStore] = ChunkStore
+    transfer: Callable[..., Transfer] = Transfer
+    caretaker: Callable[..., Caretaker] = Caretaker
+    catalog: Callable[..., Catalog] = Catalog
+    keeper: Callable[..., Keeper] = Keeper
+    disks: Callable[[str], Disks] = Disks
+
+
+@define(eq=False)
+class Asked:
+    """A request that is under way to a process."""
+
+    answer: Deferred[Any]
+    by: Process | None
+
+    def give(self, result: Any) -> None:
+        """The answer is there; whoever asked may have given up."""
+        if not self.answer.called:
+            self.answer.callback(result)
+
+
+class ChunkServer:
+    """A server, on a machine of its own."""
+
+    def __init__(self, farm: ChunkFarm, number: int, row: Server, make: Make) -> None:
+        self.farm = farm
+        self.number = number
+        self.id = row.id
+        self.name = row.name
+        self.row = row
+        """As it was when it joined; the table has it as it is."""
+        self.world = farm.world
+        self.random = farm.world.random(f"server {number}")
+        self.disk = farm.disks.add(self.name, farm.world.random(f"disk {number}"))
+        self.disk.on_cut = self._cut
+        self.disk.on_unlink = self._unlinked
+        self.disk.on_forget = self._forgotten
+        self.packed_most = self.random.choice(PACKED_MOST)
+        self.lag_max = 0.02
+        """Seconds by which its rows are old, at the most."""
+        self.process: Process | None = None
+        self.process_number = 0
+        self.is_serving = False
+        self.died = 0.0
+        self.gone = False
+        """Whether it was forgotten, and never comes back."""
+        self.cleared: set[bytes] = set()
+        self.caretaker: Caretaker
+        self._make = make
+        self._asked: dict[Asked, None] = {}
+        self._aside = False
+
+    # Its processes.
+
+    def start(self) -> None:
+        """A process begins; its row follows."""
+        assert self.process is None
+        self.process_number += 1
+        process = Process(self.world, self.name, self.name, self._ended)
+        process.disk_delay = lambda name: 0.0002 + self.random.expovariate(2000.0)
+        self.process = process
+        self.disk.begin_process()
+        self._build(process)
+        Deferred.fromCoroutine(self._begin(process)).addErrback(self._must_not_fail)
+
+    def _build(self, process: Process) -> None:
+        clock: Any = process.reactor
+        threads = SimulatedThreads(process, THREADS, "disk")
+        self.table = ServerTable(self.farm.table, process, self._lag)
+        self.roster = Roster(self.table, clock)
+        self.roster.subscribe(lambda: self.caretaker.table_changed())
+        self.links = Links(self, process)
+        self.store = self._make.store(
+            Path(self.disk.folder) / "chunks",
+            Path(self.disk.folder) / "index.sqlite",
+            threads.run,
+            reserve=GIB,
+            on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
+            room=self.disk.room,
+            packed_most=self.packed_most,
+            grace=lambda: self.roster.options.collect_grace,
+            seconds=clock.seconds,
+            on_broken=self._must_not_fail,
+        )
+        self.transfer = self._make.transfer(
+            self.store,
+            lambda: self.roster.servers,
+            self.id,
+            self.links,
+            lambda: self.roster.options.replicas,
+            clock,
+            threads.run,
+            lambda digests: self.caretaker.look_first(digests),
+        )
+        self.caretaker = self._make.caretaker(
+            self.store,
+            self.links,
+            self.transfer,
+            lambda: self.roster.servers,
+            self.id,
+            lambda: self.roster.options.replicas,
+            clock,
+            threads.run,
+        )
+        self.catalog = self._make.catalog(
+            self.table,
+            self.transfer,
+            lambda: self.roster.options,
+            lambda: EPOCH_MS + round(self.world.now * 1000),
+            clock,
+            lambda: self.roster.epoch,
+        )
+        self.keeper = self._make.keeper(
+            self.store,
+            lambda: self.roster.servers,
+            self.id,
+            lambda: self.roster.options.replicas,
+            lambda: self.roster.revision,
+            self.roster.refresh,
+        )
+
+    async def _begin(self, process: Process) -> None:
+        await self.store.start()
+        await self.roster.start()
+        self.is_serving = True
+        process.at(JOIN_SECONDS, self.farm.joined, self)
+        process.at(JOIN_SECONDS, self.caretaker.start)
+
+    def _must_not_fail(self, failure: Failure) -> None:
+        if self.process is None:
+            return
+        if self.disk.no_space and failure.check(OSError, sqlite3.Error, Full):
+            # It ends with a sentence, and is started again by hand or by systemd.
+            self.kill()
+            self.world.at(RESTART_SECONDS, None, self.farm.start_if_down, self)
+        else:
+            self.farm.fail(failure.value)
+
+    def _lag(self) -> float:
+        return self.random.random() * self.lag_max
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.end("killed")
+
+    def cut_power(self) -> None:
+        """What was not synchronized may be lost."""
+        self.world.note(self.name, "loses its power")
+        self.kill()
+        self.disk.dead = True
+        self.disk.lose_power()
+
+    def _cut(self, power: bool) -> None:
+        """In the middle of a write."""
+        self.world.note(self.name, "loses its power while it writes" if power else "is killed while it writes")
+        self.kill()
+        if power:
+            self.world.at(0.0, None, self.disk.lose_power)
+
+    def _ended(self, how: str) -> None:
+        self.process, self.is_serving, self.died = None, False, self.world.now
+        asked, self._asked = list(self._asked), {}
+        for one in asked:
+            self.farm.later(one.by, one.give, Failure(ConnectionLost()))
+        self.farm.ended(self)
+
+    def freeze(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after that time."""
+        if self.process is not None:
+            self.process.freeze(seconds)
+
+    # What others ask of it.
+
+    def ask(self, by: Process | None, work: Callable[[ChunkServer], Deferred[T]]) -> Deferred[T]:
+        """Let it do something for another process, or for a client: a little later, and not at all if it ends."""
+        process = self.process
+        if process is None or not self.is_serving:
+            return fail(ConnectionRefusedError())
+        answer: Deferred[T] = Deferred(lambda _: None)
+        asked = Asked(answer, by)
+        self._asked[asked] = None
+
+        def answered(result: Any) -> None:
+            if self._asked.pop(asked, self) is None:
+                self.farm.later(by, asked.give, result)
+
+        def arrive() -> None:
+            self.world.trace(self.name)
+            work(self).addBoth(answered)
+
+        process.at(self.farm.way(), arrive)
+        return answer
+
+    # What is on its disk, for whoever looks on.
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether a whole copy is on its disk, whether it runs or not."""
+        place = self.place(digest)
+        return place is not None and place.is_whole
+
+    def place(self, digest: bytes) -> Place | None:
+        """Where the copy of a chunk is on its disk that counts; None if it has none."""
+        name = digest.hex()
+        folder = os.path.join(self.disk.folder, "chunks")
+        for number, offset, length in self._packed("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)):
+            path = f"{folder}/packs/{number:08}.pack"
+            if os.path.exists(path):
+                expected = self.farm.images.packed(digest)
+                return Place(path, offset, length + len(expected) - len(self.farm.images.known[digest]), expected)
+        if not self.is_serving and (found := self._behind_the_index(f"{folder}/packs", digest)) is not None:
+            return found
+        path = f"{folder}/{name[:2]}/{name}.chunk"
+        if os.path.exists(path):
+            expected = self.farm.images.file(digest)
+            return Place(path, 0, max(len(expected), os.path.getsize(path)), expected)
+        return None
+
+    def _behind_the_index(self, folder: str, digest: bytes) -> Place | None:
+        """A record of which a power cut has taken the index: a start reads the packs to their ends."""
+        expected = self.farm.images.packed(digest)
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if name.endswith(".pack"):
+                with open(f"{folder}/{name}", "rb") as file:
+                    at = file.read().find(expected)
+                if at >= 0:
+                    return Place(f"{folder}/{name}", at, len(expected), expected)
+        return None
+
+    def digests(self) -> list[bytes]:
+        """All chunks of which there is something on its disk."""
+        found = {bytes(row[0]) for row in self._packed("SELECT digest FROM chunks")}
+        folder = os.path.join(self.disk.folder, "chunks")
+        if os.path.isdir(folder):
+            for prefix in os.listdir(folder):
+                if len(prefix) == 2:
+                    names = os.listdir(os.path.join(folder, prefix))
+                    found.update(bytes.fromhex(name[:64]) for name in names if name.endswith(".chunk"))
+        return sorted(found)
+
+    def _packed(self, sql: str, parameters: tuple[bytes, ...] = ()) -> list[Any]:
+        base = self.disk.database(os.path.join(self.disk.folder, "index.sqlite"))
+        if base is None or not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'chunks'").fetchall():
+            return []
+        return base.execute(sql, parameters).fetchall()
+
+    def _unlinked(self, path: str) -> None:
+        if path.endswith(".chunk"):
+            self._removes(bytes.fromhex(os.path.basename(path)[:64]))
+
+    def _forgotten(self, digest: bytes) -> None:
+        self._removes(digest)
+
+    def _removes(self, digest: bytes) -> None:
+        """The process is about to remove a copy; one that is damaged is put aside so."""
+        if self.holds(digest):
+            self.farm.removes(self, digest)
+
+
+@define
+class Place:
+    """A copy of a chunk: the bytes of its file, or of its record in a pack. `expected` is what they should be."""
+
+    path: str
+    at: int
+    length: int
+    expected: bytes
+
+    @property
+    def is_whole(self) -> bool:
+        with open(self.path, "rb") as file:
+            file.seek(self.at)
+            return file.read(self.length) == self.expected
+
+    def flip(self, number: int) -> None:
+        """Change one bit."""
+        at = self.at + number % self.length
+        with open(self.path, "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+    def cut(self, number: int) -> None:
+        """Take the end of the file away; of a pack too, with all that follows."""
+        os.truncate(self.path, self.at + number % self.length)
+
+
+@implementer(IChunkLinks)
+@define(eq=False)
+class Links:
+    """What one process asks of the others."""
+
+    _server: ChunkServer
+    _process: Process
+    sent: int = field(default=0, init=False)
+
+    def put(self, server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+        copy = bytes(data)
+        return self._ask(server, lambda other: other.store.put(digest, copy).addCallback(lambda _: None))
+
+    def get(self, server: Server, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[bytes]:
+        return self._ask(server, lambda other: Deferred.fromCoroutine(_read(other, digest, offset, length)))
+
+    def have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: other.store.has(digests))
+
+    def hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: other.store.hold(digests))
+
+    def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: other.keeper.keep(digests, revision))
+
+    def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: Deferred.fromCoroutine(verify_here(other.store, digests)))
+
+    def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
+        return self._ask(server, partial(_look, digests=digests))
+
+    def _ask(self, server: Server, work: Callable[[ChunkServer], Deferred[T]]) -> Deferred[T]:
+        other = self._server.farm.servers.get(server.id)
+        if other is None or not self._process.alive:
+            return fail(ConnectionRefusedError())
+        return other.ask(self._process, work)
+
+
+def _look(other: ChunkServer, digests: Sequence[bytes]) -> Deferred[None]:
+    other.caretaker.look_first(digests)
+    done: Deferred[None] = Deferred()
+    done.callback(None)
+    return done
+
+
+async def _read(other: ChunkServer, digest: bytes, offset: int, length: int | None) -> bytes:
+    return await read_all(await other.store.open(digest, offset, length))
+
+
+async def read_all(source: PieceSource) -> bytes:
+    """All bytes of a source."""
+    pieces = []
+    try:
+        while (piece := await source.next()) is not None:
+            pieces.append(bytes(piece))
+    finally:
+        source.close()
+    return b"".join(pieces)
