@@ -480,7 +480,8 @@ class Parts:
             ReferenceIndex(os.fspath(self.data.path / "references.sqlite")),
             self._table,
             lambda: self._table.holds_rows,
-            lambda: self.journal.farm_id,
+            # A revision stands for something else on another line of the farm's history.
+            lambda: f"{self.journal.farm_id} {newest(self.history.chain)}",
             self.journal.applied,
             self._catalog.digests,
             self.reactor,

@@ -44,7 +44,7 @@ class Place:
     """How far the index is."""
 
     farm: str = ""
-    """Id of the farm whose files they are."""
+    """Which farm's files they are, and on which line of its history."""
     revision: int = 0
     """All changes up to here are in it, of what was read so far."""
     newest: int = 0
@@ -72,8 +72,9 @@ class ReferenceIndex:
     def open(self, farm: str, newest: int) -> Place:
         """Open the file, making it if need be.
 
-        It is made anew if it belongs to another farm, or has what is newer than `newest`, the revision of this server's
-        rows as they were when this process began: then these rows were put back, and may go another way now.
+        It is made anew if it belongs to another farm, or another line of its history; and if it has what is newer than
+        `newest`, the revision of this server's rows as they were when this process began: then these rows were put
+        back, and may go another way now.
         """
         with self._lock:
             try:

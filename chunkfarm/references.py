@@ -79,9 +79,9 @@ def _digest(text: Any) -> bytes:
 class References:
     """Follows the table on a server that holds its rows, and answers which chunks its files use.
 
-    `table` is this server's, `holds_rows` whether it holds the rows now, `farm` the farm's id. `started_at` is the
-    revision of the rows when this process began. `digests_of` gives all chunks of a file, its manifest's own included,
-    in levels. `exported` gives what rows about exports name, and may ask others.
+    `table` is this server's, `holds_rows` whether it holds the rows now, `farm` names the farm and the line of its
+    history. `started_at` is the revision of the rows when this process began. `digests_of` gives all chunks of a file,
+    its manifest's own included, in levels. `exported` gives the chunks of the exports that rows name.
     """
 
     _log = Logger()

@@ -17,7 +17,7 @@ from chunkfarm.chunks.pieces import Digests
 from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import LinkFailed
-from chunkfarm.model import EPOCH_KEY, EXPORTS_KEY, FILES, KIB, File, digest_of
+from chunkfarm.model import EPOCH_KEY, EXPORTS_KEY, FILES, INLINE_DIGESTS_MAX, KIB, File, digest_of
 from chunkfarm.reference_index import ReferenceIndex
 from chunkfarm.references import (
     LAZY_SECONDS,
@@ -32,8 +32,9 @@ from chunkfarm.references import (
 from chunkfarm.references_link import ReferencesLink
 from chunkfarm.table.interface import Compacted, Delete, Unavailable
 from tests.builders import make_server, server_id
-from tests.chunks.builders import run_now
+from tests.chunks.builders import pattern, run_now
 from tests.memory_table import MemoryTable
+from tests.test_catalog import SIZE, CatalogTestCase
 
 FARM = "f" * 32
 A, B, C = (digest_of(letter) for letter in (b"a", b"b", b"c"))
@@ -188,6 +189,28 @@ class AnswerTests(ReferencesTestCase):
         assert pages[0] > 2
         rows = [File.from_row(row.key, row.value, 1) for key, row in self.table.rows.items() if key.startswith(FILES)]
         assert self.uses(A, B) == [sum(digest in file.digests for file in rows) for digest in (A, B)]
+
+    def test_moved_meanwhile(self) -> None:
+        """A chunk that goes from one file to another while all rows are read is used at every moment."""
+        self.put("a/1")
+        self.put("b/1", A)
+        asked = self.references.uses([A])
+        read, watch, watching = self.table.read, self.table.watch, Deferred[Any]()
+        changes = [lambda: self.put("a/1", A), lambda: self.remove("b/1")]
+
+        def short(prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Any:
+            page = read(prefix, after, 1, stale)
+            while stale and changes:
+                changes.pop(0)()
+            return page
+
+        self.patch(self.table, "read", short)
+        self.patch(self.table, "watch", lambda prefix, revision: watching)
+        self.start()
+        assert self.references.hindrance == "" and self.references._index.count([A]) == [0]
+        self.assertNoResult(asked)
+        watch(FILES, self.references._reached).chainDeferred(watching)
+        assert self.successResultOf(asked) == [1]
 
     def test_random_histories(self) -> None:
         """Through restarts, gaps and changes of who holds the table the answer is what the rows say."""
@@ -347,6 +370,33 @@ class ManifestTests(ReferencesTestCase):
         self.start()
         assert "a fault" in self.refusal(PATIENCE)
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+
+
+class CommittedTests(CatalogTestCase):
+    def test_long_file(self) -> None:
+        """Every chunk of a file that a catalog has committed counts, its manifest's included, until it is removed."""
+        chunks = [pattern(SIZE, number) for number in range(INLINE_DIGESTS_MAX + 2)]
+        file = self.stored(b"".join(chunks))
+        assert file.levels == 1
+        references = References(
+            ReferenceIndex(self.mktemp()),
+            self.table,
+            lambda: True,
+            lambda: FARM,
+            self.table.revision,
+            self.catalog.digests,
+            self.clock,
+            run_now,
+        )
+        self.addCleanup(references.stop)
+        references.start()
+        digests = [*map(digest_of, chunks), *file.digests, A]
+        asked = references.uses(digests)
+        self.clock.advance(0)
+        assert self.successResultOf(asked) == [1] * (len(digests) - 1) + [0]
+        self.successResultOf(self.catalog.remove(file.name))
+        self.clock.advance(1)
+        assert self.successResultOf(references.uses(digests)) == [0] * len(digests)
 
 
 class DiskTests(ReferencesTestCase):
