@@ -112,6 +112,31 @@ class Found:
     stale: int = 0
 
 
+@frozen
+class FileParts:
+    """What a file is made of."""
+
+    file: File
+    chunks: Sequence[bytes]
+    """Digests, in order."""
+    manifest: tuple[bytes, ...]
+    """Digests of the chunks that hold a long manifest."""
+    complete: bool
+    """Whether all of it is here: not if a part of the manifest cannot be read."""
+
+    def digests(self, start: int, count: int) -> list[bytes]:
+        """A run of all digests, those of the manifest last."""
+        behind = max(0, start - len(self.chunks))
+        found = list(self.chunks[start : start + count])
+        return found + list(self.manifest[behind : behind + count - len(found)])
+
+    def length(self, number: int) -> int:
+        """Bytes of the file in the part of that number."""
+        return (
+            Manifest(self.file.size, self.file.chunk_size, ()).chunk_length(number) if number < len(self.chunks) else 0
+        )
+
+
 def check_shape(size: int, chunk_size: int, digests: int) -> None:
     """Raise `InvalidRequest` or `LimitExceeded` if no file of `size` bytes has this manifest."""
     check_chunk_size(chunk_size)
@@ -202,6 +227,10 @@ class Catalog:
     def digests(self, file: File) -> Deferred[Sequence[Digests]]:
         """All chunks that a file is made of, level by level, its manifest's own first; fails as `manifest` does."""
         return Deferred.fromCoroutine(self._levels(file))
+
+    def parts(self, file: File) -> Deferred[FileParts]:
+        """All chunks of a file, those of its manifest included, as far as that can be read."""
+        return Deferred.fromCoroutine(self._parts(file))
 
     def explain(self, name: str, start: int = 0, limit: int = EXPLAINED_MAX) -> Deferred[Explanation]:
         """Who holds the chunks `start`, `start + 1` ... of a file, `limit` at most; with chunk 0, its manifest too.
@@ -428,6 +457,13 @@ class Catalog:
     async def _manifest(self, file: File) -> Manifest:
         digests = (await self._levels(file))[-1] if file.levels else file.digests
         return Manifest(file.size, file.chunk_size, digests)
+
+    async def _parts(self, file: File) -> FileParts:
+        try:
+            *above, chunks = await self._levels(file)
+        except DamagedFile:
+            return FileParts(file, Digests(b""), tuple(file.digests), complete=False)
+        return FileParts(file, chunks, tuple(digest for level in above for digest in level), complete=True)
 
     async def _levels(self, file: File) -> tuple[Digests, ...]:
         """The digests in the row, then those of each level of a long manifest; the last are the file's chunks."""

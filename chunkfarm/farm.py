@@ -112,6 +112,7 @@ class Farm(MultiService):
         self._peer_factory = PeerPortFactory(answers, self._reactor, parts.link_ended, parts.line)
         peers = self._peer_factory
         parts.metrics.count_connections("peer", lambda: len(peers.connections))
+        parts.cutting.append(peers.cut)
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:
@@ -119,6 +120,7 @@ class Farm(MultiService):
         clients = self._client_factory
         parts.metrics.count_connections("client", lambda: len(clients.connections))
         parts.on_keys_changed = clients.keys_changed
+        parts.cutting.append(clients.cut)
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
@@ -285,6 +287,8 @@ class Farm(MultiService):
             parts.references.stop,
             parts.scrub.stop,
             parts.draining.stop,
+            parts.forgetting.stop,
+            parts.join_file.stop,
             parts.renewal.stop,
             parts.reporter.stop,
             parts.takeover.stop,

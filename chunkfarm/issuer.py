@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from chunkfarm.model import SECRET
+from chunkfarm.model import JOIN_DIGEST_KEY, SECRET
 from chunkfarm.table.interface import ITable, Operation, Put
 from chunkfarm.trust.authority import Authority, requested_names
 from chunkfarm.trust.private import TrustError
+from chunkfarm.trust.proof import digest_of_key
 from chunkfarm.trust.seal import SealKey
 
 CA_KEY = SECRET + b"ca"
@@ -46,6 +47,11 @@ class Issuer:
     def join_key(self) -> Deferred[bytes]:
         """The farm's join key; fails with `TrustError` if this server cannot open it."""
         return Deferred.fromCoroutine(self._secret(JOIN_KEY))
+
+    def join_key_rows(self, key: bytes) -> tuple[Operation, ...]:
+        """The rows by which the farm has another join key; raises `TrustError` if this server cannot seal it."""
+        sealed = self._sealing().seal(JOIN_KEY.decode(), key)
+        return Put(JOIN_KEY, sealed), Put(JOIN_DIGEST_KEY, digest_of_key(key).encode())
 
     def sign(self, request: bytes, server_id: str, host: str) -> Deferred[tuple[bytes, bytes]]:
         """A certificate for a server, and the CA's, both PEM; fails with `TrustError` for a bad request."""

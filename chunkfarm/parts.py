@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -39,16 +40,19 @@ from chunkfarm.exports.form import EXPORT_KEY
 from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
 from chunkfarm.failed_attempts import FailedAttempts
+from chunkfarm.forgetting import ForgetOutlook, Forgetting
 from chunkfarm.history import History, OwnLine
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
+from chunkfarm.join_file import JoinFile
 from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
-from chunkfarm.links import lines
+from chunkfarm.links import commands, lines
 from chunkfarm.links.chunks import ChunkClient
 from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
+from chunkfarm.losses import LossSurvey
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
 from chunkfarm.metrics import Metrics
@@ -69,13 +73,14 @@ from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import ITable
 from chunkfarm.table.lines import newest
 from chunkfarm.table.over_peers import TableOverPeers
-from chunkfarm.table.registry import Registered, Registry
+from chunkfarm.table.registry import Registered, Registry, forgotten_sentence
 from chunkfarm.table.relay import Relay
 from chunkfarm.table.roster import Roster
 from chunkfarm.takeover import Takeover, refuses
 from chunkfarm.threads import Threads
 from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
+from chunkfarm.trust.proof import JOIN_FILE
 from chunkfarm.trust.seal import SealKey
 
 HINT_SECONDS = 10.0
@@ -194,18 +199,22 @@ class Parts:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
 
         self.run_in_thread: RunInThread = pool.run
+        self.cutting: list[Callable[[str], None]] = []
+        """What ends the links of a server that was forgotten."""
+        self._barred: frozenset[str] = frozenset()
         self.line = OwnLine()
         self.book = AddressBook(self.servers, reactor)
         self.peers = Peers(
             reactor,
             self._open_link,
-            self.contexts.peer_of,
+            self._member_of,
             self.book.lookup,
             self.link_ended,
             self.line,
         )
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
-        self.streams = Peers(reactor, self._open_link, self.contexts.peer_of, self.book.lookup, lines=self.line)
+        self.streams = Peers(reactor, self._open_link, self._member_of, self.book.lookup, lines=self.line)
+        self.cutting += [self.peers.cut, self.streams.cut]
         self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
         self._build_table(on_fatal)
         self._build_chunks()
@@ -447,6 +456,7 @@ class Parts:
             rate=RATE if self.config.server.repair_rate is None else self.config.server.repair_rate,
             hindered=self._why_no_repair,
         )
+        self._build_forgetting()
         self._catalog = Catalog(
             self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
         )
@@ -497,7 +507,42 @@ class Parts:
             lambda: membership.masters(self.servers()),
         )
 
+    def _build_forgetting(self) -> None:
+        survey = LossSurvey(
+            lambda: self._catalog, lambda: self._transfer, self.servers, lambda: self.options().replicas, self.reactor
+        )
+        self.forgetting = Forgetting(
+            server_id=self.data.server_id,
+            registry=self.registry,
+            issuer=self.issuer,
+            survey=survey,
+            peers=self.peers,
+            servers=self.servers,
+            options=self.options,
+            first=self.first,
+            leads=lambda: self._table.is_leader,
+            clock=self.reactor,
+        )
+        self.join_file = JoinFile(
+            Path(self.config_file.path).absolute().parent / JOIN_FILE,
+            lambda: self.roster.join_digest,
+            self._ask_join_key,
+            self.reactor,
+            self.run_in_thread,
+        )
+
     # What the parts ask of each other.
+
+    def _ask_join_key(self) -> Deferred[bytes]:
+        if self._table.is_leader:
+            return self.issuer.join_key()
+        key: Deferred[dict[str, Any]] = self.peers.call(self.first(), commands.JoinKey)
+        return key.addCallback(lambda box: box["key"])
+
+    def _member_of(self, certificate: Any) -> str | None:
+        """The server of this farm that a certificate proves, unless it was forgotten."""
+        server_id = self.contexts.peer_of(certificate)
+        return server_id if server_id is not None and not self.barred(server_id) else None
 
     def _index_broken(self, failure: Failure) -> None:
         """As with the table's journal; what the index held is found out anew by the next process."""
@@ -537,6 +582,11 @@ class Parts:
         for server in self.roster.servers:
             if server.id == self.data.server_id:
                 self._state.name = server.name
+        new, self._barred = self.roster.barred - self._barred, self.roster.barred
+        for server_id in sorted(new):
+            for cut in self.cutting:
+                cut(server_id)
+        self.join_file.table_changed()
         self.caretaker.table_changed()
         self.draining.table_changed()
         self.export_keeper.table_changed()
@@ -704,6 +754,15 @@ class Parts:
 
     def export(self, number: int = 0) -> Progress:
         return self.exports.progress(number) if number else self.exports.begin()
+
+    def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
+        return self.forgetting.look(server)
+
+    def forget(self, server: str, farm_name: str) -> Deferred[Server]:
+        return self.forgetting.run(server, farm_name)
+
+    def barred(self, server_id: str) -> str:
+        return forgotten_sentence(server_id) if server_id in self.roster.barred else ""
 
     def peer_of(self, certificate: Any) -> str | None:
         return self.contexts.peer_of(certificate)

@@ -156,6 +156,8 @@ class Startup:
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
             uses=parts.references.uses,
+            barred=parts.barred,
+            forget=parts.forgetting.forget,
         )
         return parts
 
@@ -452,6 +454,8 @@ class Startup:
         parts.draining.start()
         parts.export_keeper.start()
         parts.exports.start()
+        parts.forgetting.start()
+        parts.join_file.start()
 
     def _make_calls(self, parts: Parts) -> Calls:
         async def addresses() -> list[Address]:

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import draining, exits, exporting, keys, restoring, screen, taking_over
+from chunkfarm.cli import draining, exits, exporting, forgetting, keys, restoring, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
@@ -442,6 +442,45 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
         click.echo(f"{screen.clean(rows[0]['name'])} keeps its chunks.")
     else:
         click.echo(draining.sentence(rows[0]))
+
+
+@chunkfarm.command()
+@click.argument("server", metavar="NAME")
+@click.option("--yes", is_flag=True, help="Do it without a question on the terminal.")
+@as_json
+@click.pass_obj
+def forget(surroundings: Surroundings, server: str, yes: bool, as_json: bool) -> None:
+    """Take the server NAME (or id) out of the farm for good, which must be down.
+
+    Says first what would be lost with it, as far as all others answer. It can never come back with what is in its data
+    directory, and the farm has a new farm.join afterwards.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on: give --yes")
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[forgetting.Outlook, bool]:
+        with screen.bar(f"forget {server}") as bar:
+            outlook = await forgetting.look(farm, server, bar)
+        if outlook.objection:
+            return outlook, False
+        if not as_json:
+            for line in forgetting.lines(outlook):
+                click.echo(line)
+        question = f"Forget {outlook.name} for good?"
+        if not yes and not await run_in_thread(lambda: click.confirm(question, err=True)):
+            return outlook, False
+        await forgetting.forget(farm, outlook)
+        return outlook, True
+
+    outlook, done = surroundings.run(work)
+    if as_json:
+        screen.show_json(outlook.as_value(done))
+    if outlook.objection:
+        click.echo(f"chunkfarm: {screen.clean(outlook.objection)}", err=True)
+    if not done:
+        raise click.exceptions.Exit(FAILED)
+    if not as_json:
+        click.echo(f"{outlook.name} is forgotten. Servers that are to join need the new farm.join.")
 
 
 @chunkfarm.command()

@@ -200,6 +200,22 @@ class ConsensusOneWay(Consensus):
     requiresAnswer = False
 
 
+class Forget(amp.Command):
+    """Take a server out for good, as FORGET does that an admin said to the asker. Answered by the first alone."""
+
+    arguments = [(b"server", amp.Unicode())]
+    response: ClassVar[list[tuple[bytes, amp.Argument]]] = []
+    errors = {NotFirst: b"NOT_FIRST", Conflict: b"CONFLICT", **_REFUSALS}
+
+
+class JoinKey(amp.Command):
+    """The farm's join key, for a server whose `farm.join` has an earlier one. Answered by the first alone."""
+
+    arguments: ClassVar[list[tuple[bytes, amp.Argument]]] = []
+    response = [(b"key", amp.String())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
 class Authenticate(amp.Command):
     """Is this a good key? `proof` is SHA-256 of the secret. Asked by servers that hold no keys.
 

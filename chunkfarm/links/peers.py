@@ -255,6 +255,12 @@ class Peers:
         for waiter in waiting:
             waiter.errback(LinkFailed(place.error))
 
+    def cut(self, server_id: str) -> None:
+        """End the link to a server, if there is one."""
+        place = self._places.get(server_id)
+        if place is not None and place.link is not None:
+            place.link.close()
+
     def close(self) -> None:
         """End all links; no new ones are opened."""
         self._closed = True

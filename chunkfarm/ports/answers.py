@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from chunkfarm.access import Access
-from chunkfarm.errors import AuthenticationFailed, FarmError, InvalidRequest, PreconditionFailed
+from chunkfarm.errors import AuthenticationFailed, Busy, FarmError, InvalidRequest, PreconditionFailed
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
@@ -83,10 +83,17 @@ class PeerAnswers:
         set_table: Callable[[bytes], Deferred[int]],
         tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
         generation: Callable[[], int] = lambda: 0,
+        barred: Callable[[str], str] = lambda server_id: "",
+        forget: Callable[[str], Deferred[Server]] | None = None,
         uses: Callable[[Sequence[bytes]], Deferred[list[int]]],
     ) -> None:
-        """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks."""
+        """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks.
+
+        `barred` is as in the backend.
+        """
         self._uses = uses
+        self._barred = barred
+        self._forget_here = forget
         self._tell = tell
         self._state = state
         self._contexts = contexts
@@ -112,6 +119,9 @@ class PeerAnswers:
 
     def peer_of(self, certificate: Any) -> str | None:
         return self._contexts.peer_of(certificate)
+
+    def barred(self, server_id: str) -> str:
+        return self._barred(server_id)
 
     def probe(self, prober: Prober) -> dict[str, Any]:
         if problem := commands.version_problem(prober.version):
@@ -180,6 +190,8 @@ class PeerAnswers:
                 what = "code" if used is not None else "join key (farm.join)"
                 raise commands.JoinRefused(f"its {what} is not this farm's")
             row = _row(joiner.row)
+            if refused := self._barred(row.id):
+                raise commands.JoinRefused(refused)
             if is_loopback(row.host) and not is_loopback(joiner.host):
                 raise commands.JoinRefused(
                     f"it advertises {row.host}, which only its own machine can reach: set host in its config.ini"
@@ -308,11 +320,13 @@ class PeerAnswers:
         row = _row(text)
         if row.id != server_id:
             raise commands.BadRequest("a server gives its own row only")
-        before = self._known(server_id)
-        if before.peer_address != row.peer_address:
+        # One without a row was down for so long that the farm has removed it by itself, and is taken in again.
+        before = next((server for server in self._servers() if server.id == server_id), None)
+        if before is None or before.peer_address != row.peer_address:
             # Whoever moved is called back like a joiner: one wrong address in the table would be in every config.ini.
             await self._call_back(row, lambda link: self._peers.identity(link) == server_id)
-            await self._refuse_twin(before, row)
+            if before is not None:
+                await self._refuse_twin(before, row)
         self._learn(server_id, row.peer_address)
         try:
             return (await self._duties.put(row)).to_value().decode()
@@ -408,6 +422,35 @@ class PeerAnswers:
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
         return self._table.receive(server_id, payload)
+
+    def forget(self, server_id: str, target: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._forget(server_id, target))
+
+    async def _forget(self, server_id: str, target: str) -> None:
+        self._must_lead()
+        self._known(server_id)
+        assert self._forget_here is not None, "who leads can forget"
+        try:
+            await self._forget_here(target)
+        except PreconditionFailed as error:
+            raise commands.Conflict(str(error)) from None
+        except Busy as error:
+            raise commands.NotNow(str(error)) from None
+        except FarmError as error:
+            raise commands.BadRequest(str(error)) from None
+        except TableError as error:
+            raise commands.NotNow(str(error)) from None
+
+    def join_key(self, server_id: str) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._join_key(server_id))
+
+    async def _join_key(self, server_id: str) -> bytes:
+        self._must_lead()
+        self._known(server_id)
+        try:
+            return await self._issuer.join_key()
+        except (TrustError, TableError) as error:
+            raise commands.NotNow(str(error)) from None
 
     def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]:
         return Deferred.fromCoroutine(self._authenticate(key, proof))

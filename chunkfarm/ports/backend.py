@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
     from chunkfarm.exports.maker import Progress
+    from chunkfarm.forgetting import ForgetOutlook
     from chunkfarm.keyring import Keyring
 
 
@@ -105,6 +106,15 @@ class Backend(Protocol):
 
         Raises `ReadOnly` if this server does not hold the table, and `NotFound` for a number that is not known.
         """
+
+    def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
+        """What would be lost if a server (id or name) were forgotten; changes nothing. Fails with `NotFound`."""
+
+    def forget(self, server: str, farm_name: str) -> Deferred[Server]:
+        """Take a server out for good; fails with `PreconditionFailed` if it is not down, or the name is wrong."""
+
+    def barred(self, server_id: str) -> str:
+        """Why that server is none of this farm although its certificate says so; empty if it is."""
 
     def peer_of(self, certificate: Any) -> str | None:
         """The server id that a TLS peer certificate proves, or None."""

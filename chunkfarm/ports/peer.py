@@ -84,6 +84,9 @@ class PeerBackend(Protocol):
 
     def peer_of(self, certificate: Any) -> str | None: ...
 
+    def barred(self, server_id: str) -> str:
+        """Why that server is none of this farm although its certificate says so; empty if it is."""
+
     def probe(self, prober: Prober) -> dict[str, Any]: ...
 
     def join(self, joiner: Joiner) -> Deferred[dict[str, Any]]: ...
@@ -110,6 +113,10 @@ class PeerBackend(Protocol):
 
     def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]: ...
 
+    def forget(self, server_id: str, target: str) -> Deferred[None]: ...
+
+    def join_key(self, server_id: str) -> Deferred[bytes]: ...
+
 
 class PeerPort(Boxes):
     """One accepted connection."""
@@ -121,6 +128,11 @@ class PeerPort(Boxes):
         self._clock = clock
         self._peer: str | None = None
         self._deadline: IDelayedCall | None = None
+
+    @property
+    def peer(self) -> str | None:
+        """The server that has said who it is, if one has."""
+        return self._peer
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -164,6 +176,8 @@ class PeerPort(Boxes):
             self._owner.strangers.pop(self, None)
             if self._deadline is not None and self._deadline.active():
                 self._deadline.cancel()
+        if refused := self._backend.barred(self._peer):
+            raise commands.BadRequest(refused)
         return self._peer
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
@@ -196,13 +210,15 @@ class PeerPort(Boxes):
         if line is None:
             return True
         peer = self._peer or self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
-        # A stranger is told what it needs by the command itself.
-        return peer is None or self._lines.met(peer, line)
+        # A stranger is told what it needs by the command itself, and so is one that was forgotten.
+        return peer is None or bool(self._backend.barred(peer)) or self._lines.met(peer, line)
 
     def message_received(self, payload: bytes, line: bytes | None) -> None:
         """A message of the consensus: the same as the command `Consensus` without an answer."""
         if self._peer is None:
             super().message_received(payload, line)
+            return
+        if self._backend.barred(self._peer):
             return
         if line is not None and not self._lines.met(self._peer, line.decode("ascii", "replace")):
             return
@@ -255,6 +271,9 @@ class PeerPort(Boxes):
         index: int | None,
     ) -> dict[str, str]:
         transport = cast(Any, self.transport)
+        certified = self._backend.peer_of(transport.getPeerCertificate())
+        if certified is not None and self._backend.barred(certified):
+            certified = None
         prober = Prober(
             server,
             stamp,
@@ -264,7 +283,7 @@ class PeerPort(Boxes):
             self._exporter() if proof else b"",
             transport.getPeer().host,
             _address(host, peer),
-            self._backend.peer_of(transport.getPeerCertificate()),
+            certified,
             index,
         )
         return {"answer": json.dumps(self._backend.probe(prober))}
@@ -328,6 +347,14 @@ class PeerPort(Boxes):
         self._sender()
         return self._backend.authenticate(key, proof).addCallback(_told_of_key)
 
+    @commands.Forget.responder
+    def forget(self, server: str) -> Deferred[dict[str, Any]]:
+        return self._backend.forget(self._sender(), server).addCallback(lambda _: {})
+
+    @commands.JoinKey.responder
+    def join_key(self) -> Deferred[dict[str, bytes]]:
+        return self._backend.join_key(self._sender()).addCallback(lambda key: {"key": key})
+
 
 def _told_of_key(principal: Principal | None) -> dict[str, str]:
     if principal is None:
@@ -374,6 +401,12 @@ class PeerPortFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> PeerPort:
         return PeerPort(self, self._backend, self._clock)
+
+    def cut(self, server_id: str) -> None:
+        """End the links of one server."""
+        for connection in list(self.connections):
+            if connection.peer == server_id:
+                connection.abort()
 
     def close_all(self) -> None:
         """End every link."""

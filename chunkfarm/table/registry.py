@@ -6,15 +6,16 @@ A change that `config.ini` shows raises the generation in the same transaction.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredLock
 
-from chunkfarm.errors import LimitExceeded, NotFound
+from chunkfarm.errors import LimitExceeded, NotFound, PreconditionFailed
 from chunkfarm.membership import in_order
-from chunkfarm.model import FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
+from chunkfarm.model import BARRED, FARM, GENERATION_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server
 from chunkfarm.table.interface import (
     OPERATIONS_MAX,
     TRANSACTION_BYTES_MAX,
@@ -25,6 +26,7 @@ from chunkfarm.table.interface import (
     Operation,
     Put,
     Row,
+    TableError,
     Unavailable,
 )
 
@@ -63,6 +65,8 @@ class Registered:
     generation_revision: int
     revision: int = 0
     """Of the table, when the server rows were read."""
+    barred: frozenset[str] = frozenset()
+    """Ids of servers that were forgotten."""
 
     @property
     def last_joined(self) -> int:
@@ -135,6 +139,7 @@ class Registry:
             int(generation.value) if generation else 0,
             generation.revision if generation else 0,
             revision,
+            frozenset(key[len(BARRED) :].decode() for key in farm if key.startswith(BARRED)),
         )
 
     def edit(self, decide: Callable[[Registered], Change | None]) -> Deferred[Any]:
@@ -182,6 +187,8 @@ class Registry:
         """
 
         def decide(before: Registered) -> Change:
+            if server.id in before.barred:
+                raise TableError(forgotten_sentence(server.id))
             old = before.servers.get(server.id)
             replaced = tuple(
                 other.id
@@ -206,6 +213,30 @@ class Registry:
                 )
             )
             return Change(put=(joined,), delete=replaced, also=also, compares=compares, result=joined)
+
+        return self.edit(decide)
+
+    def forget(
+        self, server: str, objection: Callable[[Server], str], *, bar: bool, also: tuple[Operation, ...] = ()
+    ) -> Deferred[Server]:
+        """Remove a row, by id or name, unless `objection` has a sentence; with `bar` that server never comes back.
+
+        Fires with the row that it was. Fails with `NotFound` or `PreconditionFailed`.
+        """
+
+        def decide(before: Registered) -> Change:
+            row = before.servers.get(server) or next(
+                (other for other in before.servers.values() if other.name == server), None
+            )
+            if row is None:
+                raise NotFound(f"there is no server {server!r}")
+            if why := objection(row):
+                raise PreconditionFailed(why)
+            barring: tuple[Operation, ...] = ()
+            if bar:
+                told = {"name": row.name, "since": self._now()}
+                barring = (Put(BARRED + row.id.encode(), json.dumps(told).encode()),)
+            return Change(delete=(row.id,), also=(*barring, *also), result=row)
 
         return self.edit(decide)
 
@@ -317,6 +348,14 @@ class Registry:
             return Change(options=options, result=options)
 
         return self.edit(decide)
+
+
+def forgotten_sentence(server_id: str) -> str:
+    """What a server is told that comes back after it was forgotten."""
+    return (
+        f"server {server_id} was taken out of this farm for good: to let it join as a new one, empty its data "
+        "directory and give it the new farm.join"
+    )
 
 
 def _live(server: Server) -> Server:

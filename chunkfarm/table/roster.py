@@ -18,9 +18,11 @@ from twisted.python.failure import Failure
 
 from chunkfarm.membership import in_order, masters
 from chunkfarm.model import (
+    BARRED,
     EPOCH_KEY,
     FARM,
     GENERATION_KEY,
+    JOIN_DIGEST_KEY,
     KEYS_CHANGED_KEY,
     OPTIONS_KEY,
     SERVERS,
@@ -87,6 +89,10 @@ class Roster:
     """0: not known yet."""
     epoch: int = field(default=0, init=False)
     """The farm's epoch (see `table.epochs`), which may have moved on; 0: none is known."""
+    barred: frozenset[str] = field(default=frozenset(), init=False)
+    """Ids of servers that were forgotten."""
+    join_digest: str = field(default="", init=False)
+    """Of the join key; empty as long as it is the one that the farm was founded with."""
     _servers: _Part = field(factory=lambda: _Part(SERVERS), init=False)
     _farm: _Part = field(factory=lambda: _Part(FARM), init=False)
     _read_rows: dict[bytes, tuple[Row, Server]] = field(factory=dict, init=False)
@@ -343,6 +349,9 @@ class Roster:
             self.options = FarmOptions.from_value(options.value)
         if generation := self._farm.rows.get(GENERATION_KEY):
             self.generation = int(generation.value)
+        self.barred = frozenset(key[len(BARRED) :].decode() for key in self._farm.rows if key.startswith(BARRED))
+        join = self._farm.rows.get(JOIN_DIGEST_KEY)
+        self.join_digest = join.value.decode() if join is not None else ""
         epoch = self._farm.rows.get(EPOCH_KEY)
         self.epoch = epoch.revision if epoch is not None else 0
 

@@ -113,7 +113,10 @@ def _to_remove(view: View, rows: Mapping[str, Server], wanted: list[str]) -> lis
         row = rows.get(voter)
         alive = row is not None and row.state in membership.LIVE
         # It is replaced after `master_grace`, if it can be, so before that it is not given up either.
-        lost_for_good = not alive and view.silent.get(voter, 0.0) >= max(view.repair_after, view.master_grace)
+        # One without a row was forgotten, or another server stands in its place.
+        lost_for_good = row is None or (
+            not alive and view.silent.get(voter, 0.0) >= max(view.repair_after, view.master_grace)
+        )
         # With one of two gone the other could commit nothing, so the one that leaves gives up its vote before.
         # One that stays keeps it: while it lives it may believe that nothing is decided without it.
         leaves_one = row is not None and row.state == "leaving"

@@ -65,6 +65,11 @@ def write_join_key(path: str | os.PathLike[str], key: bytes, *, replace: bool = 
     write_private(path, key.hex().encode() + b"\n", replace=replace)
 
 
+def digest_of_key(key: bytes) -> str:
+    """By which it is known whether a join key is the right one: of 256 random bits it tells nobody the key."""
+    return hashlib.sha256(b"chunkfarm join key\0" + key).hexdigest()
+
+
 def proof(key: bytes, role: str, exporter: bytes) -> bytes:
     """What a side in `role` shows on the connection with that exporter, if it knows the key."""
     assert role in ROLES, role

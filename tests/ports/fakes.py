@@ -35,6 +35,9 @@ from chunkfarm.errors import (
 from chunkfarm.explanation import Explanation, Part
 from chunkfarm.exports.form import Kept
 from chunkfarm.exports.maker import Made, Progress
+from chunkfarm.forgetting import ForgetOutlook
+from chunkfarm.forgetting import objection as forget_objection
+from chunkfarm.losses import Losses
 from chunkfarm.membership import Standing, in_order, succession
 from chunkfarm.metrics import Metrics
 from chunkfarm.model import (
@@ -457,6 +460,8 @@ class MemoryBackend:
         ]
         self.farm = FarmOptions(chunksize=4096, name="lab", id="fa" * 16, replicas=2)
         self.told: dict[str, Drain] = {}
+        self.losses = Losses(files=7, chunks=9, done=True)
+        self.forgotten: set[str] = set()
         self.objection = ""
         self.taken_over: list[str] = []
         self.exports: list[Progress] = []
@@ -507,6 +512,27 @@ class MemoryBackend:
             return fail(PreconditionFailed(self.objection))
         self.taken_over.append(farm_name)
         return self.look_at_takeover().addCallback(lambda outlook: evolve(outlook, line="1e" * 16))
+
+    def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
+        for row in self.rows:
+            if server in (row.id, row.name):
+                return succeed(ForgetOutlook(server=row, losses=self.losses, objection=forget_objection(row)))
+        return fail(NotFound(f"there is no server {server!r}"))
+
+    def forget(self, server: str, farm_name: str) -> Deferred[Server]:
+        if farm_name != self.farm.name:
+            return fail(PreconditionFailed(f"this farm has another name than {farm_name!r}; nothing was changed"))
+
+        def forget(outlook: ForgetOutlook) -> Server:
+            if outlook.objection:
+                raise PreconditionFailed(outlook.objection)
+            self.rows.remove(outlook.server)
+            return outlook.server
+
+        return self.look_at_forgetting(server).addCallback(forget)
+
+    def barred(self, server_id: str) -> str:
+        return "it was forgotten" if server_id in self.forgotten else ""
 
     def drain(self, server: str, anyway: bool) -> Deferred[Server]:
         return self._change(server, lambda row: emptied(row, self.rows, self.farm.replicas, NOW, anyway))

@@ -15,7 +15,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
-from chunkfarm.errors import InvalidRequest, PreconditionFailed, Waiting
+from chunkfarm.errors import Busy, InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
@@ -130,6 +130,9 @@ class PeerAnswersTests(SynchronousTestCase):
         epochs = Epochs(self.table, lambda: 0, FarmOptions)
         duties = Duties(server_id(1), "run1", led, registry, self.servers, FarmOptions, clock, epochs)
         self.leading = server_id(1)
+        self.forgotten: set[str] = set()
+        self.forgot: list[str] = []
+        self.forget_fails: Exception | None = None
         return PeerAnswers(
             state=self.state,
             contexts=self.contexts,
@@ -146,6 +149,8 @@ class PeerAnswersTests(SynchronousTestCase):
             farm=lambda: FARM,
             callers=self.callers,
             set_table=self.set_table,
+            barred=lambda server: "it was forgotten" if server in self.forgotten else "",
+            forget=self.forget,
             tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
             uses=self.uses,
         )
@@ -160,6 +165,12 @@ class PeerAnswersTests(SynchronousTestCase):
     def servers(self) -> tuple[Server, ...]:
         rows = (row for key, row in self.table.rows.items() if key.startswith(SERVERS))
         return in_order(Server.from_value(row.value, row.revision) for row in rows)
+
+    def forget(self, target: str) -> Deferred[Server]:
+        if self.forget_fails is not None:
+            return fail(self.forget_fails)
+        self.forgot.append(target)
+        return succeed(make_server(3))
 
     def make_joiner(self, **changes: Any) -> Joiner:
         row = changes.pop("row", make_server(9))
@@ -341,13 +352,40 @@ class PeerAnswersTests(SynchronousTestCase):
         assert "master = no" in self.refusal(answers)
 
     def test_a_server_gives_its_own_row_only(self) -> None:
-        """Neither another's row nor that of a server that was forgotten is taken."""
+        """Not another's. One whose row the farm has removed by itself is called back, and taken in again."""
         answers = self.make_answers()
         row = make_server(2, incarnation="again").to_value().decode()
         assert json.loads(self.successResultOf(answers.put_server(server_id(2), row)))["incarnation"] == "again"
         self.failureResultOf(answers.put_server(server_id(1), row), commands.BadRequest)
-        stranger = make_server(5).to_value().decode()
-        self.failureResultOf(answers.put_server(server_id(5), stranger), commands.BadRequest)
+        stranger = make_server(9).to_value().decode()
+        refused = self.failureResultOf(answers.put_server(server_id(9), stranger), commands.JoinRefused)
+        assert "leads to another server" in str(refused.value)
+        self.back.identity = self.joiner_identity.signed_by(self.authority, [], NOW)
+        self.successResultOf(answers.put_server(server_id(9), stranger))
+        assert "s9" in [server.name for server in self.servers()]
+
+    def test_servers_that_were_forgotten(self) -> None:
+        """They may not join, whatever they know; who leads forgets for the others, and gives them the new join key."""
+        answers = self.make_answers()
+        self.forgotten = {server_id(9)}
+        assert self.refusal(answers) == "it was forgotten"
+        assert answers.barred(server_id(9)) and not answers.barred(server_id(2))
+        self.successResultOf(answers.forget(server_id(2), "gone"))
+        assert self.forgot == ["gone"]
+        for error, kind in (
+            (PreconditionFailed("it is up"), commands.Conflict),
+            (Busy("no seal"), commands.NotNow),
+            (InvalidRequest("what"), commands.BadRequest),
+            (Unavailable("no majority"), commands.NotNow),
+        ):
+            self.forget_fails = error
+            self.failureResultOf(answers.forget(server_id(2), "gone"), kind)
+        assert self.successResultOf(answers.join_key(server_id(2))) == KEY
+        self.failureResultOf(answers.join_key(server_id(5)), commands.BadRequest)
+        self.engine.is_leader = False
+        self.leading = server_id(2)
+        self.failureResultOf(answers.join_key(server_id(2)), commands.NotFirst)
+        self.failureResultOf(answers.forget(server_id(2), "gone"), commands.NotFirst)
 
     def test_reports(self) -> None:
         """A known incarnation is known; a report with strange types is refused."""

@@ -259,12 +259,6 @@ class OrderTests(SynchronousTestCase):
         link = ClientLink()
         assert link.say("FLY", "HELLO") == "ERR unknown there is no command 'FLY'; HELP lists them\r\n" + HELLO
 
-    def test_later(self) -> None:
-        """What this version does not do yet, it says."""
-        link = ClientLink().auth("admin")
-        for line in ("FORGET alpha",):
-            assert link.say(line).startswith("ERR later ")
-
     def test_bad_lines(self) -> None:
         """Nonsense is an error with a sentence, and the link goes on."""
         link = ClientLink().auth("admin")

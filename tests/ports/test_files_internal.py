@@ -76,6 +76,15 @@ class ChunkTests(SynchronousTestCase):
                 assert answer.status == 403 and answer.text.startswith("denied ")
             assert caller.one("POST", "/-/chunks/have", key="admin").status == 403
 
+    def test_a_server_that_was_forgotten(self) -> None:
+        """It gets and stores nothing from the moment on in which this is known, also on a connection that is open."""
+        caller = self.make()
+        caller.backend.store.chunks[DIGEST] = DATA
+        assert self.ask(caller, "GET", CHUNK).status == 200
+        caller.backend.forgotten.add(OTHER_ID)
+        for method, target in (("GET", CHUNK), ("PUT", CHUNK), ("POST", "/-/chunks/have")):
+            assert self.ask(caller, method, target).text == "denied it was forgotten\n"
+
     def test_put(self) -> None:
         """A chunk is stored under its digest."""
         caller = self.make()

@@ -83,6 +83,17 @@ class FakePeerBackend:
     def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]:
         return succeed(Principal(key, "read", "lab/"))
 
+    forgotten = ""
+
+    def barred(self, server: str) -> str:
+        return "it was forgotten" if server == self.forgotten else ""
+
+    def forget(self, sender: str, target: str) -> Deferred[None]:
+        raise commands.Conflict(f"{target} is up")
+
+    def join_key(self, sender: str) -> Deferred[bytes]:
+        return succeed(b"k" * 32)
+
 
 class FakeLines:
     """The line `1e`, and what others said."""
@@ -189,6 +200,25 @@ class PeerPortTests(SynchronousTestCase):
             self.successResultOf(self.ask(link, pump, command, **arguments))
         box = self.successResultOf(self.ask(link, pump, commands.Transact, request=b"x"))
         assert box["answer"] == b"x" + server_id(7).encode()
+
+    def test_a_server_that_was_forgotten(self) -> None:
+        """It is told so with each question, its messages are lost, and it counts as a stranger who asks who is here."""
+        link, port, pump = self.make_link(server_id(7))
+        self.successResultOf(self.ask(link, pump, commands.Report, report="{}"))
+        self.backend.forgotten = server_id(7)
+        for command, arguments in self.QUESTIONS:
+            failure = self.failureResultOf(self.ask(link, pump, command, **arguments), commands.BadRequest)
+            assert str(failure.value) == "it was forgotten"
+        link.send_message(b"2")
+        pump.flush()
+        assert self.backend.payloads == []
+        self.successResultOf(self.ask(link, pump, commands.Probe, server=server_id(7), stamp=1, farm=""))
+        assert self.backend.probers[-1].certified is None
+        self.factory.cut(server_id(8))
+        assert port in self.factory.connections
+        self.factory.cut(server_id(7))
+        pump.flush()
+        assert port not in self.factory.connections
 
     def test_joining_is_bound_to_the_connection(self) -> None:
         """The backend gets the exporter of this very TLS connection, and refusals reach the joiner as such."""

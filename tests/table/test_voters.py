@@ -102,6 +102,11 @@ class NextConfigurationTests(SynchronousTestCase):
         view = self.make_view(servers, numbers(1, 2, 3), silent={server_id(3): 60.0})
         assert next_configuration(view) is None
 
+    def test_a_voter_that_was_forgotten(self) -> None:
+        """Without a row it is given up at once; of two that are left no third is counted."""
+        view = self.make_view([make_server(1), make_server(2)], numbers(1, 2, 3), silent={server_id(3): 6.0})
+        assert next_configuration(view) == Configuration(numbers(1, 2))
+
     def test_after_repair_after_it_goes(self) -> None:
         """Gone for `repair_after`, it is no longer counted."""
         servers = [make_server(1), make_server(2), make_server(3, state="down")]

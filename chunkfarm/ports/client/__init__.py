@@ -92,6 +92,21 @@ It goes on serving, and its copies count while it is there. `left`, `bytes` and 
 `conflict` if no other server stores chunks, and, unless `anyway` is said, if they could not keep as many copies or
 have no room.
 
+To take a server out for good that is down:
+
+    FORGET <id|name>                -> FORGET <count> may=yes|no [because="..."] ..., rows, END            (admin)
+    FORGET <id|name> <farm name>    -> OK FORGET name= id=                                                 (admin)
+
+The first only looks, and says what would be lost (nobody else who answers has it), and what would have too few copies:
+
+    FORGET 1 may=yes name= id= state=down farm= done=yes|no files= chunks= lostfiles= lostchunks= lostbytes= shortfiles=
+        shortchunks= shortbytes= [silent=<name>,<name>]
+    LOST name=<file> chunks= bytes=
+    END
+
+With `done=no` not all files were looked at yet: ask again. The second removes its row, bars its id, and makes the join
+key anew.
+
 And, where most masters are lost for good:
 
     TAKEOVER                        -> TAKEOVER <count> may=yes|no [because="..."], rows, END              (admin)

@@ -9,13 +9,12 @@ from chunkfarm.errors import (
     AuthenticationFailed,
     Denied,
     InvalidRequest,
-    Later,
     LimitExceeded,
     UnknownCommand,
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import emptying, exporting, keys, looking, moving, taking_over, watching
+from chunkfarm.ports.client import emptying, exporting, forgetting, keys, looking, moving, taking_over, watching
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -74,10 +73,6 @@ async def auth(session: Session, request: Request) -> Answer:
     session.proof = secret_digest(secret)
     prefix = session.principal.prefix
     return ok(format_fields([("role", session.principal.role), *([("prefix", prefix)] if prefix else [])]))
-
-
-async def later(session: Session, request: Request) -> Answer:
-    raise Later("this version does not have this command yet")
 
 
 _ALL = (
@@ -286,6 +281,17 @@ _ALL = (
         when_resuming=True,
     ),
     Command(
+        name="FORGET",
+        usage="<id|name> [farm name]",
+        summary="Takes a server out for good that is down; without the farm's name it only says what would be lost.",
+        run=forgetting.forget,
+        access=ADMIN,
+        least=1,
+        most=2,
+        once_begun=True,
+        audited=True,
+    ),
+    Command(
         name="DRAIN",
         usage="[id|name] [anyway|off]",
         summary="Empties a server, so that it can be switched off; without a word it shows how far that is.",
@@ -336,17 +342,6 @@ _ALL = (
         once_begun=True,
         audited=True,
     ),
-    *(
-        Command(
-            name=name,
-            usage=usage,
-            summary=f"{summary} (not in this version).",
-            run=later,
-            access=ADMIN,
-            most=WORDS_MAX,
-        )
-        for name, usage, summary in (("FORGET", "<id>", "Takes a server out for good"),)
-    ),
 )
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
 
@@ -372,6 +367,8 @@ def check_access(session: Session, command: Command) -> None:
     principal = session.identify()
     if principal is None:
         raise AuthenticationFailed("say AUTH <key id> <secret> first")
+    if principal.role == "server" and (refused := session.backend.barred(principal.id)):
+        raise Denied(refused)
     if not _may(session, principal, command):
         raise Denied(f"{command.name} takes a key with the role {command.access}; this one has {principal.role}")
 
@@ -385,6 +382,7 @@ def _may(session: Session, principal: Principal, command: Command) -> bool:
 _LOOKS: dict[str, Callable[[tuple[str, ...]], bool]] = {
     "DRAIN": lambda words: not words,
     "EXPORT": bool,
+    "FORGET": lambda words: len(words) < 2,
     "TAKEOVER": lambda words: not words,
 }
 """Commands that with such words only look."""

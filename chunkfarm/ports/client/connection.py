@@ -84,6 +84,12 @@ class ClientConnection(Protocol):
         self._checks: IDelayedCall | None = None
         self._pauses: set[IDelayedCall] = set()
 
+    @property
+    def server(self) -> str:
+        """Id of the server of the farm that has said who it is with its certificate; empty if none has."""
+        principal = self._session.principal
+        return principal.id if principal is not None and principal.role == "server" else ""
+
     # What Twisted calls.
 
     def connectionMade(self) -> None:

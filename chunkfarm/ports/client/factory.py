@@ -96,6 +96,13 @@ class ClientFactory(Factory):
             connection.finish()
         return finished
 
+    def cut(self, server_id: str) -> None:
+        """End the links of one server."""
+        for connection in list(self.connections):
+            if connection.server == server_id:
+                transport: Any = connection.transport
+                transport.abortConnection()
+
     def abort(self) -> None:
         """End all links at once."""
         for connection in list(self.connections):

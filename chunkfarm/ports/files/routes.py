@@ -81,8 +81,11 @@ class Routes:
             await self._authorize(request, "read")
             return Answer(200, METRICS, self._backend.metrics.text(await self._backend.status()))
         if path.startswith(CHUNKS):
-            if request.session.peer(self._backend.peer_of, self._clock.seconds()) is None:
+            peer = request.session.peer(self._backend.peer_of, self._clock.seconds())
+            if peer is None:
                 raise Denied("chunks are for servers of this farm, which show their certificate")
+            if refused := self._backend.barred(peer):
+                raise Denied(refused)
             return await self._chunks.answer(request, path[len(CHUNKS) :])
         raise NotFound("there is nothing here")
 
