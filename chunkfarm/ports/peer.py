@@ -230,10 +230,11 @@ class PeerPort(Boxes):
 
     def _take_question(self, data: bytes, at: int) -> int:
         """Answer a report without a detour: the first of a thousand servers does little else."""
-        found = question(data, at, _REPORT, _REPORT_TEXT) if self._peer is not None else None
+        if self._peer is None or self._backend.barred(self._peer):
+            return 0
+        found = question(data, at, _REPORT, _REPORT_TEXT)
         if found is None:
             return 0
-        assert self._peer is not None
         tag, line, report, end = found
         if line is not None and not self._lines.met(self._peer, line.decode("ascii", "replace")):
             return 0
