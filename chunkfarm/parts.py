@@ -820,7 +820,7 @@ class Parts:
         pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
         pairs += [("draining", sentence_of(server, drain)) for server, drain in self.drains()]
-        pairs += export_pairs(self.export_keeper.kept, self.exports.last, self.export_keeper.missing)
+        pairs += export_pairs(self.export_keeper.kept, self.exports.last, self.export_keeper.missing, self.now())
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
         if self._table.withheld and (self._table.is_member or self._table.withheld not in OLD_DISKS):

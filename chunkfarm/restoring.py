@@ -13,43 +13,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 from uuid import UUID
 
-from attrs import define, evolve, field, frozen
-from twisted.internet.defer import Deferred, execute
-from twisted.python.failure import Failure
+from attrs import evolve, field, frozen
 
-from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.config import Config, ConfigFile, Listed
 from chunkfarm.data_directory import DataDirectory, is_unused
-from chunkfarm.errors import FarmError
-from chunkfarm.exports.form import (
-    EXPORT_KEY,
-    HEAD_MAGIC,
-    BadExport,
-    Head,
-    Kept,
-    read_head,
-    read_kept,
-    read_page,
-    write_kept,
-)
-from chunkfarm.exports.keeper import EXPORTS_FILE
+from chunkfarm.exports.finding import Candidate, CannotRestore, Pieces
+from chunkfarm.exports.form import EXPORT_KEY, Kept, write_kept
 from chunkfarm.history import NOTE, HistoryError, Memory
 from chunkfarm.issuer import CA_CERTIFICATE, CA_KEY
 from chunkfarm.model import GENERATION_KEY, LINES_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server, timestamp
 from chunkfarm.table.interface import Row
 from chunkfarm.table.journal import Journal
+from chunkfarm.table.journal_file import JournalError
 from chunkfarm.table.lines import LINES_MAX, TERM_LEAP, Chain, Fork, longer, read_chain
 from chunkfarm.trust.authority import fingerprint
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.seal import SealKey
+
+__all__ = ["Candidate", "CannotRestore", "Plan", "Restoring", "when"]
 
 TABLE_FILE = "table.sqlite"
 REVISION_LEAP = 2**32
@@ -58,178 +46,8 @@ revision of the table that is lost must not take a later change for one that it 
 GENERATION_LEAP = 1000
 """Generations by which it does. The list in `config.ini` on another machine may be a little newer than the one here,
 and must not seem newer than the table."""
-PREFIXES = 256
 NAMED_MAX = 5
 """Missing chunks that a sentence names."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class CannotRestore(FarmError):
-    """Nothing is restored; the sentence says why."""
-
-
-@frozen(kw_only=True)
-class Candidate:
-    """An export that was found."""
-
-    digest: bytes
-    head: Head
-    missing: tuple[bytes, ...]
-    """Its pages that are in none of the directories."""
-
-    @property
-    def is_whole(self) -> bool:
-        return not self.missing
-
-
-def _at_once(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-    """Nobody waits for anything else here, so no thread is needed."""
-    return execute(function, *args, **kwargs)
-
-
-def _now(deferred: Deferred[T]) -> T:
-    """The outcome of what was done at once."""
-    outcome: list[T | Failure] = []
-    deferred.addBoth(outcome.append)
-    (result,) = outcome
-    if isinstance(result, Failure):
-        result.raiseException()
-        raise AssertionError
-    return result
-
-
-@define
-class Pieces:
-    """The chunks in several data directories."""
-
-    _stores: list[ChunkStore]
-    _noted: list[bytes]
-    """Heads that the servers themselves knew of."""
-    _scratch: TemporaryDirectory[str]
-
-    @classmethod
-    def open(cls, own: Path, more: Sequence[Path]) -> Self:
-        """Look into a data directory, and into others or folders of chunks. Raises `CannotRestore`.
-
-        Nothing is written into the others but what a start of their servers would write.
-        """
-        pieces = cls([], [], TemporaryDirectory(prefix="chunkfarm-restore-"))
-        try:
-            pieces._add(own, own / "index.sqlite")
-            for number, directory in enumerate(more):
-                # They may be copies without an index, or of which the index is older than the packs.
-                pieces._add(directory, Path(pieces._scratch.name) / f"{number}.sqlite")
-        except OSError as error:
-            pieces.close()
-            raise CannotRestore(f"{error.filename}: {error.strerror or error}") from None
-        except BaseException:
-            pieces.close()
-            raise
-        return pieces
-
-    def _add(self, directory: Path, index: Path) -> None:
-        chunks = directory / "chunks" if (directory / "chunks").is_dir() else directory
-        if not chunks.is_dir():
-            raise CannotRestore(f"there are no chunks in {directory}")
-        store = ChunkStore(chunks, index, _at_once)
-        self._stores.append(store)
-        # Its bytes are not counted: nobody asks here.
-        store.stop()
-        _now(store.start())
-        self._noted += _noted_heads(directory / EXPORTS_FILE)
-
-    def close(self) -> None:
-        """Let go of them."""
-        for store in self._stores:
-            store.close()
-        self._scratch.cleanup()
-
-    def read(self, digest: bytes) -> bytes | None:
-        """A chunk, from the first directory that has a whole copy."""
-        for store in self._stores:
-            with contextlib.suppress(FarmError):
-                source = _now(store.open(digest))
-                try:
-                    parts = []
-                    while (part := _now(source.next())) is not None:
-                        parts.append(part)
-                    return b"".join(parts)
-                finally:
-                    source.close()
-        return None
-
-    def noted(self, farm: str) -> list[Candidate]:
-        """The exports of this farm that the servers have noted, the newest first. Quick."""
-        return self._judged(dict.fromkeys(self._noted), farm)
-
-    def scan(self, farm: str, on_progress: Callable[[int, int], None]) -> list[Candidate]:
-        """Those that a look at every chunk finds. `on_progress` is told steps done, of how many."""
-        found: dict[bytes, None] = {}
-        for number, store in enumerate(self._stores):
-            for prefix in range(PREFIXES):
-                found |= dict.fromkeys(digest for digest in _now(store.scan(prefix)) if _is_head(store, digest))
-                on_progress(number * PREFIXES + prefix + 1, len(self._stores) * PREFIXES)
-        return self._judged(found, farm)
-
-    def _judged(self, digests: Iterable[bytes], farm: str) -> list[Candidate]:
-        candidates = []
-        for digest in digests:
-            data = self.read(digest)
-            if data is None:
-                continue
-            try:
-                head = read_head(data)
-            except BadExport:
-                continue
-            if head.farm == farm:
-                missing = tuple(page for page in head.digests if not self._has(page))
-                candidates.append(Candidate(digest=digest, head=head, missing=missing))
-        return sorted(candidates, key=lambda one: one.head.revision, reverse=True)
-
-    def _has(self, digest: bytes) -> bool:
-        return any(_now(store.has([digest]))[0] for store in self._stores)
-
-    def rows(self, head: Head) -> Iterator[Row]:
-        """All rows of an export, checked. Raises `CannotRestore`."""
-        count, last = 0, b""
-        for digest in head.digests:
-            page = self.read(digest)
-            if page is None:
-                raise CannotRestore(f"chunk {digest.hex()} of the export is missing or damaged")
-            try:
-                rows = read_page(page, last)
-            except BadExport as error:
-                raise CannotRestore(f"chunk {digest.hex()} of the export cannot be used: {error}") from None
-            if any(row.revision > head.revision for row in rows):
-                raise CannotRestore(f"chunk {digest.hex()} has rows that are newer than the export")
-            count, last = count + len(rows), rows[-1].key
-            yield from rows
-        if count != head.rows:
-            raise CannotRestore(f"the export has {count} rows, and its head says {head.rows}")
-
-
-def _noted_heads(path: Path) -> list[bytes]:
-    try:
-        return [kept.digest for kept in read_kept(path.read_bytes())]
-    except (OSError, BadExport):
-        # It only saves the look at every chunk.
-        return []
-
-
-def _is_head(store: ChunkStore, digest: bytes) -> bool:
-    try:
-        source = _now(store.open(digest, 0, len(HEAD_MAGIC)))
-    except FarmError:
-        return False
-    try:
-        return bytes(_now(source.next()) or b"") == HEAD_MAGIC
-    finally:
-        source.close()
-
-
-# -- the server that goes on -----------------------------------------------------------------------------
 
 
 @frozen(kw_only=True)
@@ -256,7 +74,14 @@ class Restoring:
     """A data directory of a server that is stopped, for as long as it is looked at and written."""
 
     def __init__(
-        self, config: Config, generation: int, data: DataDirectory, identity: Identity, journal: Journal, pieces: Pieces
+        self,
+        config: Config,
+        generation: int,
+        data: DataDirectory,
+        identity: Identity,
+        journal: Journal,
+        pieces: Pieces,
+        more: Sequence[Path],
     ) -> None:
         self.config = config
         self._generation = generation
@@ -264,6 +89,7 @@ class Restoring:
         self._identity = identity
         self._journal = journal
         self.pieces = pieces
+        self._more = tuple(more)
 
     @classmethod
     def open(cls, file: ConfigFile, overrides: Mapping[str, str | None], host_name: str, more: Sequence[Path]) -> Self:
@@ -272,10 +98,7 @@ class Restoring:
         path = config.server.data
         if not (path / "server.id").exists():
             raise CannotRestore(f"{path} is not the data directory of a server")
-        if not config.server.master:
-            raise CannotRestore(
-                f"{config.path} says master = no for this server, and it would have to hold the table: remove that"
-            )
+        _check_owner(path)
         for directory in more:
             if not is_unused(directory):
                 raise CannotRestore(f"{directory} is in use by a server that runs: stop it before")
@@ -286,7 +109,10 @@ class Restoring:
             identity = Identity.load(path, data.server_id)
             if identity is None:
                 raise CannotRestore(f"{path} has no certificate of the farm: its server never joined")
-            journal = Journal.open(os.fspath(path / TABLE_FILE))
+            try:
+                journal = Journal.open(os.fspath(path / TABLE_FILE))
+            except JournalError as error:
+                raise CannotRestore(f"{error}; if it is damaged, move it away and say this again") from None
             stack.callback(journal.close)
             recorded = config.farm.id
             if recorded and journal.farm_id and recorded != journal.farm_id:
@@ -300,7 +126,7 @@ class Restoring:
             generation = max((*versions, file.reached(data.server_id) or 0))
             pieces = Pieces.open(path, more)
             stack.pop_all()
-        return cls(config, generation, data, identity, journal, pieces)
+        return cls(config, generation, data, identity, journal, pieces, more)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -323,6 +149,10 @@ class Restoring:
         `now` is in ms. Refuses to go back behind rows that this server holds, unless `force` is given.
         """
         head = candidate.head
+        if not self.config.server.master:
+            raise CannotRestore(
+                f"{self.config.path} says master = no for this server, and it would have to hold the table: remove that"
+            )
         self._check(candidate, force)
         known: dict[bytes, Row] = {}
         count = 0
@@ -379,12 +209,23 @@ class Restoring:
                 f"the export of revision {candidate.head.revision} is not whole here, it lacks {some}{more}: name the "
                 "data directories of other servers, or copies of their chunks folders, with --from"
             )
-        applied = self._journal.applied
-        if applied >= candidate.head.revision and not force:
-            raise CannotRestore(
-                f"this server holds the table itself, up to revision {applied}, and the export is of revision "
-                f"{candidate.head.revision}: start it, and say `chunkfarm takeover`"
-            )
+        for directory, applied in (("this server", self._journal.applied), *self._others_applied()):
+            if applied >= candidate.head.revision and not force:
+                raise CannotRestore(
+                    f"{directory} holds the table itself, up to revision {applied}, and the export is of revision "
+                    f"{candidate.head.revision}: start that server, and say `chunkfarm takeover`"
+                )
+
+    def _others_applied(self) -> Iterator[tuple[str, int]]:
+        """The tables in the other directories, and how far they are."""
+        for directory in self._more:
+            path = directory / TABLE_FILE
+            with contextlib.suppress(JournalError):
+                if path.exists():
+                    journal = Journal.open(os.fspath(path))
+                    applied = journal.applied
+                    journal.close()
+                    yield f"the server of {directory}", applied
 
     def _seal_note(self, known: dict[bytes, Row]) -> str:
         """Raises `CannotRestore` if the export is not of the farm whose certificate this server has."""
@@ -449,6 +290,15 @@ class Restoring:
             peer=options.peer.port,
             files=options.files.port,
             id=self.server_id,
+        )
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse to write into it what its server could not read."""
+    owner = path.stat().st_uid
+    if owner != os.geteuid():
+        raise CannotRestore(
+            f"{path} belongs to the user with the number {owner}: say this as that user, with sudo -u '#{owner}'"
         )
 
 

@@ -261,6 +261,35 @@ class RefusingTests(RestoringTestCase):
         running.close()
         survivor.open().close()
 
+    def test_a_newer_table_in_another_directory(self) -> None:
+        """Who is only asked for chunks may know more as well."""
+        survivor, other = self.make(), self.make()
+        survivor.export()
+        (other.data / "chunks").mkdir()
+        journal = other.journal()
+        journal.restore(server_id(5), 9, 600, (), {"farm": FARM})
+        journal.close()
+        said = self.refused(survivor, other.data)
+        assert f"the server of {other.data}" in said and "chunkfarm takeover" in said
+        survivor.plan(other.data, force=True)
+
+    def test_a_damaged_table(self) -> None:
+        """It is left for whoever wants to look at it; without it the export is restored."""
+        survivor = self.make()
+        survivor.export()
+        (survivor.data / "table.sqlite").write_bytes(b"rotten" * 1000)
+        assert "move it away" in str(self.assertRaises(CannotRestore, survivor.open))
+        (survivor.data / "table.sqlite").unlink()
+        survivor.restore()
+        assert len(survivor.restored()) > 300
+
+    def test_somebody_else_s_directory(self) -> None:
+        """Files of another user than the server's would be of no use to it."""
+        survivor = self.make()
+        with mock.patch("chunkfarm.restoring.os.geteuid", lambda: os.getuid() + 1):
+            said = str(self.assertRaises(CannotRestore, survivor.open))
+        assert f"sudo -u '#{os.getuid()}'" in said
+
     def test_what_is_no_data_directory(self) -> None:
         """A directory that no server has used, or one whose server never joined, and nothing is made in it."""
         survivor = self.make()
@@ -287,8 +316,9 @@ class RefusingTests(RestoringTestCase):
     def test_no_master(self) -> None:
         """A server that may not be a master would have to be one."""
         survivor = self.make()
+        survivor.export()
         survivor.write_config(more="master = no")
-        assert "master = no" in str(self.assertRaises(CannotRestore, survivor.open))
+        assert "master = no" in self.refused(survivor)
 
     def test_a_head_that_lies(self) -> None:
         """Pages in the wrong order, rows that are missing or newer: nothing is written."""

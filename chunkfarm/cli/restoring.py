@@ -41,6 +41,12 @@ Greetings = dict[str, Mapping[str, str] | str]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Another data directory, or a copy of its chunks, to look into as well. May be given several times.",
 )
+@click.option(
+    "--copy-to",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Only copy the chunks of the exports there, for another server's --from.",
+)
 @click.option("--revision", type=int, help="Restore the export of this revision, and not the newest that is whole.")
 @click.option("--scan", is_flag=True, help="Look at every chunk for exports, also if the servers noted where they are.")
 @click.option("--yes", "farm_name", metavar="NAME", help="The farm's name, instead of a question on the terminal.")
@@ -50,6 +56,7 @@ def restore(
     surroundings: Surroundings,
     data: str | None,
     more: tuple[Path, ...],
+    copy_to: Path | None,
     revision: int | None,
     scan: bool,
     farm_name: str | None,
@@ -64,12 +71,15 @@ def restore(
 
     If any server is left that holds the table, `chunkfarm takeover` loses less.
     """
-    if farm_name is None and not is_terminal():
+    if farm_name is None and copy_to is None and not is_terminal():
         raise click.UsageError("there is no terminal to ask on: give the farm's name with --yes NAME")
     try:
         restoring = Restoring.open(ConfigFile(surroundings.config_path), {"data": data}, socket.gethostname(), more)
         try:
-            _restore(surroundings, restoring, revision, scan, farm_name, force)
+            if copy_to is not None:
+                _copy(restoring, scan, copy_to)
+            else:
+                _restore(surroundings, restoring, revision, scan, farm_name, force)
         finally:
             restoring.close()
     except (FarmError, OSError) as error:
@@ -109,6 +119,13 @@ def _restore(
     restoring.write(plan)
     click.echo(f"Restored {plan.rows:,} rows. Start {plan.server} as always, then the other servers that are left:")
     click.echo(f"  twistd chunkfarm --config {surroundings.config_path} --data {restoring.config.server.data}")
+
+
+def _copy(restoring: Restoring, scan: bool, directory: Path) -> None:
+    candidates = _find(restoring, scan)
+    _show(candidates)
+    count = restoring.pieces.copy(candidates, directory)
+    click.echo(f"Copied {count} chunks to {directory}: take it to another server, and name it there with --from.")
 
 
 def _find(restoring: Restoring, scan: bool) -> list[Candidate]:

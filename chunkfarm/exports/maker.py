@@ -412,14 +412,18 @@ async def read_chunk(transfer: Transfer, digest: bytes) -> bytes:
         source.close()
 
 
-def export_pairs(kept: Sequence[Kept], last: Progress, missing: int) -> list[tuple[str, str]]:
-    """What STATUS tells of exports: the newest, what this server lacks of them, and how its own last one went."""
+def export_pairs(kept: Sequence[Kept], last: Progress, missing: int, now: int) -> list[tuple[str, str]]:
+    """What STATUS tells of exports: the newest, what this server lacks of them, and how its own last one went.
+
+    `now` is in ms.
+    """
     if not kept:
         pairs = [("export", "none yet")]
     else:
         newest = kept[0]
         pairs = [
             ("export", f"{timestamp(newest.time)} of revision {newest.revision}"),
+            ("export-age", str(max(0, now - newest.time) // 1000)),
             ("export-rows", str(newest.rows)),
             ("export-missing-here", str(missing)),
         ]

@@ -66,6 +66,25 @@ class RestoreTests(SynchronousTestCase):
         assert result.exit_code == exits.FAILED
         assert "no export of this farm" in result.stderr and "--from" in result.stderr
 
+    def test_carrying_chunks_over(self) -> None:
+        """Two servers that lack different chunks have an export together: what one has is copied for the other."""
+        for number in range(2_000):
+            self.survivor.files[f"home/{number:05d}"] = number
+        other = Survivor(self.mktemp())
+        rows = self.survivor.rows()
+        self.survivor.export(rows, lose=0)
+        other.export(rows, lose=1)
+        missing = self.run_restore()
+        assert missing.exit_code == exits.FAILED and "--from" in missing.stderr
+        self.world.config = other.directory / "config.ini"
+        carried = other.directory / "carried"
+        copied = self.world.run("restore", "--copy-to", str(carried))
+        assert copied.exit_code == 0 and "Copied" in copied.stdout, copied.output
+        self.world.config = self.survivor.directory / "config.ini"
+        result = self.run_restore("--from", str(carried))
+        assert result.exit_code == 0, result.output
+        assert "whole" in result.stdout and len(self.survivor.restored()) == len(rows) + 2
+
     def test_a_wrong_name(self) -> None:
         """Nothing is changed."""
         self.survivor.export()

@@ -117,7 +117,7 @@ class MakingTests(SynchronousTestCase):
         world.table.unavailable = True
         world.pass_time(FIRST_AFTER + 10, 5)
         assert "no majority" in world.maker.last.failed
-        assert ("export-failed", world.maker.last.failed) in export_pairs((), world.maker.last, 0)
+        assert ("export-failed", world.maker.last.failed) in export_pairs((), world.maker.last, 0, NOW)
         world.table.unavailable = False
         world.pass_time(RETRY_AFTER + 10, 5)
         assert len(world.kept) == 1
@@ -203,8 +203,8 @@ class MakingTests(SynchronousTestCase):
         world.pass_time(SPREAD_SECONDS + 5)
         made = world.maker.last.made
         assert made is not None and made.complete < made.servers == 3
-        told = dict(export_pairs(world.kept, world.maker.last, 4))
-        assert told["export-rows"] == "50" and told["export-missing-here"] == "4"
+        told = dict(export_pairs(world.kept, world.maker.last, 4, NOW + 7_900))
+        assert told["export-age"] == "7" and told["export-rows"] == "50" and told["export-missing-here"] == "4"
         assert told["export-complete-on"] == f"{made.complete} of 3 servers"
         assert told["export"] == "2026-11-22T10:00:00.123Z of revision 50"
 
