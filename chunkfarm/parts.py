@@ -56,7 +56,7 @@ from chunkfarm.losses import LossSurvey
 from chunkfarm.machine import Machine
 from chunkfarm.membership import Standing
 from chunkfarm.metrics import Metrics
-from chunkfarm.model import GIB, Address, Drain, FarmOptions, Principal, Server
+from chunkfarm.model import GIB, JOIN_DIGEST_KEY, KEYS_CHANGED_KEY, Address, Drain, FarmOptions, Principal, Server
 from chunkfarm.old_disks import OLD_DISKS
 from chunkfarm.reference_index import ReferenceIndex
 from chunkfarm.references import References
@@ -473,6 +473,7 @@ class Parts:
             self.reactor,
             self.now,
             self.run_in_thread,
+            self._export_is_urgent,
         )
         self.export_keeper = ExportKeeper(
             lambda: row.value if (row := self.roster.farm_row(EXPORT_KEY)) is not None else b"",
@@ -530,6 +531,12 @@ class Parts:
             self.reactor,
             self.run_in_thread,
         )
+
+    def _export_is_urgent(self) -> bool:
+        """Whether keys were changed, or a server was forgotten, since the newest export."""
+        rows = [self.roster.farm_row(key) for key in (KEYS_CHANGED_KEY, JOIN_DIGEST_KEY)]
+        exported = max((one.revision for one in self.export_keeper.kept), default=0)
+        return any(row is not None and row.revision > exported for row in rows)
 
     # What the parts ask of each other.
 

@@ -45,7 +45,9 @@ FIRST_AFTER = 300.0
 """Seconds after which a server that begins to lead makes one: a farm that changes its first all the time has other
 things to do, and whoever led before may have been about to make one."""
 RETRY_AFTER = 60.0
-"""Seconds after one that failed."""
+"""Seconds after one that failed, and the shortest time between two."""
+URGENT_AFTER = 5.0
+"""Seconds after a change that the loss of all masters must not undo: a key was taken away, or a server forgotten."""
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at whether one is due."""
 STEP_BYTES = 64 * KIB
@@ -134,8 +136,9 @@ class ExportMaker:
         clock: IReactorTime,
         now: Callable[[], int],
         run_in_thread: RunInThread,
-        interval: float = INTERVAL,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`urgent` says whether something stands in the table and in no export that should be in one."""
         self._table = table
         self._here = here
         self._open_view = open_view
@@ -146,9 +149,11 @@ class ExportMaker:
         self._clock = clock
         self._now = now
         self._run = run_in_thread
-        self._interval = interval
+        self._urgent = urgent
         self._bucket = Bucket(RATE, RATE)
         self._due: float | None = None
+        self._tried = float("-inf")
+        """When the last one ended, well or not."""
         self._scanned = 0
         """The revision up to which nothing is missing in the newest export."""
         self._newest: tuple[Kept, Head] | None = None
@@ -208,8 +213,10 @@ class ExportMaker:
         if not self._here.is_leader or not self._here.has_quorum:
             self._due = None
         elif self._due is None:
-            self._due = now + min(FIRST_AFTER, self._interval)
-        elif now >= self._due and self._running is None:
+            self._due = now + FIRST_AFTER
+        elif self._urgent():
+            self._due = min(self._due, max(now + URGENT_AFTER, self._tried + RETRY_AFTER))
+        if self._due is not None and now >= self._due and self._running is None:
             self._wanted = max(self._wanted, self._begun + 1)
             self._go_on()
 
@@ -246,11 +253,12 @@ class ExportMaker:
             raise
         else:
             self._outcome = Progress(number=number, running=False, made=made)
-            self._put_off(self._interval)
+            self._put_off(INTERVAL)
 
     def _put_off(self, seconds: float) -> None:
+        self._tried = self._clock.seconds()
         if self._due is not None:
-            self._due = self._clock.seconds() + seconds
+            self._due = self._tried + seconds
 
     # Making.
 

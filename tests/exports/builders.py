@@ -61,6 +61,7 @@ class World:
             self.store, lambda: self.servers, self.servers[0].id, self.links, lambda: 2, self.clock, run_now
         )
         self.noted = Path(test.mktemp()).absolute()
+        self.urgent = False
         self.is_leader = True
         self.has_quorum = True
         self.holds_rows = True
@@ -76,6 +77,7 @@ class World:
             self.clock,
             lambda: NOW + int(self.clock.seconds() * 1000),
             run_now,
+            lambda: self.urgent,
         )
         test.addCleanup(self.maker.stop)
         self.keeper = self.make_keeper(self.servers[0])

@@ -97,6 +97,25 @@ class MakingTests(SynchronousTestCase):
         world.pass_time(200, 5)
         assert len(world.kept) == 2
 
+    def test_what_must_not_come_back(self) -> None:
+        """A key that was taken away, or a server that was forgotten, is not left to the next hour; but one a minute."""
+        world = self.make(50)
+        world.maker.start()
+        world.pass_time(10, 5)
+        world.urgent = True
+        world.pass_time(15, 5)
+        assert len(world.kept) == 1
+        world.copy_to_all()
+        world.table.put(b"files/a/b", b"")
+        world.pass_time(RETRY_AFTER - 20, 5)
+        assert len(world.kept) == 1
+        world.pass_time(30, 5)
+        assert len(world.kept) == 2
+        world.urgent = False
+        world.table.put(b"files/a/c", b"")
+        world.pass_time(INTERVAL - 100, 5)
+        assert len(world.kept) == 2
+
     def test_leading_anew(self) -> None:
         """Who loses the lead and gets it back begins to count anew."""
         world = self.make(50)
