@@ -8,6 +8,9 @@ anything else is done, so that a restart forgets nothing:
   was left could otherwise elect each other again.
 * *lost* or *apart*: it takes part in nothing any more, and shows its files to those who read them.
 
+One that has stopped teaches nobody: a person may choose another side, and who had learned of this one would be apart
+from that. But what it acknowledged stands, so who is behind it decides nothing until it has learned what goes on.
+
 Masters of a line that was left, which start together and meet nobody of the new one, cannot know; they go on, and are
 judged when they meet it. Therefore a first asks those of its table that are down now and then.
 """
@@ -61,6 +64,10 @@ met in no other way. It costs each of them one attempt to connect."""
 NOTE = "lines"
 """Beside the journal's rows."""
 LEARNS = "The farm went on without this server; until it has learned what happened since, it decides nothing."
+NOBODY_TEACHES = (
+    "The farm went on without this server, and whoever did so has stopped: until a person has chosen the side that "
+    "goes on, this server decides nothing."
+)
 
 
 class HistoryError(FarmError):
@@ -227,6 +234,8 @@ class History:
     _asking: dict[str, Deferred[None]] = field(factory=dict, init=False)
     _said: set[tuple[str, str]] = field(factory=set, init=False)
     _waiting: list[Deferred[None]] = field(factory=list, init=False)
+    _waits_on: str | None = field(default=None, init=False)
+    """The line on which this server decides nothing any more."""
     _down_asked: float = field(default=0.0, init=False)
     _busy: Deferred[None] | None = field(default=None, init=False)
     _turns: DeferredLock = field(factory=DeferredLock, init=False)
@@ -357,7 +366,8 @@ class History:
         there = told.term_there if told.settled else None
         verdict = judge(self.chain, past, told.chain, there)
         if told.stopped and verdict is not Verdict.APART:
-            # It teaches nobody any more.
+            if verdict in (Verdict.BEHIND, Verdict.LOST):
+                self._wait_for_choice()
             return
         if verdict is Verdict.AHEAD and (told.server, newest(told.chain)) not in self._said:
             self._said.add((told.server, newest(told.chain)))
@@ -370,6 +380,14 @@ class History:
                 await self._end(told, verdict)
         elif verdict is Verdict.APART:
             await self._end(told, verdict)
+
+    def _wait_for_choice(self) -> None:
+        """Decide nothing until this server belongs to another line than now, or takes over by hand."""
+        line = newest(self.chain)
+        if self.table.last_index and self._waits_on != line:
+            self._waits_on = line
+            self._log.warn("This server decides nothing: {reason}", reason=NOBODY_TEACHES)
+            self.table.withhold(NOBODY_TEACHES, lambda: newest(self.chain) != line)
 
     async def _learn(self, told: Told) -> None:
         """Belong to the other's line from now on, and decide nothing until this journal tells of it."""

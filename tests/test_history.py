@@ -15,7 +15,16 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.history import ASK_INTERVAL, DOWN_INTERVAL, NOTE, ROUND, History, HistoryError, OwnLine
+from chunkfarm.history import (
+    ASK_INTERVAL,
+    DOWN_INTERVAL,
+    NOBODY_TEACHES,
+    NOTE,
+    ROUND,
+    History,
+    HistoryError,
+    OwnLine,
+)
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
@@ -268,6 +277,26 @@ class HistoryTests(SynchronousTestCase):
         self.answers[OTHER] = self.told(X, stopped=True)
         history.met(OTHER, X.line)
         assert history.stopped is not None and history.stopped.verdict == "apart"
+
+    def test_who_is_behind_one_that_stopped_waits(self) -> None:
+        """What that one acknowledged stands, so nobody goes on without it until it is known which side does."""
+        history = self.make_history()
+        self.answers[OTHER] = self.told(X, stopped=True)
+        for _ in range(3):
+            history.met(OTHER, X.line)
+            self.clock.advance(ASK_INTERVAL)
+        ((reason, until),) = self.table.withheld
+        assert reason == NOBODY_TEACHES and not until()
+        self.answers[THIRD] = self.told(Y, server=THIRD)
+        history.met(THIRD, Y.line)
+        assert until() and history.said == Y.line
+        # Who has no rows yet has nothing to go on with.
+        table = FakeTable()
+        table.last_index, table.terms, table.committed = 0, [], 0
+        history = self.make_history(table=table)
+        self.answers[OTHER] = self.told(X, stopped=True)
+        history.met(OTHER, X.line)
+        assert self.table.withheld == []
 
     def test_one_that_only_learns_is_no_witness(self) -> None:
         """What its journal has is of the line that was left: who has learned is waited for."""
