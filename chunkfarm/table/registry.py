@@ -183,17 +183,20 @@ class Registry:
         """Put a server at the end of the line.
 
         A known id keeps its name, and is emptied on if it was; whatever else a person set in its row is left to the
-        new row's owner. A new id on the host and peer port of a row that is down replaces that row.
+        new row's owner. A new id on the host and peer port of a row that is down replaces that row. A known one that
+        has moved there does not: where two disks have changed places, the other server is where this one was.
         """
 
         def decide(before: Registered) -> Change:
             if server.id in before.barred:
                 raise TableError(forgotten_sentence(server.id))
             old = before.servers.get(server.id)
+            moved = old is not None and old.peer_address != server.peer_address
             replaced = tuple(
                 other.id
                 for other in before.servers.values()
-                if other.id != server.id
+                if not moved
+                and other.id != server.id
                 and other.state == "down"
                 and other.host == server.host
                 and other.peer == server.peer

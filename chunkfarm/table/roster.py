@@ -320,7 +320,9 @@ class Roster:
             except Unavailable:
                 rows, revision = await self._pages(SERVERS, stale=False)
             self._servers.replace(rows, revision)
-        except Unavailable as error:
+        except TableClosed:
+            raise
+        except TableError as error:
             self._log.info("the servers could not be read, the next try follows: {error}", error=error)
         self._publish()
 

@@ -82,6 +82,19 @@ class RegistryTests(SynchronousTestCase):
         self.successResultOf(registry.join(new))
         assert set(self.state(registry).servers) == {server_id(1), server_id(3)}
 
+    def test_disks_that_changed_places(self) -> None:
+        """A known server that moves to the address of one that is down does not take its row: that one moved too."""
+        registry = self.make_registry()
+        other = self.successResultOf(registry.join(make_server(2)))
+        moving = self.successResultOf(registry.join(make_server(3)))
+        self.successResultOf(registry.enter_state([other.id], "down", only_from=("up",)))
+        self.successResultOf(registry.join(make_server(3, host=other.host, peer=other.peer)))
+        back = self.successResultOf(registry.join(make_server(2, host=moving.host, peer=moving.peer)))
+        after = self.state(registry).servers
+        assert set(after) == {server_id(1), server_id(2), server_id(3)}
+        assert after[back.id].peer_address == moving.peer_address
+        assert after[moving.id].peer_address == other.peer_address
+
     def test_a_restarted_farm_keeps_its_order(self) -> None:
         """Those who resume together keep their places, with their new ports and incarnations."""
         registry = self.make_registry()

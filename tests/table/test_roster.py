@@ -24,6 +24,7 @@ from chunkfarm.table.interface import (
     Replaced,
     Row,
     TableClosed,
+    TableError,
     Unavailable,
 )
 from chunkfarm.table.roster import CATCH_UP_SECONDS, RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX, Roster
@@ -79,6 +80,7 @@ class ScriptedTable:
     events: list[Event] = field(factory=list)
     unavailable: bool = False
     stale_unavailable: bool = False
+    failure: TableError = field(factory=lambda: Unavailable("no majority"))
     page_size: int = 1000
     compacted: bool = False
 
@@ -99,7 +101,7 @@ class ScriptedTable:
     def read(self, prefix: bytes, after: bytes = b"", limit: int = 1000, stale: bool = False) -> Deferred[Page]:
         self.reads.append((prefix, stale))
         if self.stale_unavailable if stale else self.unavailable:
-            return fail(Unavailable("no majority"))
+            return fail(Unavailable("no rows") if stale else self.failure)
         keys = sorted(key for key in self.rows if key.startswith(prefix) and key > after)
         rows = tuple(self.rows[key] for key in keys[: self.page_size])
         return succeed(Page(self.revision, rows, len(keys) > self.page_size))
@@ -261,6 +263,9 @@ class RosterTests(SynchronousTestCase):
         table.stale_unavailable = table.unavailable = True
         table.put(farm=FarmOptions(name="lab", replicas=2), generation=3)
         table.deliver(FARM)
+        clock.advance(CATCH_UP_SECONDS)
+        assert roster.generation == 2
+        table.failure = TableError("the leader does not know this server")
         clock.advance(CATCH_UP_SECONDS)
         assert roster.generation == 2
         table.unavailable = False
