@@ -29,6 +29,7 @@ from chunkfarm.ports.peer import PeerPortFactory
 from chunkfarm.reloading import Reload
 from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
 from chunkfarm.systemd import Systemd
+from chunkfarm.table.interface import TableClosed
 from chunkfarm.wire.inherited import own_inherited_ports, with_ports
 
 EXIT_FAILED = 1
@@ -218,7 +219,8 @@ class Farm(MultiService):
             return
         if failure.check(FarmError):
             self._log.critical("chunkfarm: {sentence}", sentence=str(failure.value))
-        else:
+        elif not failure.check(TableClosed):
+            # Else the disk under the table has failed, and what is said of that follows.
             self._log.failure("while starting", failure)
         self._exit()
 
