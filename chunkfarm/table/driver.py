@@ -21,10 +21,10 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.durable import is_full
+from chunkfarm.durable import is_broken, is_full
 from chunkfarm.table.codec import PAYLOAD_BYTES_MAX, Answer, encode_message
 from chunkfarm.table.consensus import LEADER, Consensus
-from chunkfarm.table.interface import TableClosed
+from chunkfarm.table.interface import TableClosed, Unavailable
 from chunkfarm.table.journal import Journal, Saved
 from chunkfarm.table.links_interface import IConsensusLinks
 from chunkfarm.table.records import Configuration, Message, ReadState, Ready
@@ -103,6 +103,7 @@ class Driver:
         self._interval = tick
         self._rank = rank
         self._on_disk = run_on_disk
+        self._run_reads = run_reads
         self._on_change = on_change
         self._on_fatal = on_fatal
         self._write_limit = write_limit
@@ -130,9 +131,9 @@ class Driver:
         if before:
             self._doubts.add(before, lambda: True)
             self.core.withhold()
-        self._streams = SnapshotStreams(self, journal, links, clock, random, run_on_disk, run_reads)
+        self._streams = SnapshotStreams(self, journal, links, clock, random, run_on_disk, self.reading)
         self.hub = WatchHub(
-            self.core.applied, lambda prefix, after, until: run_reads(lambda: journal.changes(prefix, after, until))
+            self.core.applied, lambda prefix, after, until: self.reading(lambda: journal.changes(prefix, after, until))
         )
 
     def _make_core(self) -> Consensus:
@@ -205,6 +206,17 @@ class Driver:
         if not self.stopped:
             self._halt()
             self._on_fatal(failure)
+
+    def reading(self, call: Callable[[], T]) -> Deferred[T]:
+        """Read from the disk with this call; a disk that fails it ends the process, and this with `Unavailable`."""
+
+        def failed(failure: Failure) -> Failure:
+            if failure.check(sqlite3.Error) is None or failure.value is None or not is_broken(failure.value):
+                return failure
+            self.fatal(failure)
+            return Failure(Unavailable("the disk that holds the table here has failed"))
+
+        return self._run_reads(call).addErrback(failed)
 
     # -- deciding nothing --------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chunkfarm.durable import is_broken
 from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
 from chunkfarm.model import SECRET
@@ -211,7 +209,7 @@ class EmbeddedTable:
     def leader(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""
         core = self._driver.core
-        if core.withheld and not core.has_quorum:
+        if (core.withheld or self.id in core.configuration.learners) and not core.has_quorum:
             # It never stands for election, so it would remember for ever a leader that is gone.
             return ""
         return core.leader if self.is_member or core.role == LEADER else self._links.leader_hint()
@@ -534,15 +532,9 @@ class EmbeddedTable:
     async def _read_here(self, request: ReadRequest, secrets: bool = True) -> Page:
         if self._driver.stopped:
             raise TableClosed("this server's part of the table is closed")
-        try:
-            return await self._run_reads(
-                lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
-            )
-        except sqlite3.Error as error:
-            if not is_broken(error):
-                raise
-            self._driver.fatal(Failure())
-            raise Unavailable("the disk that holds the table here has failed") from error
+        return await self._driver.reading(
+            lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
+        )
 
     # -- what other servers ask --------------------------------------------------------------------------
 

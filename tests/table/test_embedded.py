@@ -36,12 +36,14 @@ from chunkfarm.table.interface import (
     IWatch,
     Put,
     TableClosed,
+    TableError,
     Unavailable,
 )
 from chunkfarm.table.journal import Saved
 from chunkfarm.table.journal_file import JournalError
 from chunkfarm.table.records import Configuration, Message, MessageKind, Ready, SnapshotMeta
 from chunkfarm.table.rows import digest_of_state
+from chunkfarm.table.snapshots import OutgoingSnapshot
 from tests.memory_table import MemoryTable
 from tests.table.cluster import Cluster, Node
 from tests.table.conformance import TableConformance
@@ -318,15 +320,45 @@ class OneServerTests(ClusterTestCase):
         assert not node.table.disk_full
         assert self.keys("a") == [b"first", b"k"]
 
+    def broken(self) -> sqlite3.DatabaseError:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        return error
+
     def test_a_disk_that_fails_when_it_is_read(self) -> None:
         """Who reads is told to ask elsewhere, and the process ends, as when a write fails."""
         cluster = self.of("a")
         node = cluster.nodes["a"]
-        broken = sqlite3.DatabaseError("database disk image is malformed")
-        broken.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        broken = self.broken()
         with patch.object(node.table._journal, "read", side_effect=broken):
             self.failureResultOf(node.table.read(b"", stale=True), Unavailable)
         assert [failure.value for failure in node.fatal] == [broken]
+
+    def test_a_disk_that_fails_under_a_watch(self) -> None:
+        """Who watches from the past looks elsewhere, and the process ends."""
+        cluster = self.of("a")
+        start = self.put("a", b"first")
+        self.put("a", b"second")
+        cluster.kill("a")
+        node = cluster.restart("a")
+        broken = self.broken()
+        with patch.object(node.table._journal, "changes", side_effect=broken):
+            self.failureResultOf(node.table.watch(b"", start), TableError)
+        assert [failure.value for failure in node.fatal] == [broken]
+
+    def test_a_disk_that_fails_under_a_snapshot(self) -> None:
+        """A server that cannot read what it is to send ends its process, so that another one leads."""
+        for name in ("open_outgoing", "next_piece"):
+            cluster = self.of("a")
+            self.put("a", b"first")
+            cluster.add("b")
+            node = cluster.nodes["a"]
+            broken = self.broken()
+            where = node.table._journal if name == "open_outgoing" else OutgoingSnapshot
+            with patch.object(where, name, side_effect=broken):
+                node.table.propose_configuration(Configuration({"a"}, {"b"})).addErrback(lambda _: None)
+                cluster.until(lambda node=node: bool(node.fatal))  # type: ignore[misc]
+            assert [failure.value for failure in node.fatal] == [broken]
 
     def test_stop(self) -> None:
         """A table that stops lets its disk finish, and tells those who wait; stopping twice is no harm."""
