@@ -7,9 +7,12 @@ trace and with the command that replays it.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Sequence
+
+from twisted.logger import globalLogPublisher
 
 from chunkfarm.table.consensus import Consensus
 from tests.simulation.all_mutants import ALL_MUTANTS, CHUNKS
@@ -105,6 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if options.mutants:
         return _look_for_mutants(options.chunks)
+    if options.farm or options.divided:
+        # A whole farm clears away what the one before it has left, and need not look through all modules for it.
+        gc.disable()
+        gc.freeze()
     began = shown = time.monotonic()
     for count, seed in enumerate(options.seeds, 1):
         simulation = _simulation(options, seed)
@@ -138,4 +145,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    # What is cleared away behind the last history has nothing more to say.
+    for observer in list(globalLogPublisher._observers):
+        globalLogPublisher.removeObserver(observer)
+    sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chunkfarm.table.consensus import Consensus
+from chunkfarm.table.lines import TERM_LEAP
 
 
 class VotesAtOnce(Consensus):
@@ -28,8 +29,16 @@ class ForgetsItsTail(Consensus):
         super().force(term)
 
 
-DISK_MUTANTS: dict[str, tuple[type[Consensus], int]] = {
-    "old-disk-votes": (VotesAtOnce, 14),
-    "old-disk-released-early": (ReleasedByAnyLeader, 733),
-    "forced-without-tail": (ForgetsItsTail, 7),
+class ForcedNearby(Consensus):
+    """Who goes on by force does not leap ahead in terms: those who are lost may have been in the same one."""
+
+    def force(self, term: int) -> None:
+        super().force(term - TERM_LEAP)
+
+
+DISK_MUTANTS: dict[str, tuple[type[Consensus], int, str]] = {
+    "old-disk-votes": (VotesAtOnce, 14, "leader completeness"),
+    "old-disk-released-early": (ReleasedByAnyLeader, 733, "leader completeness"),
+    "forced-without-tail": (ForgetsItsTail, 7, "leader completeness"),
+    "forced-nearby": (ForcedNearby, 130, "one first"),
 }

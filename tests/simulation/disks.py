@@ -111,6 +111,11 @@ class Disk(Files):
         """Put a copy in its place."""
         self._names[path] = self._durable_names[path] = _File(_open_memory(image), None)
 
+    def swap(self, other: Disk, path: str, there: str) -> None:
+        """A file changes places with one of another disk; both machines are off, so all of both is durable."""
+        for names, theirs in ((self._names, other._names), (self._durable_names, other._durable_names)):
+            names[path], theirs[there] = theirs[there], names[path]
+
     # What the journal does.
 
     def connect(self, path: str) -> sqlite3.Connection:

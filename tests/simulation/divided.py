@@ -241,3 +241,15 @@ class LineSimulation(FarmSimulation):
             missing = self.checks.applied.get(server.name, set()) - kept
             if missing:
                 raise Violation(f"kept: {server.name} had {sorted(missing)[:3]} and more, {len(missing)} keys in all")
+        logs: dict[tuple[int, int], Any] = {}
+        tables: dict[int, Any] = {}
+        for server in self.going_on:
+            if server.parts is None:
+                continue
+            for entry in server.parts.journal.load().entries:
+                if logs.setdefault((entry.index, entry.term), entry) != entry:
+                    raise Violation(f"log matching: {server.name} has another {entry.index} of term {entry.term}")
+            if server.parts.embedded.holds_rows:
+                page = server.parts.journal.read(PREFIX, b"", 100_000)
+                if tables.setdefault(page.revision, page.rows) != page.rows:
+                    raise Violation(f"one table: that of {server.name} at {page.revision} differs")

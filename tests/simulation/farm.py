@@ -41,6 +41,9 @@ a process that hangs ends after ten, a call to somebody who is gone takes as lon
 QUIET_SECONDS = 15.0
 CHANGES_WHEN_QUIET_MAX = 2
 """Changes of the first in that time: back to the senior, once more if it was not ready yet."""
+CHANGES_PER_FAULT_MAX = 2
+"""Changes of the first that one fault may cause: it takes the first away, and when it is over leadership goes back to
+the senior. A link that flaps is as many faults as it is cut, and the repair of everything at the end is one more."""
 RESTART_SECONDS = 2.0
 """After which a process that ended by itself is started again, as systemd does."""
 STOP_SECONDS = 40.0
@@ -62,7 +65,7 @@ class Options:
 
     @classmethod
     def draw(cls, random: Random) -> Options:
-        servers = random.choice((1, 2, 2, 3, 3, 3, 4, 5))
+        servers = random.choice((1, 2, 2, 3, 3, 3, 4, 5, 6, 7))
         return cls(
             servers=servers,
             spares=random.choice((0, 1, 2)) if servers < 5 else 0,
@@ -97,6 +100,7 @@ class FarmSimulation:
         self._generations: dict[str, tuple[int, int]] = {}
         self._failure: AssertionError | None = None
         self._patches = ExitStack()
+        self._collects = True
         self.faults = Faults(self)
         self.world.after_event = self._after_event
         self.checks.on_message = lambda message: self.world.trace(
@@ -133,6 +137,7 @@ class FarmSimulation:
         # Everybody else would hear of failures that are meant to be, and of those of processes that are dead.
         self._patches.enter_context(patch.object(globalLogPublisher, "_observers", [self._logged]))
         # What a process has left behind is cleared away when its history is over, not in the middle of another event.
+        self._collects = gc.isenabled()
         gc.disable()
         return self
 
@@ -144,7 +149,8 @@ class FarmSimulation:
         self.network.ports.clear()
         self.world.clear()
         gc.collect()
-        gc.enable()
+        if self._collects:
+            gc.enable()
         self._patches.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
@@ -226,6 +232,10 @@ class FarmSimulation:
         before = self.leaderships
         self.run_for(QUIET_SECONDS)
         self.changes_when_quiet = self.leaderships - before
+        # Somebody had to be the first to begin with.
+        changes, faults = self.leaderships - 1, self.faults.count + 1
+        if changes > CHANGES_PER_FAULT_MAX * faults:
+            raise Violation(f"takeover storm: the first changed {changes} times in {faults} faults")
         if self.changes_when_quiet > CHANGES_WHEN_QUIET_MAX:
             raise Violation(f"liveness: the first changed {self.changes_when_quiet} times while nothing was wrong")
 
@@ -282,7 +292,7 @@ class FarmSimulation:
 
     def _look_at_config(self, server: SimulatedServer) -> None:
         """config.ini can be read at any time, and its generation never falls."""
-        path = os.fspath(server.config)
+        path = server.config_path
         status = os.stat(path)
         seen, generation = self._generations.get(path, (0, 0))
         if status.st_ino == seen:

@@ -21,6 +21,7 @@ class Faults:
 
     def __init__(self, farm: FarmSimulation) -> None:
         self.count = 0
+        """Faults so far."""
         self._farm = farm
         self._world = farm.world
         self._network = farm.network
@@ -82,6 +83,7 @@ class Faults:
             self._restart_all,
             self._add,
             self._replace,
+            self._mix_up,
         )
 
     def _gentle(self) -> tuple[Callable[[], None], ...]:
@@ -192,6 +194,22 @@ class Faults:
         self._farm.prepare(server)
         self._start_later(server)
 
+    def _mix_up(self) -> None:
+        """Two machines come back with each other's disks. One may be taken for old, and of two voters both decide."""
+        up, first = [server for server in self._up() if server.parts is not None], self._first()
+        if len(up) < 2 or first is None or first.parts is None or self._wiped:
+            return
+        table = first.parts.embedded
+        if not table.has_quorum or len(table.configuration.voters) < 3:
+            return
+        self._wiped = True
+        one, other = self._random.sample(up, 2)
+        for server in (one, other):
+            server.kill()
+        one.swap_data(other)
+        for server in (one, other):
+            self._start_later(server)
+
     _wiped = False
     """More lost disks than one may be a majority, whose loss nobody can mend."""
 
@@ -235,8 +253,9 @@ class Faults:
             return
         others = [other for other in self._farm.servers if other is not server]
         self._world.note("network", f"the link of {server.name} flaps")
-        time = 0.0
-        for _ in range(self._random.randrange(2, 8)):
+        time, times = 0.0, self._random.randrange(2, 8)
+        self.count += times - 1
+        for _ in range(times):
             ways = [way for other in others for way in both(server, other)]
             self._world.at(time, None, self._cut, ways, self._random.random() * 2)
             time += self._random.random() * 4

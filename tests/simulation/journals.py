@@ -59,6 +59,10 @@ class Seen:
     uncertain: bool = False
     """Whether the last write was broken off where it may have been done."""
     farm: str = ""
+    runs: bool = False
+    """Whether a process has it open."""
+    looked: tuple[Any, ...] = ()
+    """What the checks last saw of its core."""
 
     def founded(self, journal: WatchedJournal) -> None:
         self.farm = journal.farm_id
@@ -161,6 +165,17 @@ class JournalChecks:
         """That server's disk holds something else now."""
         self._by_name.pop(name, None)
 
+    def ended(self, name: str) -> None:
+        """The process of that server is gone."""
+        if name in self._by_name:
+            self._by_name[name].runs = False
+
+    def swap(self, name: str, other: str) -> None:
+        """Each of these machines has what was the other's disk."""
+        mine, theirs = self._by_name[name], self._by_name[other]
+        self._by_name[name], self._by_name[other] = theirs, mine
+        mine.name, theirs.name = other, name
+
     def open(self, name: str, life: int, path: str, disk: Disk) -> WatchedJournal:
         """Open a journal, and compare it with what was written into it."""
         if not disk.exists(path):
@@ -177,7 +192,11 @@ class JournalChecks:
         """Look at every message that this process sends."""
         seen = self._by_name[server.name]
         seen.id = parts.data.server_id
-        self.servers[seen.id] = seen
+        before = self.servers.get(seen.id)
+        if before is None or not before.runs:
+            # Else it has a copy of a disk that is in use, and must not come to count.
+            self.servers[seen.id] = seen
+        seen.runs = True
         driver = parts.embedded._driver
         send = driver._send
 
@@ -194,13 +213,18 @@ class JournalChecks:
     def look(self, server: Any) -> None:
         """After every event, at the server that it touched."""
         parts: Parts | None = server.parts
-        if parts is None or not parts.journal.farm_id:
+        if parts is None:
             return
         core: Consensus = parts.embedded._driver.core
         seen = self._by_name[server.name]
+        # Most events change nothing of this. The last entry stands for the whole log, which is checked as it grows.
+        looked = (server.lives, core.role, core.term, core.commit, core.last_index, core.log.last_term)
+        if looked == seen.looked or not parts.journal.farm_id:
+            return
         seen.farm = parts.journal.farm_id
         if not core.configuration.members:
             return
+        seen.looked = looked
         checks = self.of(seen.farm)
         checks.look(seen, core, self.servers)  # type: ignore[arg-type]
         if core.role == LEADER and core.pending_change:

@@ -186,7 +186,9 @@ class SimulatedTransport:
             self.connected = False
             self.disconnecting = True
             self.process.connections.pop(self, None)
-            self.network.connections.pop(self, None)
+            if not self.held:
+                # Else the other end has yet to hear of it.
+                self.network.connections.pop(self, None)
             if not self.other.process.alive:
                 self.network.connections.pop(self.other, None)
             if self.process.alive and self.protocol is not None:
@@ -296,7 +298,7 @@ class Network:
                 held, end.held = end.held, deque()
                 for what in held:
                     self.send(end, what)
-                if not end.process.alive:
+                if not end.process.alive or not end.connected:
                     del self.connections[end]
 
     def _give_up(self, source: str, target: str, number: int) -> None:

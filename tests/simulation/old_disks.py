@@ -32,6 +32,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from chunkfarm.table.consensus import LEADER, ChangeRefused, Consensus, NotLeader, majority
+from chunkfarm.table.lines import TERM_LEAP
 from chunkfarm.table.records import Configuration, Entry, EntryKind, Message
 from tests.simulation.checks import Violation
 from tests.simulation.core import FAULTY_TICKS, HEALED_TICKS_MAX, TICK, Disk, MakeCore, Server, Simulation
@@ -199,7 +200,8 @@ class OldDiskSimulation(Simulation):
         """The longest of all logs that are left goes on."""
         core = max(self._cores(), key=lambda core: (core.log.last_term, core.last_index))
         self._note("force", core.id)
-        core.force(max(other.term for other in self._cores()))
+        # As `by_hand` does: whoever is gone may have led terms that nobody who is left has heard of.
+        core.force(max(other.term for other in self._cores()) + TERM_LEAP)
         self.witnesses[core.id].withheld = False
         self._touched(self.servers[core.id])
         return core

@@ -12,8 +12,11 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from chunkfarm.chunks.loose import LooseChunks
+from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.farm import Farm
 from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
@@ -48,6 +51,18 @@ class _WatchedFarm(Farm):
         super()._fatal(failure)
 
 
+class _Threads(SimulatedThreads):
+    """Folders without chunks are looked at without waiting: 256 of them after each change of the servers."""
+
+    def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        of = getattr(function, "__func__", None)
+        if of is ChunkStore._scan or of is LooseChunks.count:
+            found = function(*args, **kwargs)
+            if not found:
+                return succeed(found)
+        return super().run(function, *args, **kwargs)
+
+
 class SimulatedServer:
     """A server of the farm, on a machine of its own."""
 
@@ -74,6 +89,8 @@ class SimulatedServer:
         self._farm: _WatchedFarm | None = None
         self.folder = root / self.name
         self.folder.mkdir()
+        self.config = self.folder / "config.ini"
+        self.config_path = os.fspath(self.config)
         self._write("farm.join", JOIN_KEY + "\n")
 
     def _write(self, name: str, text: str) -> None:
@@ -86,10 +103,6 @@ class SimulatedServer:
         rows = "".join(f"{server.name} = {server.host} {PEER_PORT - 1}\n" for server in listed)
         own = f"name = {self.name}\nhost = {self.host}\nweight = 1\ndata = data\n"
         self._write("config.ini", f"[farm]\nchunksize = 8M\n{farm}\n[servers]\n{rows}\n[server]\n{own}")
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.ini"
 
     @property
     def id(self) -> str:
@@ -146,13 +159,13 @@ class SimulatedServer:
             room=lambda directory: (50 * GIB, 100 * GIB),
             exit=lambda status: process.end(f"exit {status}"),
         )
-        wish = Wish(config=os.fspath(self.config), overrides={}, host_name=self.name)
+        wish = Wish(config=self.config_path, overrides={}, host_name=self.name)
         self._farm = _WatchedFarm(self, wish, process.reactor, Systemd({}), machine)
         process.on_stop = self._farm.stopService
         self._farm.startService()
 
     def _make_threads(self, reactor: Any, most: int, name: str) -> Any:
-        return SimulatedThreads(reactor._process, most, name)
+        return _Threads(reactor._process, most, name)
 
     def _disk_delay(self, name: str) -> float:
         delay = 0.0002 + self.random.expovariate(2000.0)
@@ -181,6 +194,7 @@ class SimulatedServer:
         self.world.note(self.name, f"has ended: {how}")
         self._farm = None
         self._network.end_process(process)
+        self._checks.ended(self.name)
         self.disk.end_process()
         if self.world.running is process:
             # It may be in the middle of what is to be given up.
@@ -231,6 +245,29 @@ class SimulatedServer:
         assert self.process is None
         self.world.note(self.name, "gets an old journal")
         self.disk.restore(self._journal_path, copy)
+        self._checks.forget(self.name)
+
+    def swap_data(self, other: SimulatedServer) -> None:
+        """Somebody mixes up two disks: each machine has the data directory of the other one, and its own config.ini."""
+        assert self.process is None and other.process is None
+        self.world.note(self.name, f"has the disk of {other.name}, and the other way round")
+        aside = self.folder / "aside"
+        (self.folder / "data").rename(aside)
+        (other.folder / "data").rename(self.folder / "data")
+        aside.rename(other.folder / "data")
+        self.disk.swap(other.disk, self._journal_path, other._journal_path)
+        self._checks.swap(self.name, other.name)
+        # Lives are counted for each server, which has another machine now.
+        self.lives = other.lives = max(self.lives, other.lives)
+
+    def copy_data(self, other: SimulatedServer) -> None:
+        """Somebody copies the data directory of another server, which may run, in the place of this one's."""
+        assert self.process is None
+        self.world.note(self.name, f"has a copy of the disk of {other.name}")
+        shutil.rmtree(self.folder / "data")
+        self.disk.wipe()
+        shutil.copytree(other.folder / "data", self.folder / "data")
+        self.disk.restore(self._journal_path, other.copy_disk())
         self._checks.forget(self.name)
 
     @property

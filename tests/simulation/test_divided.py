@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.divided import LineSimulation
+from tests.simulation.divided_stories import away_from_both, terms_of_the_lost
 
 
 class DividedFarmTests(SynchronousTestCase):
@@ -19,3 +20,11 @@ class DividedFarmTests(SynchronousTestCase):
             taken_over += simulation.taken_over
             stopped += len(simulation.end[0])
         assert taken_over and stopped, (taken_over, stopped)
+
+    def test_who_was_away_does_not_go_on_without_both_sides(self) -> None:
+        """Two sides took over, met and stopped; two masters that come back later do not serve what neither has."""
+        away_from_both(1)
+
+    def test_terms_of_the_lost(self) -> None:
+        """Whoever had entries of a first that is lost gets those of the new line in their places."""
+        terms_of_the_lost(1)

@@ -27,7 +27,7 @@ class HistoryTests(SynchronousTestCase):
         assert seen >= WANTED, WANTED - seen
 
     def caught(self, name: str) -> None:
-        make_core, seed = DISK_MUTANTS[name]
+        make_core, seed, _ = DISK_MUTANTS[name]
         with pytest.raises(AssertionError):
             OldDiskSimulation(seed, make_core).run()
 
@@ -42,3 +42,7 @@ class HistoryTests(SynchronousTestCase):
     def test_forced_without_tail(self) -> None:
         """Whoever goes on by force without all that it has is noticed."""
         self.caught("forced-without-tail")
+
+    def test_forced_nearby(self) -> None:
+        """Whoever goes on by force in a term that the lost ones may have had is noticed."""
+        self.caught("forced-nearby")

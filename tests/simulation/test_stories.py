@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.stage import Stage
@@ -74,8 +76,8 @@ class LossTests(SynchronousTestCase):
             farm.end()
 
     def test_all_come_back_in_any_order(self) -> None:
-        """Three servers without power are started again, one after the other: the first one first, second or last."""
-        for order in ((1, 2, 3), (3, 1, 2), (3, 2, 1)):
+        """Three servers without power are started again, one after the other, in each of the six orders."""
+        for order in permutations((1, 2, 3)):
             with Stage() as farm:
                 farm.grow(3)
                 farm.until(lambda farm=farm: len(farm.voters()) == 3, "three vote")  # type: ignore[misc]
@@ -160,6 +162,22 @@ class DiskTests(SynchronousTestCase):
             farm.until(lambda: farm.voters() == {"s1", "s2", "s3"}, "three vote again")
             farm.end()
 
+    def test_a_learner_that_slept_while_the_first_was_replaced(self) -> None:
+        """It finds the new first, though nobody sends it anything and the one that it heard last is no more."""
+        with Stage() as farm:
+            farm.grow(4)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.wait(2.0)
+            farm[4].freeze(60.0)
+            farm[1].kill()
+            farm[1].wipe()
+            farm.wait(3.0)
+            farm.join(farm[1])
+            farm.serve(farm[1], farm[2], farm[3])
+            farm.wait(45.0)
+            farm.serve(farm[4], seconds=15.0)
+            farm.end()
+
     def test_the_power_fails_right_after_joining(self) -> None:
         """A server that joined, and has neither rows nor a list with ids yet, finds its farm again."""
         with Stage() as farm:
@@ -172,6 +190,26 @@ class DiskTests(SynchronousTestCase):
             farm.wait(25.0)
             third.power_on()
             third.start()
+            farm.end()
+
+    def test_a_disk_that_fails_at_a_start(self) -> None:
+        """What is said is that the disk fails, and the next start, on a disk that works, is as any other."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm[3].kill()
+            farm.wait(1.0)
+            for server in farm.servers[:2]:
+                for way in ((server.host, farm[3].host), (farm[3].host, server.host)):
+                    farm.network.slow[way] = 0.2
+            farm[3].start()
+            # It reads the servers then, which takes a moment.
+            farm.run_for(20.0, lambda: farm[3].parts is not None and farm[3].parts.reporter.belongs)
+            assert not farm[3].is_serving
+            farm[3].disk.broken = "write"
+            farm.until(lambda: not farm[3].is_up, "it has ended")
+            farm[3].disk.broken = ""
+            farm.until(lambda: farm[3].is_serving, "it serves")
             farm.end()
 
     def test_an_old_journal(self) -> None:
@@ -187,6 +225,41 @@ class DiskTests(SynchronousTestCase):
             farm[3].put_back(copy)
             farm.wait(1.0)
             farm[3].start()
+            farm.end()
+
+    def test_disks_change_places(self) -> None:
+        """Two machines that have each other's disks are the two servers that they were, at each other's addresses."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            ids = {server.id for server in farm.servers}
+            for number in (2, 3):
+                farm[number].kill()
+            farm[2].swap_data(farm[3])
+            for number in (2, 3):
+                farm[number].start()
+            farm.end()
+            assert {server.id for server in farm.servers} == ids and len(farm.voters()) == 3
+
+    def test_the_disk_of_one_that_lives(self) -> None:
+        """A machine that comes back with a copy of another's disk does not start while that one lives."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            farm.remember(farm[1], "before")
+            farm[3].kill()
+            farm[3].copy_data(farm[2])
+            farm.wait(1.0)
+            farm[3].start()
+            farm.wait(20.0)
+            assert not farm[3].is_serving and farm.first is farm[1]
+            assert any(f"two processes have the server id {farm[2].name}" in line for line in farm.story)
+            farm.serve(farm[1], farm[2])
+            farm.remember(farm[2], "meanwhile")
+            farm.until(lambda: not farm[3].is_up, "it has ended")
+            farm[3].wipe()
+            farm.join(farm[3])
             farm.end()
 
     def test_promoted_while_it_catches_up(self) -> None:
