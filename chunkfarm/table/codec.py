@@ -213,18 +213,29 @@ def _encode_entry(entry: Entry) -> bytes:
     return _ENTRY.pack(ENTRY_KINDS[entry.kind], entry.term, entry.index, len(entry.data)) + entry.data
 
 
-def _entry(reader: Reader) -> Entry:
-    kind, term, index, length = reader.unpack(_ENTRY)
-    if kind not in ENTRY_KIND_OF:
-        raise CodecError(f"there is no entry of kind {kind}")
-    data = reader.take(length)
-    if kind == ENTRY_KINDS[EntryKind.CONFIGURATION]:
-        try:
-            decode_entry_configuration(data)
-        except (ValueError, RecursionError) as error:
-            # The core reads configurations as it appends them, and must not stumble over what a peer sent.
-            raise CodecError("an entry is no configuration") from error
-    return Entry(term, index, ENTRY_KIND_OF[kind], data)
+def _entries(data: bytes, at: int) -> tuple[tuple[Entry, ...], int]:
+    """The counted run of entries that begins at `at`, and where it ends."""
+    (count,) = LENGTH.unpack_from(data, at)
+    at += LENGTH.size
+    entries = []
+    for _ in range(count):
+        number, term, index, length = _ENTRY.unpack_from(data, at)
+        begin, at = at + _ENTRY.size, at + _ENTRY.size + length
+        kind = ENTRY_KIND_OF.get(number)
+        if kind is None:
+            raise CodecError(f"there is no entry of kind {number}")
+        if at > len(data):
+            raise CodecError("the bytes end too early")
+        if max(term, index) > NUMBER_MAX:
+            raise CodecError("a number is too large")
+        entries.append(Entry(term, index, kind, data[begin:at]))
+        if kind is EntryKind.CONFIGURATION:
+            try:
+                decode_entry_configuration(entries[-1].data)
+            except (ValueError, RecursionError) as error:
+                # The core reads configurations as it appends them, and must not stumble over what a peer sent.
+                raise CodecError("an entry is no configuration") from error
+    return tuple(entries), at
 
 
 def encode_message(message: Message) -> bytes:
@@ -260,22 +271,43 @@ def encode_message(message: Message) -> bytes:
     )
 
 
-def _message(reader: Reader) -> Message:
-    number, flags, *numbers = reader.unpack(_MESSAGE)
-    term, log_index, log_term, commit, hint_index, hint_term, context, answer, life = numbers
+def _message(data: bytes) -> Message:
+    """Taken apart by hand, like a transaction: several come and go with each of those."""
+    try:
+        number, flags, *numbers = _MESSAGE.unpack_from(data, BYTE.size)
+        at = BYTE.size + _MESSAGE.size
+        begin, at = at + SHORT.size, at + SHORT.size + SHORT.unpack_from(data, at)[0]
+        sender = data[begin:at].decode()
+        begin, at = at + SHORT.size, at + SHORT.size + SHORT.unpack_from(data, at)[0]
+        to = data[begin:at].decode()
+        entries, at = _entries(data, at)
+    except struct.error as error:
+        raise CodecError("the bytes end too early") from error
+    except UnicodeDecodeError as error:
+        raise CodecError("a text is not UTF-8") from error
+    if max(numbers) > NUMBER_MAX:
+        raise CodecError("a number is too large")
     kind = _MESSAGE_KIND_OF.get(number)
     if kind is None:
         raise CodecError(f"there is no message of kind {number}")
     if flags & ~(_REJECT | _TRANSFER | _WITH_SNAPSHOT | _WITHHELD):
         raise CodecError("a message has flags that nobody knows")
+    snapshot = None
+    if flags & _WITH_SNAPSHOT:
+        reader = Reader(data, at)
+        snapshot = _meta(reader)
+        reader.end()
+    elif at != len(data):
+        raise CodecError("there are bytes behind the end")
+    term, log_index, log_term, commit, hint_index, hint_term, context, answer, life = numbers
     return Message(
         kind=kind,
-        sender=reader.text(),
-        to=reader.text(),
+        sender=sender,
+        to=to,
         term=term,
         log_index=log_index,
         log_term=log_term,
-        entries=reader.many(lambda: _entry(reader), _ENTRY.size),
+        entries=entries,
         commit=commit,
         reject=bool(flags & _REJECT),
         hint_index=hint_index,
@@ -285,7 +317,7 @@ def _message(reader: Reader) -> Message:
         life=life,
         withheld=bool(flags & _WITHHELD),
         transfer=bool(flags & _TRANSFER),
-        snapshot=_meta(reader) if flags & _WITH_SNAPSHOT else None,
+        snapshot=snapshot,
     )
 
 
@@ -296,16 +328,14 @@ def is_snapshot_page(payload: bytes) -> bool:
 
 def decode_consensus(payload: bytes) -> Message | SnapshotPage:
     """A payload of the `Consensus` command."""
+    if not is_snapshot_page(payload):
+        Reader(payload).tag(_TAG_MESSAGE)
+        return _message(payload)
     reader = Reader(payload)
-    value: Message | SnapshotPage
-    if is_snapshot_page(payload):
-        reader.tag(_TAG_SNAPSHOT)
-        value = _snapshot_page(reader)
-    else:
-        reader.tag(_TAG_MESSAGE)
-        value = _message(reader)
+    reader.tag(_TAG_SNAPSHOT)
+    page = _snapshot_page(reader)
     reader.end()
-    return value
+    return page
 
 
 # -- snapshots -------------------------------------------------------------------------------------------

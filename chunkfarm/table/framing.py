@@ -27,9 +27,9 @@ class CodecError(ValueError):
 class Reader:
     """Takes values off the front of a byte string; what is not there is a `CodecError`."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._at = at
 
     def unpack(self, shape: struct.Struct) -> tuple[int, ...]:
         try:
