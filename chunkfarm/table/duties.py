@@ -244,7 +244,7 @@ class Duties:
         """The names of the voters whose disks are too full for the table, if no change can be made because of them."""
         voters = self._table.configuration.voters
         full = {id for id in voters if (heard := self._heard.get(id)) and heard.report and heard.report.table_full}
-        if 2 * len(voters - full) > len(voters):
+        if not full or 2 * len(voters - full) > len(voters):
             return ()
         return tuple(server.name for server in self._servers() if server.id in full)
 
