@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from chunkfarm.chunks.download import DamagedFile, Download
-from chunkfarm.chunks.pieces import Digests, raw_digests
+from chunkfarm.chunks.pieces import Digests, raw_digests, read_whole
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.chunks.upload import Upload, Uploaded
 from chunkfarm.errors import (
@@ -521,13 +521,7 @@ class Catalog:
             source = await self._transfer.open(digest)
         except NotFound as error:
             raise DamagedFile(f"a part of the manifest of {file.name} is lost: {error}") from error
-        try:
-            pieces = []
-            while (piece := await source.next()) is not None:
-                pieces.append(piece)
-            return b"".join(pieces)
-        finally:
-            source.close()
+        return await read_whole(source)
 
     async def _download(self, file: File, offset: int, length: int | None) -> Download:
         download = Download(self._transfer, await self._manifest(file), offset, length)

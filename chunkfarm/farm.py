@@ -285,6 +285,8 @@ class Farm(MultiService):
         for stop in (
             parts.exports.stop,
             parts.export_keeper.stop,
+            parts.collector.stop,
+            parts.surplus.stop,
             parts.caretaker.stop,
             parts.references.stop,
             parts.scrub.stop,

@@ -45,6 +45,12 @@ FROM_STATUS: dict[str, tuple[str, str]] = {
     "export-age": ("chunkfarm_export_age_seconds", "Seconds since the newest export of the table was begun"),
     "export-rows": ("chunkfarm_export_rows", "Rows in the newest export of the table"),
     "export-missing-here": ("chunkfarm_export_missing_chunks", "Chunks of exports that this server should have"),
+    "collected": ("chunkfarm_collected_chunks", "Chunks that no file used, deleted since this process began"),
+    "collected-bytes": ("chunkfarm_collected_bytes", "Bytes of them"),
+    "condemned": ("chunkfarm_condemned_chunks", "Chunks that no file uses, about to be deleted"),
+    "surplus": ("chunkfarm_surplus_chunks", "Chunks here that belong on other servers"),
+    "surplus-moved": ("chunkfarm_surplus_moved_chunks", "Chunks that were given up to other servers"),
+    "surplus-bytes": ("chunkfarm_surplus_moved_bytes", "Bytes of them"),
     "verified": ("chunkfarm_verified_ratio", "Part of the chunks that the scrub has read in this round"),
 }
 """What of STATUS is a number: its metric, and what that says."""

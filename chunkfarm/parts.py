@@ -25,11 +25,13 @@ from chunkfarm.access import Access
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
 from chunkfarm.chunks.caretaker import RATE, Caretaker
+from chunkfarm.chunks.collecting import Collector
 from chunkfarm.chunks.draining import Draining
 from chunkfarm.chunks.keeping import Keeper
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.scrub import Scrub
 from chunkfarm.chunks.store import ChunkStore, Space
+from chunkfarm.chunks.surplus import Surplus
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed, ServerOptions
 from chunkfarm.cures import cures
@@ -436,6 +438,31 @@ class Parts:
             rate=self.config.server.repair_rate,
             hindered=self._why_no_repair,
             verified=lambda: self.scrub.percent,
+            uses=lambda digests: self.references_link.uses(digests),
+        )
+        self.collector = Collector(
+            self._store,
+            lambda digests: self.references_link.uses(digests),
+            lambda: self.references_link.epoch(),
+            lambda: self.options().collect_grace,
+            self.reactor,
+            busy=lambda: self._transfer.is_busy,
+            hindered=self._why_no_deleting,
+        )
+        self.surplus = Surplus(
+            self._store,
+            self.chunk_links,
+            self.servers,
+            self.data.server_id,
+            lambda: self.options().replicas,
+            lambda: self.roster.revision,
+            self.roster.refresh,
+            self.reactor,
+            self.run_in_thread,
+            rate=self.config.server.repair_rate,
+            busy=lambda: self._transfer.is_busy,
+            hindered=self._why_no_deleting,
+            guards=lambda digest: self.export_keeper.guards(digest),
         )
         self._keeper = Keeper(
             self._store,
@@ -559,6 +586,18 @@ class Parts:
     def _why_no_repair(self) -> str:
         return "" if self._state.phase == "serving" else f"this server is {self._state.phase}"
 
+    def _why_no_deleting(self) -> str:
+        if hindered := self._why_no_repair():
+            return hindered
+        if self._is_withheld:
+            return f"this server takes no part in the table: {self._table.withheld}"
+        return "" if self.first() else "nobody leads the farm"
+
+    @property
+    def _is_withheld(self) -> bool:
+        # An old disk matters to those who vote or learn; others start from whatever a first sends them.
+        return bool(self._table.withheld) and (self._table.is_member or self._table.withheld not in OLD_DISKS)
+
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
         return self.machine.connect(self.reactor, address.host, address.port, factory, tls, timeout)
@@ -595,6 +634,8 @@ class Parts:
                 cut(server_id)
         self.join_file.table_changed()
         self.caretaker.table_changed()
+        self.collector.table_changed()
+        self.surplus.table_changed()
         self.draining.table_changed()
         self.export_keeper.table_changed()
         if self._keys_seen != self.keys_revision:
@@ -613,6 +654,7 @@ class Parts:
         self.weight = self._weight_by(options)
         self._store.reserve = options.reserve
         self.caretaker.limit(options.repair_rate)
+        self.surplus.limit(options.repair_rate)
         self.contexts.show_on_file_port(certificate)
 
     def _take_note(self, note: str) -> None:
@@ -826,12 +868,13 @@ class Parts:
             pairs.append(("halted", self._state.halted))
         pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
+        pairs += self.collector.progress.pairs()
+        pairs += self.surplus.progress.pairs()
         pairs += [("draining", sentence_of(server, drain)) for server, drain in self.drains()]
         pairs += export_pairs(self.export_keeper.kept, self.exports.last, self.export_keeper.missing, self.now())
         pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
         pairs += [("cure", cure) for cure in self._state.cures]
-        if self._table.withheld and (self._table.is_member or self._table.withheld not in OLD_DISKS):
-            # An old disk matters to those who vote or learn; others start from whatever a first sends them.
+        if self._is_withheld:
             pairs.append(("withheld", self._table.withheld))
         pairs.append(("takeovers", str(len(self.history.chain))))
         pairs += [("drift", str(difference)) for difference in self.ledger.drift]

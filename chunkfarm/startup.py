@@ -450,6 +450,8 @@ class Startup:
         parts.renewal.start()
         parts.references.start()
         parts.caretaker.start()
+        parts.collector.start()
+        parts.surplus.start()
         parts.scrub.start()
         parts.draining.start()
         parts.export_keeper.start()

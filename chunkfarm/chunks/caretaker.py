@@ -14,19 +14,21 @@ from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement, repair
-from chunkfarm.chunks.examining import Examiner, together
+from chunkfarm.chunks.examining import Examined, Examiner, together
+from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
-from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.chunks.pieces import RunInThread, read_whole
 from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Need, Progress, Servers
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.chunks.unneeded import Unneeded, Uses, all_used
 from chunkfarm.errors import FarmError, Full, Mismatch, NotFound
 from chunkfarm.links.interface import IChunkLinks
 from chunkfarm.model import MIB
@@ -49,12 +51,12 @@ AGAIN_SECONDS = 30.0
 AGAIN_SECONDS_A_CHUNK = 0.001
 """But with many chunks here later, so that looks that are only repeated take no more than a tenth of the time: to look
 at a chunk takes some 0.1 ms."""
+LOST_SECONDS = 60.0
+"""So often it is asked whether files still use the chunks that are lost."""
 IDLE_SECONDS = 60.0
 """The longest rest between two looks at what is due."""
 LOOK_BATCH = 250
 """Chunks looked at in one go: to rank the servers for each takes a thread some 0.1 ms, which slows the reactor."""
-BREATH_SECONDS_MAX = 0.2
-"""The rest after each is as long as it took, but no longer: a server with a million chunks serves all the while."""
 REPAIR_BATCH = 32
 """Chunks of which it is asked once more, right before they are sent, who has them."""
 SENDS_MAX = 16
@@ -80,10 +82,11 @@ class _Part:
     """Those that have too few copies, and for which this server answers."""
 
 
-class Caretaker:
+class Caretaker(Loop):
     """The loop. `rate` is `repair_rate` in bytes a second; `hindered` says why nothing may be done now, or is empty.
 
-    `verified` is how far the scrub has come, in percent.
+    `verified` is how far the scrub has come, in percent. `uses` asks the masters how many files use each of up to 1,000
+    chunks: those that none does are left alone. In doubt a chunk is used.
     """
 
     _log = Logger()
@@ -102,7 +105,15 @@ class Caretaker:
         rate: int | None = None,
         hindered: Callable[[], str] = lambda: "",
         verified: Callable[[], int] = lambda: 0,
+        uses: Uses = all_used,
     ) -> None:
+        super().__init__(
+            clock,
+            "looking after the chunks of this server",
+            start_seconds=START_SECONDS,
+            failed_seconds=AGAIN_SECONDS,
+            busy=lambda: transfer.is_busy,
+        )
         self._store = store
         self._links = links
         self._examiner = Examiner(store, links, servers, self_id, replicas, clock, run_in_thread)
@@ -110,7 +121,6 @@ class Caretaker:
         self._servers = servers
         self._self_id = self_id
         self._replicas = replicas
-        self._clock = clock
         self._run_in_thread = run_in_thread
         self._hindered = hindered
         self._verified = verified
@@ -123,28 +133,15 @@ class Caretaker:
         self._missing: dict[bytes, float] = {}
         """Chunks that should be here and are not, with the time before which they are not asked for again."""
         self._lost: set[bytes] = set()
+        self._lost_at = 0.0
+        """When it was last asked whether these are missed at all."""
+        self._unneeded = Unneeded(store, uses, clock)
         self._sending = 0
         self._done = 0
         self._was_idle = True
         self._damaged = 0
-        self._paused = ""
-        self._resting: Deferred[None] | None = None
-        self._running: Deferred[None] | None = None
 
     # What others may do.
-
-    def start(self) -> None:
-        """Begin to look after this server's chunks."""
-        assert self._running is None, "the caretaker runs already"
-        self._running = Deferred.fromCoroutine(self._run()).addErrback(self._ended)
-
-    def stop(self) -> Deferred[None]:
-        """End; fires when nothing is under way any more."""
-        running, self._running = self._running, None
-        if running is None:
-            return succeed(None)
-        running.cancel()
-        return running
 
     def look_first(self, digests: Iterable[bytes]) -> None:
         """Look at these chunks before all others: somebody knows, or fears, that copies of them are missing."""
@@ -176,7 +173,7 @@ class Caretaker:
             left=len(self._backlog) + self._sending + len(self._missing.keys() - self._lost),
             bytes_left=self._backlog.size,
             rate=int(self._moved.rate(self._clock.seconds())),
-            paused=self._paused or self._hindered() or self._why_short(),
+            paused=self._made_room or self._hindered() or self._why_short(),
             looked=100 * sum(part.standing is standing for part in self._parts) // PREFIXES,
             short=self._short,
             damaged=self._damaged,
@@ -186,23 +183,8 @@ class Caretaker:
 
     # The loop.
 
-    async def _run(self) -> None:
-        await deferLater(self._clock, START_SECONDS)
+    async def _begin(self) -> None:
         self._missing.update(dict.fromkeys(await self._store.quarantined(), 0.0))
-        while True:
-            try:
-                rest = await self._step()
-            except CancelledError:
-                raise
-            except Exception:
-                self._log.failure("while looking after the chunks of this server")
-                rest = AGAIN_SECONDS
-            if rest > 0:
-                await self._rest(rest)
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("while looking after the chunks of this server; nothing does so any more", failure)
 
     async def _step(self) -> float:
         """Do what comes first; gives seconds to rest if there is nothing."""
@@ -229,27 +211,18 @@ class Caretaker:
         if due is not None:
             await self._look_at(due)
             return 0.0
+        if (again := self._unneeded.due) is not None and again <= now:
+            self._first.update(dict.fromkeys(await self._unneeded.look_again()))
+            return 0.0
+        if self._lost and now - self._lost_at >= LOST_SECONDS:
+            self._lost_at = now
+            self._no_longer_missed(await self._unneeded.unused(self._lost))
+            return 0.0
         if len(self._backlog):
             await self._repair()
             return 0.0
         self._was_idle = not self._missing
         return self._until_due(now)
-
-    async def _rest(self, seconds: float) -> None:
-        resting: Deferred[None] = Deferred()
-        self._resting = resting
-        call = self._clock.callLater(seconds, self._wake)
-        try:
-            await resting
-        finally:
-            self._resting = None
-            if call.active():
-                call.cancel()
-
-    def _wake(self) -> None:
-        resting, self._resting = self._resting, None
-        if resting is not None:
-            resting.callback(None)
 
     def _standing(self) -> tuple[Servers, int, object]:
         """The rows and replicas as they are, and what follows from them: the same object while it is the same."""
@@ -275,6 +248,8 @@ class Caretaker:
 
     def _until_due(self, now: float) -> float:
         times = [part.again for part in self._parts if part.again is not None]
+        times += [] if self._unneeded.due is None else [self._unneeded.due]
+        times += [self._lost_at + LOST_SECONDS] if self._lost else []
         times += [min(part.at for part in self._parts) + ROUND_SECONDS, now + IDLE_SECONDS, *self._missing.values()]
         return max(0.1, min(times) - now)
 
@@ -315,11 +290,6 @@ class Caretaker:
             await self._breathe(before)
         return found
 
-    async def _breathe(self, since: float) -> None:
-        """Rest as long as the work since then has taken."""
-        if (elapsed := self._clock.seconds() - since) > 0:
-            await deferLater(self._clock, min(elapsed, BREATH_SECONDS_MAX))
-
     def _look_again(self, number: int, seconds: float = 0.0) -> None:
         part = self._parts[number]
         at = self._clock.seconds() + max(AGAIN_SECONDS, seconds)
@@ -331,7 +301,11 @@ class Caretaker:
         settled = examined.all_answered
         for digest in examined.absent:
             await self._note_absent(digest, should_be_here)
+        unused = await self._unused(examined)
         for digest, found in examined.found.items():
+            if digest in unused:
+                self._forget(digest)
+                continue
             if found.need.sender != self._self_id:
                 # Who has the task may fail at it, and then it is the next one's.
                 settled = settled and not found.need.targets
@@ -343,6 +317,17 @@ class Caretaker:
                 self._backlog.discard(digest)
             self._note_short(digest, found.need.is_short)
         return settled
+
+    async def _unused(self, examined: Examined) -> set[bytes]:
+        """Those that should be on more servers, by this one's doing, and that no file uses: nothing is done for them.
+
+        But what is also on a server that is emptied goes where it belongs, or that one would not get rid of it.
+        """
+        needs = {digest: found.need for digest, found in examined.found.items()}
+        mine = [digest for digest, need in needs.items() if need.sender == self._self_id and need.targets]
+        unused = await self._unneeded.unused([one for one in mine if needs[one].copies == needs[one].staying])
+        self._unneeded.note(unused)
+        return unused
 
     async def _note_absent(self, digest: bytes, should_be_here: bool) -> None:
         self._forget(digest)
@@ -389,7 +374,7 @@ class Caretaker:
         self._sending = len(taken)
         try:
             if copies is not None and copies > 1:
-                await self._make_room()
+                await self._make_room(YIELD_SECONDS)
             examined = await self._examiner.examine(taken)
             running: list[Coroutine[Deferred[Any], Any, None]] = []
             size = 0
@@ -445,14 +430,7 @@ class Caretaker:
     async def _read(self, digest: bytes) -> bytes | None:
         """A chunk of this disk; None if it is not there, or damaged (then others have been told of it)."""
         try:
-            source = await self._store.open(digest)
-            try:
-                pieces = []
-                while (piece := await source.next()) is not None:
-                    pieces.append(piece)
-                return b"".join(pieces)
-            finally:
-                source.close()
+            return await read_whole(await self._store.open(digest))
         except NotFound:
             return None
         except CancelledError:
@@ -466,7 +444,12 @@ class Caretaker:
         if (await self._store.space()).full:
             self._missing = {digest: max(at, now + AGAIN_SECONDS) for digest, at in self._missing.items()}
             return
-        for digest in [digest for digest, at in self._missing.items() if at <= now][:REPAIR_BATCH]:
+        digests = [digest for digest, at in self._missing.items() if at <= now][:REPAIR_BATCH]
+        unused = await self._unneeded.unused(digests)
+        self._no_longer_missed(unused)
+        for digest in digests:
+            if digest in unused:
+                continue
             (length,) = await self._store.has([digest])
             if not length:
                 try:
@@ -483,6 +466,12 @@ class Caretaker:
             self._missing.pop(digest, None)
             self._lost.discard(digest)
             self._first[digest] = None
+
+    def _no_longer_missed(self, unused: Iterable[bytes]) -> None:
+        """No file uses these: whether they can be had does not matter."""
+        for digest in unused:
+            self._missing.pop(digest, None)
+            self._lost.discard(digest)
 
     def _note_unfetched(self, digest: bytes, error: Exception) -> None:
         if isinstance(error, NotFound):
@@ -506,16 +495,6 @@ class Caretaker:
         delay = self._bucket.take(self._clock.seconds(), amount)
         if delay > 0:
             await deferLater(self._clock, delay)
-
-    async def _make_room(self) -> None:
-        """Let foreground work go first, for a while."""
-        until = self._clock.seconds() + YIELD_SECONDS
-        try:
-            while self._transfer.is_busy and self._clock.seconds() < until:
-                self._paused = "files are being read and written"
-                await deferLater(self._clock, 0.5)
-        finally:
-            self._paused = ""
 
 
 def _affected(digests: Sequence[bytes], before: Servers, after: Servers, replicas: tuple[int, int]) -> list[bytes]:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from chunkfarm.model import DIGEST_LENGTH, split_digests
 from chunkfarm.wire.pump import PieceSource
 
-__all__ = ["Buffer", "BytesSource", "Digests", "PieceSource", "RunInThread", "raw_digests"]
+__all__ = ["Buffer", "BytesSource", "Digests", "PieceSource", "RunInThread", "raw_digests", "read_whole"]
 
 Buffer = bytes | bytearray | memoryview
 """What may be stored or written without a copy. Whoever hands it over leaves it alone from then on."""
@@ -40,6 +40,17 @@ class BytesSource:
     def close(self) -> None:
         """Let go of the bytes."""
         self._rest = memoryview(b"")
+
+
+async def read_whole(source: PieceSource) -> bytes:
+    """All bytes of a source, which is closed then."""
+    pieces: list[bytes | memoryview] = []
+    try:
+        while (piece := await source.next()) is not None:
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        source.close()
 
 
 class Digests(Sequence[bytes]):

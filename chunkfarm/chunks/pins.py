@@ -80,6 +80,11 @@ class Pins:
         if digests and self._index.is_open:
             self._index.write([(_DELETE, [(digest,) for digest in digests])])
 
+    def save(self) -> None:
+        """Save the clock, if there is anything that it is of use for."""
+        if self._index.is_open:
+            self._index.write([self._clock(self.now)])
+
     def tidy(self, prefix: int, wanted: Collection[bytes]) -> None:
         """Forget the pins that have run out of chunks that begin with this byte, except those that are `wanted`.
 

@@ -56,11 +56,10 @@ class Promises:
         with self._lock:
             self.surplus |= set(digests) - self.condemned
 
-    def lift(self, digests: Collection[bytes]) -> None:
-        """Take all marks away: they are not deleted after all."""
+    def lift(self, marked: set[bytes], digests: Collection[bytes]) -> None:
+        """Take this mark away: they are not deleted after all."""
         with self._lock:
-            self.condemned.difference_update(digests)
-            self.surplus.difference_update(digests)
+            marked.difference_update(digests)
 
     def release(self, marked: set[bytes], digests: Sequence[bytes]) -> list[bytes]:
         """Those that still have this mark, without it from now on; the lock is held until they are deleted."""

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
-from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.data_directory import write_atomically
@@ -66,7 +65,7 @@ class Position:
         return position if len(position.last) in (0, DIGEST_LENGTH) else cls()
 
 
-class Scrub:
+class Scrub(Loop):
     """The round over this disk. `now` is the wall clock in ms; `used` the bytes held, `busy` whether users wait."""
 
     _log = Logger()
@@ -81,51 +80,33 @@ class Scrub:
         used: Callable[[], int],
         busy: Callable[[], bool],
     ) -> None:
+        super().__init__(
+            clock,
+            "verifying the chunks of this server",
+            start_seconds=START_SECONDS,
+            failed_seconds=FAILED_SECONDS,
+            busy=busy,
+        )
         self._store = store
         self._path = path
-        self._clock = clock
         self._now = now
         self._run_in_thread = run_in_thread
         self._used = used
-        self._busy = busy
         self._position = Position()
         self._saved_at = 0.0
-        self._running: Deferred[None] | None = None
 
     @property
     def percent(self) -> int:
         """How much of the present round is done."""
         return self._position.percent
 
-    def start(self) -> None:
-        """Go on where the last process stood."""
-        assert self._running is None, "the scrub runs already"
-        self._running = Deferred.fromCoroutine(self._run()).addErrback(self._ended)
-
-    def stop(self) -> Deferred[None]:
-        """End; fires when nothing is under way any more."""
-        running, self._running = self._running, None
-        if running is None:
-            return succeed(None)
-        running.cancel()
-        return running
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("while verifying the chunks of this server; nothing does so any more", failure)
-
-    async def _run(self) -> None:
-        await deferLater(self._clock, START_SECONDS)
+    async def _begin(self) -> None:
         self._position = Position.from_json(await self._run_in_thread(self._load))
-        while True:
-            try:
-                await self._wait_for_round()
-                await self._round()
-            except CancelledError:
-                raise
-            except Exception:
-                self._log.failure("while verifying the chunks of this server")
-                await deferLater(self._clock, FAILED_SECONDS)
+
+    async def _step(self) -> float:
+        await self._wait_for_round()
+        await self._round()
+        return 0.0
 
     async def _wait_for_round(self) -> None:
         while self._position.done and 0 <= self._now() - self._position.began < ROUND_SECONDS * 1000:
@@ -143,9 +124,7 @@ class Scrub:
         await self._run_in_thread(self._save)
 
     async def _verify(self, digest: bytes) -> None:
-        until = self._clock.seconds() + BUSY_SECONDS
-        while self._busy() and self._clock.seconds() < until:
-            await deferLater(self._clock, 0.5)
+        await self._make_room(BUSY_SECONDS)
         try:
             length = await self._store.check(digest)
         except NotFound:

@@ -193,13 +193,21 @@ class ChunkStore:
         """Plan to delete these because they belong on other servers; `hold`, `keep` and `put` end that."""
         self._promises.mark_surplus(digests)
 
+    def unmark_surplus(self, digests: Sequence[bytes]) -> None:
+        """End that plan."""
+        self._promises.lift(self._promises.surplus, digests)
+
     def delete_surplus(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """Delete those of these chunks that are marked as surplus still; fires like `delete_condemned`."""
         return self._tidying(self._run(self._release, self._promises.surplus, digests))
 
     def lift(self, digests: Sequence[bytes]) -> None:
-        """These are not deleted after all."""
-        self._promises.lift(digests)
+        """These are not condemned any more."""
+        self._promises.lift(self._promises.condemned, digests)
+
+    def save_clock(self) -> Deferred[None]:
+        """Note for how long this store has been running."""
+        return self._run(self._promises.pins.save)
 
     def tidy_pins(self, prefix: int, unused: Sequence[bytes]) -> Deferred[None]:
         """Forget the pins that have run out of chunks that begin with this byte, but not those of the `unused`."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.chunks import placement
-from chunkfarm.chunks.caretaker import AGAIN_SECONDS, ROUND_SECONDS, START_SECONDS, YIELD_SECONDS, Caretaker
+from chunkfarm.chunks import placement, unneeded
+from chunkfarm.chunks.caretaker import (
+    AGAIN_SECONDS,
+    LOST_SECONDS,
+    ROUND_SECONDS,
+    START_SECONDS,
+    YIELD_SECONDS,
+    Caretaker,
+)
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.errors import FarmError
 from chunkfarm.model import MIB, Server, digest_of
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
 
@@ -29,6 +38,9 @@ class CaretakerTests(SynchronousTestCase):
         self.servers = make_servers(count, **fields)
         self.me = self.servers[0]
         self.hindered = ""
+        self.unused: set[bytes] = set()
+        self.asked: list[int] = []
+        self.error: FarmError | None = None
         self.store = make_store(
             self.mktemp(), on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason)
         )
@@ -54,10 +66,15 @@ class CaretakerTests(SynchronousTestCase):
             run_now,
             rate=rate,
             hindered=lambda: self.hindered,
+            uses=self.count,
         )
         self.caretaker.start()
         self.addCleanup(self.caretaker.stop)
         return self.caretaker
+
+    def count(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        self.asked.append(len(digests))
+        return fail(self.error) if self.error else succeed([0 if digest in self.unused else 1 for digest in digests])
 
     def put(self, data: bytes = DATA) -> bytes:
         return self.successResultOf(self.store.put(None, data))
@@ -123,6 +140,71 @@ class CaretakerTests(SynchronousTestCase):
         self.change(number, given_up=True)
         self.pass_time(5)
         assert digest in self.links.on(other) and caretaker.progress.short == 0
+
+    def test_unused(self) -> None:
+        """What no file uses is not copied, nor called short; when a file uses it after all, it is."""
+        caretaker = self.make()
+        self.unused.add(DIGEST)
+        self.put()
+        self.pass_time(START_SECONDS + 200)
+        assert not self.has(2) and not self.has(3)
+        assert (caretaker.progress.short, caretaker.progress.left) == (0, 0)
+        assert sum(self.asked) < 10
+        self.unused.clear()
+        self.pass_time(unneeded.AGAIN_SECONDS + 2)
+        assert self.has(2) and self.has(3)
+
+    def test_nobody_knows_what_is_used(self) -> None:
+        """While the masters cannot tell, everything is copied, and they are not asked all the time."""
+        self.make()
+        self.error = FarmError("nobody leads the farm")
+        self.unused.add(DIGEST)
+        for number in range(3):
+            self.put(pattern(1000, number))
+        self.pass_time(START_SECONDS + 2)
+        assert all(self.has(number, digest_of(pattern(1000, seed))) for number in (2, 3) for seed in range(3))
+        assert len(self.asked) == 1
+
+    def test_unused_on_a_server_that_is_emptied(self) -> None:
+        """What is on a server that is emptied goes to the owners, used or not: it could not be emptied else."""
+        self.make(4)
+        self.unused.add(DIGEST)
+        self.change(1, state="draining")
+        self.put()
+        self.pass_time(START_SECONDS + 2)
+        assert self.has(2) and self.has(3) and self.has(4)
+
+    def test_unused_and_gone(self) -> None:
+        """What was unused and is collected meanwhile is forgotten."""
+        caretaker = self.make()
+        self.unused.add(DIGEST)
+        self.put()
+        self.pass_time(START_SECONDS + 2)
+        assert DIGEST in caretaker._unneeded
+        self.successResultOf(self.store.delete(DIGEST))
+        self.pass_time(unneeded.AGAIN_SECONDS + 2)
+        assert DIGEST not in caretaker._unneeded
+
+    def test_lost_and_removed(self) -> None:
+        """A lost chunk is no longer counted once the files that used it are removed, nor fetched when it was unused."""
+        caretaker = self.make()
+        digest = self.put()
+        self.pass_time(START_SECONDS + 1)
+        for server in self.servers[1:]:
+            self.links.on(server).clear()
+        self.successResultOf(self.store.quarantine(digest, "a bit flipped"))
+        self.pass_time(5)
+        assert caretaker.progress.lost == 1
+        self.unused.add(digest)
+        self.pass_time(LOST_SECONDS + 1)
+        assert (caretaker.progress.lost, caretaker.progress.left) == (0, 0)
+        other = self.put(pattern(500))
+        self.unused.add(other)
+        self.successResultOf(self.store.quarantine(other, "a bit flipped"))
+        self.links.calls.clear()
+        self.pass_time(60)
+        assert caretaker.progress.lost == 0
+        assert "get" not in {verb for verb, _ in self.links.calls}
 
     def test_fewest_copies_first(self) -> None:
         """What only this disk has goes before what another one has too."""
