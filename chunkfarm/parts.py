@@ -248,6 +248,7 @@ class Parts:
             on_fatal=on_fatal,
             threads=self.machine.threads,
             observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
+            on_committed=self.metrics.committed,
         )
         self.roster = Roster(self._table, self.reactor)
         self.roster.subscribe(self._roster_changed)

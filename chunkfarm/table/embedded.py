@@ -120,8 +120,13 @@ class EmbeddedTable:
         client_id: str | None = None,
         threads: Callable[[Any, int, str], Threads] = Threads,
         observe: Callable[[Message, int, int], None] = lambda message, term, answers: None,
+        on_committed: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`observe` sees each message before the core takes it, with the core's term and count of answers."""
+        """`observe` sees each message before the core takes it, with the core's term and count of answers.
+
+        `on_committed` is told of each transaction of this server that took effect, and how many seconds it took.
+        """
+        self._on_committed = on_committed
         self._observe = observe
         self.id = server_id
         self._links = links
@@ -464,7 +469,8 @@ class EmbeddedTable:
 
     async def _done(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> Answer:
         """The answer to a transaction that took effect."""
-        deadline = self._clock.seconds() + PATIENCE
+        began = self._clock.seconds()
+        deadline = began + PATIENCE
         while True:
             session = self._sessions.open or await self._sessions.current()
             number = session.take_now() or await self._numbered(session, deadline)
@@ -477,6 +483,7 @@ class EmbeddedTable:
                 session.give_back(number)
             answer = carried.answer
             if answer.kind is AnswerKind.DONE:
+                self._on_committed(self._clock.seconds() - began)
                 return answer
             if answer.kind is AnswerKind.CONFLICT:
                 raise Conflict(answer.rows)

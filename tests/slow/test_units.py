@@ -88,6 +88,13 @@ class PassedSocketsTests(FarmTestCase):
         farm.wait_serving("alpha")
         told = farm.curl("-o", os.devnull, "-w", "%{http_code}", f"{server.url}/-/health")
         assert told.stdout == b"200", told
+        # What such a service is watched by.
+        (farm.directory / "x").write_text("x")
+        assert farm.curl("-T", "x", f"{server.url}/home/x").returncode == 0
+        metrics = farm.curl(f"{server.url}/-/metrics").stdout.decode()
+        assert 'chunkfarm_requests_total{operation="PUT",outcome="ok",port="files"} 1.0' in metrics
+        counted = re.search(r"^chunkfarm_transaction_seconds_count (\S+)$", metrics, re.MULTILINE)
+        assert counted is not None and float(counted[1]) > 0
 
     def test_peer_port(self) -> None:
         """The peer port is not taken from others: that it refuses must mean that the process is gone."""
