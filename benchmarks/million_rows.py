@@ -1,4 +1,4 @@
-"""What a table of a million files costs: start, memory, a snapshot to a new server, restart, LIST.
+"""What a table of a million files costs: start, memory, a snapshot to a new server, restart, LIST, exports.
 
     python -m benchmarks.million_rows [--rows 1000000] [--json FILE]
 
@@ -43,6 +43,7 @@ PROBE_SECONDS = 0.02
 REST_SECONDS = 5.0
 START_SECONDS = 120.0
 SNAPSHOT_SECONDS = 600.0
+EXPORT_SECONDS = 900.0
 PAGES = 50
 
 # What must hold for a million rows of some 400 bytes.
@@ -169,11 +170,14 @@ class Trial:
         for name in ("beta", "gamma"):
             self.snapshot_to(name)
         self.rest()
+        self.export("the first export")
+        self.export("the next export")
         farm.sigterm("gamma")
         farm.wait_ended("gamma", 60)
         self.start("gamma", "again as one of three")
         farm.kill9("alpha")
         self.start("alpha", "after kill -9")
+        self.restore()
         return self.report
 
     def start(self, name: str, how: str) -> None:
@@ -237,6 +241,36 @@ class Trial:
         note("alpha's log file of SQLite, largest (bytes)", wal)
         for server in ("alpha", name):
             note(f"memory of {server} after that (bytes)", farm.servers[server].peak_memory(), MEMORY_MAX)
+
+    def export(self, what: str) -> None:
+        """All names are exported, and kept on three servers, while others write and ask."""
+        farm, note = self.farm, self.report.note
+        commits = Probe(farm, "alpha", lambda number: f"COMMIT probe/{what.replace(' ', '-')}-{number} 0 8388608 0")
+        pings = Probe(farm, "alpha", lambda _: "PING")
+        worked, begun = farm.servers["alpha"].processor_seconds(), time.monotonic()
+        commits.start()
+        pings.start()
+        told = farm.cli("export", "--json", seconds=EXPORT_SECONDS)
+        note(what, time.monotonic() - begun)
+        for who, probe in (("a commit", commits), ("a PING", pings)):
+            took = probe.stop()
+            note(f"{who} during {what}, median", took[len(took) // 2])
+            note(f"{who} during {what}, longest", took[-1], ANSWER_SECONDS_MAX)
+        note(f"processor time of alpha for {what}", farm.servers["alpha"].processor_seconds() - worked)
+        note(f"memory of alpha after {what} (bytes)", farm.servers["alpha"].peak_memory(), MEMORY_MAX)
+        note(f"chunks that {what} stored (count)", json.loads(told.stdout)["new"])
+
+    def restore(self) -> None:
+        """The masters' tables are gone, and the names come back from the chunks of one of them."""
+        farm = self.farm
+        farm.kill9("alpha", "beta", "gamma")
+        for path in farm.server("gamma").data.glob("table.sqlite*"):
+            path.unlink()
+        begun = time.monotonic()
+        restored = farm.cli("restore", "--data", "gamma", "--yes", "lab", seconds=EXPORT_SECONDS)
+        assert restored.returncode == 0, restored.stderr
+        self.report.note("restoring all names", time.monotonic() - begun)
+        self.start("gamma", "restored")
 
     def rest(self) -> None:
         """The same questions with nothing beside them."""

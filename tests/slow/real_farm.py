@@ -98,6 +98,11 @@ class RealServer:
         """The bytes of memory it has now."""
         return self._memory("VmRSS:")
 
+    def processor_seconds(self) -> float:
+        """What it has used of processors so far, its threads included."""
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def _memory(self, what: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(what):
