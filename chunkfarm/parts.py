@@ -502,6 +502,7 @@ class Parts:
             self.now,
             self.run_in_thread,
             self._export_is_urgent,
+            self._on_fatal,
         )
         self.export_keeper = ExportKeeper(
             lambda: row.value if (row := self.roster.farm_row(EXPORT_KEY)) is not None else b"",

@@ -218,7 +218,10 @@ class ExportKeeper:
             heads[kept.digest] = await self._pages_of(kept) if known is None else known
         self._heads, self._known = heads, value
         if value:
-            await self._run(write_atomically, self._path, value)
+            try:
+                await self._run(write_atomically, self._path, value)
+            except OSError as error:
+                raise Full(f"{self._path} cannot be written: {error.strerror}") from error
 
     async def _used(self, rows: Sequence[Row]) -> frozenset[bytes]:
         heads: dict[bytes, frozenset[bytes]] = {}

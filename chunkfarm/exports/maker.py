@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Bucket
 from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.durable import is_broken
 from chunkfarm.errors import Busy, FarmError, NotFound, ReadOnly
 from chunkfarm.exports.form import (
     EXPORT_KEY,
@@ -137,8 +138,13 @@ class ExportMaker:
         now: Callable[[], int],
         run_in_thread: RunInThread,
         urgent: Callable[[], bool] = lambda: False,
+        on_broken: Callable[[Failure], None] = lambda failure: None,
     ) -> None:
-        """`urgent` says whether something stands in the table and in no export that should be in one."""
+        """`urgent` says whether something stands in the table and in no export that should be in one.
+
+        `on_broken` is told that the disk failed on which the rows are.
+        """
+        self._on_broken = on_broken
         self._table = table
         self._here = here
         self._open_view = open_view
@@ -247,7 +253,9 @@ class ExportMaker:
             self._log.warn("No export of the table could be made: {error}", error=error)
             self._outcome = Progress(number=number, running=False, failed=str(error))
             self._put_off(RETRY_AFTER)
-        except Exception:
+        except Exception as error:
+            if is_broken(error):
+                self._on_broken(Failure())
             self._outcome = Progress(number=number, running=False, failed="see the log of this server")
             self._put_off(RETRY_AFTER)
             raise
@@ -318,7 +326,8 @@ class ExportMaker:
                     new += 1
                 await self._breathe(since)
         finally:
-            view.close()
+            # It waits for whoever reads the journal, so nobody waits for it here.
+            self._run(view.close).addErrback(lambda failure: self._log.failure("while closing a view", failure))
         if before is not None and pages.digests == before.pages:
             self._scanned = meta.index
             return _same(kept[0], before)

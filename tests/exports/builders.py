@@ -9,6 +9,7 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.exports.form import EXPORT_KEY, Head, Kept, read_head, read_kept
@@ -62,6 +63,8 @@ class World:
         )
         self.noted = Path(test.mktemp()).absolute()
         self.urgent = False
+        self.broken: list[Failure] = []
+        self.fails_with: Exception | None = None
         self.is_leader = True
         self.has_quorum = True
         self.holds_rows = True
@@ -78,6 +81,7 @@ class World:
             lambda: NOW + int(self.clock.seconds() * 1000),
             run_now,
             lambda: self.urgent,
+            self.broken.append,
         )
         test.addCleanup(self.maker.stop)
         self.keeper = self.make_keeper(self.servers[0])
@@ -96,6 +100,8 @@ class World:
         )
 
     def open_view(self) -> MemoryView:
+        if self.fails_with is not None:
+            raise self.fails_with
         self.views.append(MemoryView(self.table))
         return self.views[-1]
 

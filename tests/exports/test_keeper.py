@@ -139,6 +139,17 @@ class KeepingTests(SynchronousTestCase):
         world.pass_time(AGAIN_SECONDS + 30)
         assert self.here(world) == len(self.pieces(world))
 
+    def test_no_room_for_the_note(self) -> None:
+        """That is said once, and tried again; the chunks are guarded all the same."""
+        world = self.make()
+        world.noted = world.noted / "nowhere" / "exports.json"
+        world.keeper = world.make_keeper(world.servers[0])
+        world.keeper.start()
+        self.addCleanup(world.keeper.stop)
+        world.pass_time(START_SECONDS + 2 * AGAIN_SECONDS + 10)
+        assert world.keeper.guards(self.pieces(world)[1]) and not world.keeper.guards(OTHER)
+        assert self.here(world) == len(self.pieces(world))
+
     def test_who_keeps_them(self) -> None:
         """All servers of a farm of the usual size, and so many of a large one, in as many zones as there are."""
         servers = make_servers(KEEPERS_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from itertools import pairwise
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -140,6 +141,17 @@ class MakingTests(SynchronousTestCase):
         world.table.unavailable = False
         world.pass_time(RETRY_AFTER + 10, 5)
         assert len(world.kept) == 1
+
+    def test_a_failing_disk(self) -> None:
+        """What cannot be read any more is told, for the process must end; it is no fault of the table's content."""
+        world = self.make(50)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        world.fails_with = error
+        world.maker.begin()
+        assert [failure.value for failure in world.broken] == [error]
+        assert "log" in world.maker.last.failed
+        self.flushLoggedErrors(sqlite3.OperationalError)
 
     def test_who_holds_no_table(self) -> None:
         """A server without the rows sends who asks to another one."""

@@ -113,6 +113,23 @@ class WatchTests(SynchronousTestCase):
             "EVENT 1 PUT ROW key=farm/a more=1 value=1\r\nEVENT 1 PUT ROW key=farm/b value=1\r\n"
         )
 
+    def test_exports(self) -> None:
+        """Which chunks an export of all names has is for servers to know: by them anybody could read every file."""
+        for key in ("reader", "writer", "admin", ""):
+            link = ClientLink()
+            if key:
+                link.auth(key)
+            else:
+                link.backend.peers["certificate"] = SERVER_ID
+                link.transport.certificate = "certificate"
+                link.say("STARTTLS")
+            link.backend.state.revision = 0
+            assert link.say("WATCH farm/") == "OK revision=0\r\n"
+            link.backend.table.transact((), (Put(b"farm/a", b"1"), Put(b"farm/export", b"{}"), Put(b"farm/b", b"2")))
+            heard = link.heard()
+            assert "key=farm/a more=1" in heard and "key=farm/b value=2" in heard
+            assert ("farm/export" in heard) is (key == "")
+
     def test_progress(self) -> None:
         """A watcher learns that time goes on, at most once a second."""
         self.link.say("WATCH")

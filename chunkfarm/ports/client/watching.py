@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.errors import Busy, Denied, FarmError, InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.links.rows import event_lines, event_server_id, more_follows
-from chunkfarm.model import FARM, FILES, SERVERS
+from chunkfarm.model import EXPORTS_KEY, FARM, FILES, SERVERS
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.client.session import Answer, Link, Request, Session, ok
@@ -18,6 +18,9 @@ from chunkfarm.table.interface import Batch, Compacted, Event, IWatch, TableClos
 
 OPEN = (SERVERS, FARM, FILES)
 """`keys/`, `invites/` and `secret/` are for nobody to watch."""
+FOR_SERVERS = (EXPORTS_KEY,)
+"""Of these, what only servers are told. Who knows the digests of an export could read all names, and the digests of all
+files: also with a key that is good for some names only."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two lines that only move the revision on: a watcher is told of changes that are not its own, but a
 busy farm does not send it a line for each."""
@@ -65,6 +68,7 @@ class Following:
         self._link: Link = session.link
         self._watch = watch
         self._told = self._reached = revision
+        self._hidden = () if session.principal is not None and session.principal.role == "server" else FOR_SERVERS
         self._stopped = False
         self._progress: Deferred[None] | None = None
 
@@ -91,7 +95,9 @@ class Following:
             self._tell(batch)
 
     def _tell(self, batch: Batch) -> None:
-        events = [event for event in batch.events if event.key.startswith(OPEN)]
+        events = [
+            event for event in batch.events if event.key.startswith(OPEN) and not event.key.startswith(self._hidden)
+        ]
         lines: list[str] = []
         for event, more in more_follows(events):
             lines += self._session.written.lines(event, more)
