@@ -147,6 +147,8 @@ def main() -> None:
     options.add_argument("--size", type=int, required=True)
     options.add_argument("--ca", help="without it the connection is not encrypted")
     options.add_argument("--key", default="", help="<key id>:<secret>")
+    options.add_argument("--seconds", type=float, help="go on for so long, with the same files again; only GET")
+    options.add_argument("--pace", type=float, default=0.0, help="so many a second at most")
     options.add_argument("--mounts", nargs=2, help="two folders to write to and read from, and no connection")
     options.add_argument("--tahoe", type=Path, help="Tahoe-LAFS; what it answers is kept there")
     chosen = options.parse_args()
@@ -170,11 +172,14 @@ def main() -> None:
             length = files.get(number)
             assert length == chosen.size, length
 
-    each = []
+    each: list[float] = []
     begin = time.perf_counter()
-    for number in range(chosen.count):
+    while (len(each) < chosen.count) if chosen.seconds is None else (time.perf_counter() - begin < chosen.seconds):
+        number = len(each)
+        if chosen.pace:
+            time.sleep(max(0.0, begin + number / chosen.pace - time.perf_counter()))
         before = time.perf_counter()
-        do(number)
+        do(number % chosen.count)
         each.append((time.perf_counter() - before) * 1000)
     print(json.dumps({"seconds": time.perf_counter() - begin, "each": each}))
     files.end()

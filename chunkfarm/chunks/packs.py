@@ -5,9 +5,10 @@
 Where each chunk is stands in the index (see `index`), which is made anew from the packs if it is lost.
 
 A record: magic (8) | digest (32) | length (4) | CRC32C (4) of the three before and of the data | data. Numbers
-are big-endian. A chunk is in the index only when its record is durable, and the index never needs to be: what
-a power cut takes from it is read again from the end of the packs. A chunk that was removed may come back so;
-that costs nothing but its room. A pack of which less than half is in use is written anew, in small steps.
+are big-endian. A chunk is in the index only when its record is durable, and the index never needs to be: what a
+power cut takes from it, or it was not told yet, is read again from the end of the packs. A chunk that was removed may
+come back so; that costs nothing but its room. A pack of which less than half is in use is written anew, in small
+steps.
 
 Everything in `Packs` blocks, and is called on a thread. Who appends is one at a time (see `packing`).
 """
@@ -40,6 +41,9 @@ PACK_FULL = 64 * MIB
 """Bytes after which the next pack begins: few files for a million chunks, and little to write anew at a time."""
 STEP = 4 * MIB
 """Bytes looked at in one step of writing a pack anew: some ten milliseconds in which nobody appends."""
+UNINDEXED_MOST = 64
+"""Chunks that the index is told of together: it need not be durable, and a statement for each took longer than what
+else is done for a small chunk beside waiting for the disk."""
 SCAN_STEP = 8 * MIB
 """Bytes of a pack in memory while it is read at the start: many times the largest record."""
 
@@ -120,6 +124,8 @@ class Packs:
         self._descriptor = -1
         self._end = 0
         self._recent = Recent()
+        self._unindexed: dict[bytes, Place] = {}
+        """Chunks of the current pack that are durable, and not in the index yet."""
 
     def open(self) -> None:
         """Open the index, if there is one or any pack, and bring it up to what the packs hold. Raises `OSError`."""
@@ -145,12 +151,17 @@ class Packs:
     def close(self) -> None:
         """Close what is open; it is opened again by `open`."""
         with self._writing:
+            with suppress(sqlite3.Error, OSError):
+                # What is not written now is found in the packs.
+                self._bring_up()
+            self._unindexed.clear()
             self._let_go()
         self._recent.clear()
 
     def __del__(self) -> None:
         # What is under way when the process ends is finished first, and nobody waits for that.
-        self.close()
+        self._let_go()
+        self._recent.clear()
 
     @property
     def used(self) -> int:
@@ -161,6 +172,8 @@ class Packs:
 
     def place(self, digest: bytes) -> Place | None:
         """Where a chunk is, if its pack reaches that far."""
+        if (place := self._unindexed.get(digest)) is not None:
+            return place
         rows = self._index.read("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,))
         if not rows:
             return None
@@ -200,8 +213,9 @@ class Packs:
         first = bytes([prefix])
         last = bytes([prefix + 1]) if prefix < 255 else b"\xff" * (DIGEST_LENGTH + 1)
         question = "SELECT digest FROM chunks WHERE digest >= ? AND digest < ? ORDER BY digest"
+        unindexed = [digest for digest in tuple(self._unindexed) if digest[0] == prefix]
         rows = self._index.read(question, (first, last))
-        return [bytes(row[0]) for row in rows]
+        return sorted({*unindexed, *(bytes(row[0]) for row in rows)})
 
     # -- changing ----------------------------------------------------------------------------------------
 
@@ -214,6 +228,8 @@ class Packs:
             answers, new = self._look(given)
             if new:
                 with self._writing:
+                    if len(self._unindexed) >= UNINDEXED_MOST:
+                        self._bring_up()
                     self._write([(digest, bytes(data)) for digest, data in new.items()])
         except (OSError, sqlite3.Error) as error:
             if is_full(error):
@@ -256,6 +272,7 @@ class Packs:
         records were damaged.
         """
         with self._writing:
+            self._bring_up()
             kept: list[tuple[bytes, bytes]] = []
             end = None
             for start, digest, data in self._records(number, offset, self._sizes[number]):
@@ -267,6 +284,7 @@ class Packs:
                     kept.append((digest, data))
             if kept:
                 self._write(kept)
+                self._bring_up()
             return end, self._drop(number) if end is None else []
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -339,6 +357,7 @@ class Packs:
         total = sum(map(len, records))
         self._room(total)
         if self._descriptor < 0 or self._end >= PACK_FULL:
+            self._bring_up()
             self._begin()
         start = self._end
         try:
@@ -349,15 +368,20 @@ class Packs:
         except OSError:
             self._abandon(start)
             raise
-        rows, offset = [], start
-        for (digest, data), record in zip(chunks, records, strict=True):
-            rows.append((digest, offset, len(data)))
+        path, offset = self._path(self._current), start
+        for (digest, _), record in zip(chunks, records, strict=True):
+            place = Place(self._current, offset, len(record) - _HEAD.size)
+            self._unindexed[digest] = place
+            self._recent.note(digest, place, path)
             offset += len(record)
         self._end = self._sizes[self._current] = offset
-        self._enter(self._current, rows, offset)
-        path = self._path(self._current)
-        for digest, at, length in rows:
-            self._recent.note(digest, Place(self._current, at, length), path)
+
+    def _bring_up(self) -> None:
+        """Have the index know everything that is in the packs."""
+        if self._unindexed:
+            rows = [(digest, place.offset, place.length) for digest, place in self._unindexed.items()]
+            self._enter(self._current, rows, self._end)
+            self._unindexed.clear()
 
     def _begin(self) -> None:
         """The next pack, with a name that outlives a power cut."""
@@ -406,6 +430,7 @@ class Packs:
         return freed
 
     def _forget(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        self._bring_up()
         rows = self._index.read_named("SELECT digest, length FROM chunks WHERE digest IN", digests)
         if not rows:
             return {}

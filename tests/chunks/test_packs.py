@@ -235,12 +235,32 @@ class RestartTests(PackedTestCase):
         assert not old.exists()
 
     def test_killed_before_the_index(self) -> None:
-        """A record that was written, and not entered, is found at the end of its pack."""
+        """Records that were written, and not entered, are found at the end of their pack."""
+        self.patch(packs, "UNINDEXED_MOST", 2)
         store = self.store()
-        self.put(store, b"first")
-        with mock.patch.object(Packs, "_enter", side_effect=KeyboardInterrupt):
-            self.assertRaises(KeyboardInterrupt, lambda: store._packs.append([(None, b"data", False)]))
-        assert self.read(self.store(), digest_of(b"data")) == b"data"
+        written = [self.put(store, bytes([number]) * 40) for number in range(5)]
+        rows = store._index.read("SELECT digest FROM chunks")
+        assert 0 < len(rows) < len(written)
+        again = self.store()
+        assert self.successResultOf(again.has(written)) == [40] * 5
+        assert [digest for prefix in range(256) for digest in self.successResultOf(again.scan(prefix))] == sorted(
+            written
+        )
+
+    def test_not_in_the_index_yet(self) -> None:
+        """What the index was not told of is listed, found and deleted like all else, and known after a proper end."""
+        store = self.store()
+        first, second = self.put(store, b"first"), self.put(store, b"second")
+        assert store._index.read("SELECT digest FROM chunks") == []
+        assert self.successResultOf(store.has([first, second])) == [5, 6]
+        assert first in self.successResultOf(store.scan(first[0]))
+        assert self.successResultOf(store.delete(first))
+        assert self.successResultOf(store.has([first, second])) == [0, 6]
+        self.put(store, b"third")
+        store.close()
+        again = self.store()
+        assert len(again._index.read("SELECT digest FROM chunks")) == 2
+        assert self.read(again, digest_of(b"third")) == b"third"
 
     def test_a_torn_end(self) -> None:
         """What a power cut left of the last records is passed over, and what is stored later is found."""
