@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,8 @@ def main() -> None:
     options.add_argument("--files", type=int, default=2000, help="of 64 KiB")
     options.add_argument("--rate", default="", help="repair_rate of every server, unless as it comes")
     chosen = options.parse_args()
-    trial = Trial(Path(tempfile.mkdtemp(prefix="repair-")) / "farm", chosen.rate, chosen.files)
+    folder = Path(tempfile.mkdtemp(prefix="repair-"))
+    trial = Trial(folder / "farm", chosen.rate, chosen.files)
     rest: dict[str, list[float]] = {name: [] for name in PACES}
     meanwhile: dict[str, list[float]] = {name: [] for name in PACES}
     try:
@@ -126,6 +128,7 @@ def main() -> None:
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             trial.farm.close()
+        shutil.rmtree(folder, ignore_errors=True)
     worst = 0.0
     for name in PACES:
         for what, each in (("at rest", rest[name]), ("meanwhile", meanwhile[name])):

@@ -255,7 +255,11 @@ class ChunkServer:
         """Where the copy of a chunk is on its disk that counts; None if it has none."""
         name = digest.hex()
         folder = os.path.join(self.disk.folder, "chunks")
-        for number, offset, length in self._packed("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,)):
+        rows = self._packed("SELECT pack, at, length FROM chunks WHERE digest = ?", (digest,))
+        if self.is_serving and (unindexed := self.store._packs._unindexed.get(digest)) is not None:
+            # The index is told of small chunks by the dozen.
+            rows = [(unindexed.pack, unindexed.offset, unindexed.length)]
+        for number, offset, length in rows:
             path = f"{folder}/packs/{number:08}.pack"
             if os.path.exists(path):
                 expected = self.farm.images.packed(digest)
@@ -282,6 +286,8 @@ class ChunkServer:
     def digests(self) -> list[bytes]:
         """All chunks of which there is something on its disk."""
         found = {bytes(row[0]) for row in self._packed("SELECT digest FROM chunks")}
+        if self.is_serving:
+            found.update(self.store._packs._unindexed)
         folder = os.path.join(self.disk.folder, "chunks")
         if os.path.isdir(folder):
             for prefix in os.listdir(folder):
