@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.beside import cpu_of
+from benchmarks.beside import cpu_of, end_properly
 from benchmarks.first_look import MIB, ROOT, SETTLE_SECONDS, STAMP_EVERY, Row, Sample
 from benchmarks.peers import Peer, start_peers
 from tests.slow.real_farm import RealFarm
@@ -215,6 +215,7 @@ def main() -> None:
     options.add_argument("--tahoe", default="tahoe", help="the command of Tahoe-LAFS, in an environment of its own")
     options.add_argument("--json", type=Path, help="keep all samples there")
     chosen = options.parse_args()
+    end_properly()
     folder = Path(tempfile.mkdtemp(prefix="files-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

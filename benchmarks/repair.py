@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.beside import end_properly
 from benchmarks.first_look import MIB, ROOT
 from tests.slow.real_farm import RealFarm
 
@@ -101,6 +102,7 @@ def main() -> None:
     options.add_argument("--files", type=int, default=2000, help="of 64 KiB")
     options.add_argument("--rate", default="", help="repair_rate of every server, unless as it comes")
     chosen = options.parse_args()
+    end_properly()
     folder = Path(tempfile.mkdtemp(prefix="repair-"))
     trial = Trial(folder / "farm", chosen.rate, chosen.files)
     rest: dict[str, list[float]] = {name: [] for name in PACES}

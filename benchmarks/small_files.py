@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 RECEIVED_AT_ONCE = 256 * 1024
+FOLDER_FILES = 1_000
 
 
 class Connection:
@@ -64,22 +65,27 @@ class Connection:
 class Requests:
     """Files by name over HTTP."""
 
-    def __init__(self, connection: Connection, prefix: str) -> None:
+    def __init__(self, connection: Connection, prefix: str, in_folders: bool = False) -> None:
         self._connection = connection
         self._prefix = prefix
+        self._in_folders = in_folders
         # The handshake, and what a first request does once, are not what is measured.
         connection.ask("GET", f"{prefix}none")
 
     def put(self, number: int, body: bytes) -> None:
         """Store a file."""
-        status, _ = self._connection.ask("PUT", f"{self._prefix}{number}", body)
+        status, _ = self._connection.ask("PUT", self._path(number), body)
         assert status in (200, 201, 204), status
 
     def get(self, number: int) -> int:
         """Read a file; its bytes."""
-        status, body = self._connection.ask("GET", f"{self._prefix}{number}")
+        status, body = self._connection.ask("GET", self._path(number))
         assert status == 200, status
         return len(body)
+
+    def _path(self, number: int) -> str:
+        folder = f"-{number // FOLDER_FILES}/" if self._in_folders else ""
+        return f"{self._prefix}{folder}{number}"
 
     def end(self) -> None:
         """Nothing is kept."""
@@ -149,6 +155,7 @@ def main() -> None:
     options.add_argument("--key", default="", help="<key id>:<secret>")
     options.add_argument("--seconds", type=float, help="go on for so long, with the same files again; only GET")
     options.add_argument("--pace", type=float, default=0.0, help="so many a second at most")
+    options.add_argument("--folders", action="store_true", help="a folder for every thousand")
     options.add_argument("--mounts", nargs=2, help="two folders to write to and read from, and no connection")
     options.add_argument("--tahoe", type=Path, help="Tahoe-LAFS; what it answers is kept there")
     chosen = options.parse_args()
@@ -159,7 +166,7 @@ def main() -> None:
     elif chosen.tahoe:
         files = Capabilities(Connection(chosen.port, None, ""), chosen.tahoe)
     else:
-        files = Requests(Connection(chosen.port, chosen.ca, chosen.key), chosen.prefix)
+        files = Requests(Connection(chosen.port, chosen.ca, chosen.key), chosen.prefix, chosen.folders)
     do: Callable[[int], None]
     if chosen.verb == "PUT":
         bodies = [os.urandom(chosen.size) for _ in range(chosen.count)]
