@@ -78,10 +78,13 @@ class Given:
 def surplus(digests: Iterable[bytes], servers: Servers, replicas: int, self_id: str) -> dict[bytes, Servers]:
     """Those of these chunks that belong on other servers alone, with their owners; on a thread if they are many."""
     found: dict[bytes, Servers] = {}
+    # Where the others are too few for all copies, one that is emptied keeps its own until it is switched off.
+    is_emptied = any(server.is_emptied for server in servers if server.id == self_id)
+    fewest = replicas if is_emptied else 1
     for digest in digests:
         owners = placement.owners(digest, servers, replicas)
         # Without owners there is nobody who could keep it.
-        if owners and all(server.id != self_id for server in owners):
+        if len(owners) >= fewest and all(server.id != self_id for server in owners):
             found[digest] = owners
     return found
 

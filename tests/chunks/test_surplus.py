@@ -314,6 +314,18 @@ class GivenUpTests(SurplusTestCase):
             assert leaving.store.chunks == set()
             assert all(len(farm.holders(one)) == 3 for one in chunks)
 
+    def test_emptied_among_too_few(self) -> None:
+        """Where the others cannot have all copies, one that is emptied keeps its own: nothing has fewer than before."""
+        farm = self.farm(3)
+        chunks = {digest(number) for number in range(20)}
+        for node in farm.nodes.values():
+            node.store.chunks.update(chunks)
+        farm.change(1, state="draining", draining=True)
+        farm.learn()
+        self.start(*farm.nodes.values())
+        farm.pass_time(30)
+        assert farm.node(1).store.chunks == chunks
+
     def test_no_owner(self) -> None:
         """Where nobody owns chunks nobody gives one up."""
         farm, one, _ = self.prepare()
