@@ -459,8 +459,7 @@ def forget(surroundings: Surroundings, server: str, yes: bool, as_json: bool) ->
         raise click.UsageError("there is no terminal to ask on: give --yes")
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[forgetting.Outlook, bool]:
-        with screen.bar(f"forget {server}") as bar:
-            outlook = await forgetting.look(farm, server, bar)
+        outlook = await forgetting.look(farm, server, lambda text: click.echo(text, err=True))
         if outlook.objection:
             return outlook, False
         if not as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import frozen
@@ -43,14 +43,14 @@ class Outlook:
         return value | {"may": not self.objection, "forgotten": forgotten, "lost": lost}
 
 
-async def look(farm: Farm, name: str, bar: screen.Bar) -> Outlook:
+async def look(farm: Farm, name: str, say: Callable[[str], None]) -> Outlook:
     """Ask until all files were looked at: after some seconds an answer comes with what was found so far."""
     while True:
         reply: Reply = await farm.run(lambda link: link.request(f"FORGET {quote(name)}"))
         outlook = Outlook(reply.fields, tuple(reply.parsed()))
-        bar.at(outlook.number("files"))
         if outlook.objection or outlook.fields["done"] == "yes":
             return outlook
+        say(f"looked at {_count(outlook.number('files'), 'file')} so far")
         farm.moved()
 
 
@@ -65,19 +65,24 @@ def lines(outlook: Outlook) -> Iterator[str]:
     lost, short = outlook.number("lostchunks"), outlook.number("shortchunks")
     if lost:
         size = screen.readable_size(outlook.number("lostbytes"))
+        files = _count(outlook.number("lostfiles"), "file")
         yield (
-            f"Lost with {outlook.name}: {lost} chunks of {outlook.number('lostfiles')} files, {size}; nobody else who "
-            "answers has them."
+            f"Lost with {outlook.name}: {_count(lost, 'chunk')} of {files}, {size}; nobody else who answers has them."
         )
         for row in outlook.lost:
             yield f"  {screen.clean(row['name'])}: {screen.readable_size(int(row['bytes']))}"
         if outlook.number("lostfiles") > len(outlook.lost):
-            yield f"  and {outlook.number('lostfiles') - len(outlook.lost)} more files"
+            yield f"  and {_count(outlook.number('lostfiles') - len(outlook.lost), 'more file')}"
     else:
-        files = outlook.number("files")
-        yield f"Nothing is lost with {outlook.name}: others have every chunk of all {files} files."
+        files = _count(outlook.number("files"), "file")
+        yield f"Nothing is lost with {outlook.name}: others have every chunk of {files}."
     if short:
-        yield f"{short} chunks of {outlook.number('shortfiles')} files have too few copies without it."
+        files = _count(outlook.number("shortfiles"), "file")
+        yield f"Too few copies without it: {_count(short, 'chunk')} of {files}."
     if "silent" in outlook.fields:
         silent = screen.clean(outlook.fields["silent"]).replace(",", ", ")
         yield f"Without an answer: {silent}; what they have is not counted."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -24,7 +24,7 @@ class ForgetTests(SynchronousTestCase):
         result = self.world.run("forget", "beta", "--yes")
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines() == [
-            "Nothing is lost with beta: others have every chunk of all 7 files.",
+            "Nothing is lost with beta: others have every chunk of 7 files.",
             "beta is forgotten. Servers that are to join need the new farm.join.",
         ]
         assert [row.name for row in self.backend.rows] == ["alpha"]
@@ -46,8 +46,8 @@ class ForgetTests(SynchronousTestCase):
         assert result.stdout.splitlines()[:5] == [
             "Lost with beta: 3 chunks of 2 files, 2.0 KiB; nobody else who answers has them.",
             "  a/b: 2.0 KiB",
-            "  and 1 more files",
-            "4 chunks of 1 files have too few copies without it.",
+            "  and 1 more file",
+            "Too few copies without it: 4 chunks of 1 file.",
             "Without an answer: gamma; what they have is not counted.",
         ]
 
