@@ -52,8 +52,8 @@ DELETE_BATCH = 100
 """Chunks deleted in one go, which takes a disk some ten milliseconds; nobody can store a chunk meanwhile."""
 DELETED_A_SECOND = 1000
 """Chunks a second, at most: half a million in ten minutes, of which users feel nothing."""
-CONDEMNED_MAX = 500_000
-"""Chunks condemned at a time, some 60 MB of memory. What is more waits for the next epoch."""
+CONDEMNED_MAX = 250_000
+"""Chunks condemned at a time, some 70 MB of memory. What is more waits for the next epoch: a million go in a day."""
 
 Uses = Callable[[Sequence[bytes]], Deferred[Sequence[int]]]
 """How many files use each of these chunks, at most `USES_MOST`; linearizable. Fails with a `FarmError`."""

@@ -13,13 +13,18 @@ No safety hangs on any of this (see `collecting`): pins only spare slow writers 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Sequence
 
 from chunkfarm.chunks.index import Index, Statement
+from chunkfarm.durable import is_full
 
 SLACK = 0.25
 """Of `collect_grace`, for which a pin lasts longer than was promised, so that it need not be renewed for each who asks:
 in that time any number of them cost the disk nothing."""
+
+NOTED_MAX = 100_000
+"""Chunks of which it is kept in memory when they were first seen unused, where the disk has no room for that."""
 
 _PUT = "INSERT OR REPLACE INTO pins (digest, held) VALUES (?, ?)"
 _DELETE = "DELETE FROM pins WHERE digest = ?"
@@ -44,6 +49,8 @@ class Pins:
         self._grace = grace
         self._started = seconds()
         self._before = 0.0
+        self._noted: dict[bytes, float] = {}
+        """What there was no room for on the disk."""
 
     def open(self) -> None:
         """Set the store's clock to where it stood."""
@@ -67,8 +74,9 @@ class Pins:
         known = self._rows(digests)
         now = self.now
         unknown = [(digest, now) for digest in digests if digest not in known]
-        if unknown:
-            self._index.write([(_PUT, unknown), self._clock(now)])
+        if unknown and not self._write_if_room([(_PUT, unknown), self._clock(now)]):
+            # To delete is what gives room again. A process that ends before that begins anew.
+            self._noted.update(unknown[: NOTED_MAX - len(self._noted)])
 
     def ended(self, digests: Collection[bytes]) -> set[bytes]:
         """Those of these that need not be kept any more."""
@@ -77,13 +85,16 @@ class Pins:
 
     def forget(self, digests: Sequence[bytes]) -> None:
         """Know nothing of these: they count as held if they are there."""
+        for digest in digests:
+            self._noted.pop(digest, None)
         if digests and self._index.is_open:
-            self._index.write([(_DELETE, [(digest,) for digest in digests])])
+            # If a row stays: whoever stores the chunk again has it renewed.
+            self._write_if_room([(_DELETE, [(digest,) for digest in digests])])
 
     def save(self) -> None:
         """Save the clock, if there is anything that it is of use for."""
         if self._index.is_open:
-            self._index.write([self._clock(self.now)])
+            self._write_if_room([self._clock(self.now)])
 
     def tidy(self, prefix: int, wanted: Collection[bytes]) -> None:
         """Forget the pins that have run out of chunks that begin with this byte, except those that are `wanted`.
@@ -95,11 +106,22 @@ class Pins:
             rows = self._index.read("SELECT digest, held FROM pins WHERE digest >= ? AND digest < ?", _span(prefix))
             ended = [bytes(digest) for digest, held in rows if has_run_out(float(held), now, grace)]
             gone = [(digest,) for digest in ended if digest not in wanted]
-            self._index.write([(_DELETE, gone), self._clock(now)])
+            self._write_if_room([(_DELETE, gone), self._clock(now)])
+
+    def _write_if_room(self, statements: Sequence[Statement]) -> bool:
+        """Write what is no promise; whether there was room for it."""
+        try:
+            self._index.write(statements)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            return False
+        return True
 
     def _rows(self, digests: Collection[bytes]) -> dict[bytes, float]:
         rows = self._index.read_named("SELECT digest, held FROM pins WHERE digest IN", list(digests))
-        return {bytes(digest): float(held) for digest, held in rows}
+        noted = {digest: self._noted[digest] for digest in digests if digest in self._noted}
+        return noted | {bytes(digest): float(held) for digest, held in rows}
 
     def _clock(self, now: float) -> Statement:
         return "INSERT OR REPLACE INTO clock (one, seconds) VALUES (1, ?)", [(now,)]

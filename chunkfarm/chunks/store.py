@@ -360,15 +360,12 @@ class ChunkStore:
         return [digest for digest in unused if digest in condemned]
 
     def _release(self, marked: set[bytes], digests: Sequence[bytes]) -> Sequence[int]:
-        sizes = []
         with self._lock:
             released = self._promises.release(marked, digests)
-            packed = self._packs.delete(released)
-            for digest in released:
-                size = self._loose.delete(digest)
-                if size is not None or digest in packed:
-                    sizes.append((size or 0) + packed.get(digest, 0))
-        return sizes
+            # Those that have a file of their own first: that gives room also where there is none to note anything.
+            loose = {digest: size for digest in released if (size := self._loose.delete(digest)) is not None}
+            packed = self._packs.delete([digest for digest in released if digest not in loose])
+        return [*loose.values(), *packed.values()]
 
     def _open_file(self, digest: bytes) -> OpenChunk:
         try:

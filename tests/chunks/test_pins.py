@@ -295,6 +295,23 @@ class DiskTests(PromisesTestCase):
         assert self.broken == []
         assert self.successResultOf(store.hold(chunks)) == [100, 2000]
 
+    def test_room_is_won_back(self) -> None:
+        """A disk without any room left collects all the same: what it can free first makes room for the rest."""
+        store = self.store()
+        small, large = self.two(store)
+        with self.fail_with(sqlite3.SQLITE_FULL):
+            assert self.condemned(store, [small, large]) == []
+            self.time += LONG
+            assert self.condemned(store, [small, large]) == [small, large]
+            self.successResultOf(store.tidy_pins(small[0], [small]))
+            self.successResultOf(store.save_clock())
+            self.failureResultOf(store.delete_condemned([small, large]), Full)
+        assert self.has(store, [small, large]) == [True, False]
+        self.condemned(store, [small])
+        self.time += LONG
+        assert self.condemned(store, [small]) == [small]
+        assert self.delete(store, [small]) == [100]
+
     def test_broken(self) -> None:
         """A disk that fails is told once, for the process must not go on with it."""
         store, chunks = self.prepare()
