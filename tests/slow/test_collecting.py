@@ -48,7 +48,7 @@ class CollectingTests(FarmTestCase):
         began = time.monotonic()
         farm.start("delta")
         farm.wait_serving("delta")
-        farm.wait_for(lambda: held(farm, "delta") & (used | unused), 30, "it gets its share")
+        farm.wait_for(lambda: held(farm, "delta") & (used | unused), 90, "it gets its share")
         farm.wait_for(lambda: copies(farm, used | unused) == {3}, 60, "nothing is left over")
         print(f"the surplus was gone after {time.monotonic() - began:.1f} s")
 
