@@ -20,6 +20,8 @@ SILENT_SECONDS = 30.0
 """How long they are not asked again if they did not answer: meanwhile everything counts as used."""
 AGAIN_SECONDS = 30.0
 """After so long it is asked again about the first of those that were not used."""
+YOUNG_SECONDS = 60.0
+"""But every `PAUSE_SECONDS` while one of those was found only so long ago: its upload may be about to end."""
 BATCH = 1000
 """Chunks in one question."""
 PAUSE_SECONDS = 3.0
@@ -40,8 +42,8 @@ class Unneeded:
     store: ChunkStore
     uses: Uses
     clock: IReactorTime
-    _unused: dict[bytes, None] = field(factory=dict, init=False)
-    """Those asked about longest ago come first."""
+    _unused: dict[bytes, float] = field(factory=dict, init=False)
+    """When each was found first. Those asked about longest ago come first."""
     _due: float = field(default=0.0, init=False)
     _silent_until: float = field(default=0.0, init=False)
 
@@ -73,18 +75,22 @@ class Unneeded:
 
     def note(self, unused: Collection[bytes]) -> None:
         """Ask about these again, later."""
-        if unused and not self._unused:
-            self._due = self.clock.seconds() + AGAIN_SECONDS
-        self._unused.update(dict.fromkeys(unused))
+        now = self.clock.seconds()
+        new = [digest for digest in unused if digest not in self._unused]
+        if new:
+            self._due = min(self._due, now + PAUSE_SECONDS) if self._unused else now + PAUSE_SECONDS
+        self._unused.update(dict.fromkeys(new, now))
 
     async def look_again(self) -> list[bytes]:
         """Those that are used by now, of the ones asked about longest ago; they are not noted any more."""
         batch = list(self._unused)[:BATCH]
         lengths = await self.store.has(batch)
-        for digest in batch:
-            del self._unused[digest]
+        found = {digest: self._unused.pop(digest) for digest in batch}
         here = [digest for digest, length in zip(batch, lengths, strict=True) if length]
         unused = await self.unused(here)
-        self._unused.update(dict.fromkeys(digest for digest in here if digest in unused))
-        self._due = self.clock.seconds() + (PAUSE_SECONDS if len(self._unused) > BATCH else AGAIN_SECONDS)
+        still = {digest: found[digest] for digest in here if digest in unused}
+        self._unused.update(still)
+        now = self.clock.seconds()
+        is_soon = len(self._unused) > BATCH or now - max(still.values(), default=0.0) < YOUNG_SECONDS
+        self._due = now + (PAUSE_SECONDS if is_soon else AGAIN_SECONDS)
         return [digest for digest in here if digest not in unused]

@@ -149,9 +149,19 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(START_SECONDS + 200)
         assert not self.has(2) and not self.has(3)
         assert (caretaker.progress.short, caretaker.progress.left) == (0, 0)
-        assert sum(self.asked) < 10
+        assert sum(self.asked) < 30
         self.unused.clear()
         self.pass_time(unneeded.AGAIN_SECONDS + 2)
+        assert self.has(2) and self.has(3)
+
+    def test_used_soon(self) -> None:
+        """What was unused only because its upload was not over yet is copied seconds after that."""
+        self.make()
+        self.unused.add(DIGEST)
+        self.put()
+        self.pass_time(START_SECONDS + 10)
+        self.unused.clear()
+        self.pass_time(unneeded.PAUSE_SECONDS + 1)
         assert self.has(2) and self.has(3)
 
     def test_nobody_knows_what_is_used(self) -> None:

@@ -43,7 +43,7 @@ class CollectingTests(FarmTestCase):
         used = chunks(farm, KEPT)
         unused = chunks(farm, REMOVED) - used
         assert len(used) == 4 and len(unused) == 5
-        farm.wait_for(lambda: copies(farm, used | unused) == {3}, 20, "all copies are there")
+        farm.wait_for(lambda: copies(farm, used | unused) == {3}, 60, "all copies are there")
 
         began = time.monotonic()
         farm.start("delta")
