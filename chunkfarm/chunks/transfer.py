@@ -151,7 +151,7 @@ class Transfer:
 
         A server that has begun to collect a chunk counts as not having it.
         """
-        return Deferred.fromCoroutine(self._have(self._ask_hold, digests, enough, lengths or {}))
+        return Deferred.fromCoroutine(self._hold(digests, enough, lengths or {}))
 
     def check(self, digests: Sequence[bytes], read: bool) -> Deferred[dict[bytes, Checked]]:
         """What all servers say of these chunks, with `read` after they have read and compared their copies.
@@ -193,17 +193,18 @@ class Transfer:
     def _settled(self, write: ChunkWrite, digest: bytes) -> None:
         self._following.pop(write, None)
         if write.is_short:
-            self._tell_of_short(digest, write.holders)
+            self._tell_of_short([digest], write.holders)
 
-    def _tell_of_short(self, digest: bytes, holders: Sequence[str]) -> None:
-        """Have a holder look at a chunk that has too few copies: this server if it is one, else all that are."""
+    def _tell_of_short(self, digests: Sequence[bytes], holders: Sequence[str]) -> None:
+        """Have a holder look at chunks that have too few copies: this server if it is one, else all that are."""
         if self._self_id in holders:
-            self._look_here([digest])
+            self._look_here(digests)
             return
         for server in self._servers():
             if server.id in holders:
-                # One that cannot be told finds it by itself, only later.
-                self._links.look(server, [digest]).addErrback(lambda failure: None)
+                for start in range(0, len(digests), HAVE_DIGESTS_MAX):
+                    # One that cannot be told finds it by itself, only later.
+                    self._links.look(server, digests[start : start + HAVE_DIGESTS_MAX]).addErrback(lambda failure: None)
 
     async def _make_room(self) -> None:
         """Wait until what follows fits the memory meant for it."""
@@ -298,6 +299,21 @@ class Transfer:
             self._log.error("{server} gave wrong bytes for chunk {digest}", server=server.name, digest=digest.hex())
             raise Mismatch("its bytes do not have that digest")
         return data
+
+    async def _hold(
+        self, digests: Sequence[bytes], enough: int | None, lengths: Mapping[bytes, int]
+    ) -> dict[bytes, tuple[str, ...]]:
+        holders = await self._have(self._ask_hold, digests, enough, lengths)
+        able = sum(server.stores and server.state == "up" for server in self._servers())
+        wanted = min(self._replicas(), able)
+        # One of the holders may have collected its copy, before anybody was about to use it.
+        short: dict[tuple[str, ...], list[bytes]] = {}
+        for digest, held in holders.items():
+            if 0 < len(held) < wanted:
+                short.setdefault(held, []).append(digest)
+        for held, some in short.items():
+            self._tell_of_short(some, held)
+        return holders
 
     async def _have(
         self, ask: Question, digests: Sequence[bytes], enough: int | None, lengths: Mapping[bytes, int]

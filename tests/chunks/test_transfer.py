@@ -539,6 +539,15 @@ class HaveTests(TransferTestCase):
         assert (len(self.asked("hold")), self.asked("have")) == (2, [])
         self.failureResultOf(moved.hold([DIGEST], lengths={DIGEST: 1}), Mismatch)
 
+    def test_hold_what_one_has_collected(self) -> None:
+        """Where a copy is missing of what somebody is going to rely on, who has one is told to look at it."""
+        moved = self.make(3)
+        self.place(*self.servers[1:])
+        self.successResultOf(moved.have([DIGEST, digest_of(b"none")]))
+        assert self.links.looked == {}
+        self.successResultOf(moved.hold([DIGEST, digest_of(b"none")]))
+        assert self.links.looked == {server.id: [DIGEST] for server in self.servers[1:]}
+
     def test_batches(self) -> None:
         """Many chunks are asked about in few questions."""
         moved = self.make(3)
