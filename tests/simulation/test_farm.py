@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.exports import keeper, maker
+from chunkfarm.exports.form import EXPORTS_KEPT
 from tests.simulation.farm import FarmSimulation, Options
 from tests.simulation.linearizable import Done
 
@@ -46,6 +49,28 @@ class WholeFarmTests(SynchronousTestCase):
         assert simulation.healed_within < 2
         assert len([call for call in simulation.users.history if isinstance(call.outcome, Done)]) > 10
         assert simulation.users.watched > 10
+
+    def test_exports(self) -> None:
+        """Whatever happens to servers, names are exported by whoever leads, and come to be whole on all of them."""
+        kept: dict[str, list[tuple[int, int]]] = {}
+
+        class Exporting(FarmSimulation):
+            def finished(self) -> None:
+                for server in self.servers:
+                    assert server.parts is not None
+                    here = server.parts.export_keeper
+                    kept[server.id] = [(one.revision, here.missing) for one in here.kept]
+                super().finished()
+
+        options = Options(servers=3, spares=0, together=True, faults=0.2, slow=0.0, clients=2)
+        with (
+            patch.multiple(maker, FIRST_AFTER=1.0, INTERVAL=3.0, RETRY_AFTER=1.0, LOOK_INTERVAL=0.5),
+            patch.multiple(keeper, START_SECONDS=1.0, AGAIN_SECONDS=2.0),
+        ):
+            Exporting(11, options, seconds=8.0).run()
+        assert len(kept) == 3
+        for exports in kept.values():
+            assert len(exports) == EXPORTS_KEPT and all(missing == 0 for _, missing in exports), kept
 
     def test_a_seed_is_one_history(self) -> None:
         """A seed fails again: another process, in which sets have another order, tells the same to the last message."""
