@@ -140,6 +140,8 @@ class Caretaker(Loop):
         self._sending = 0
         self._done = 0
         self._was_idle = True
+        self._looked = False
+        """Whether the last step was to look again."""
         self._damaged = 0
 
     # What others may do.
@@ -209,9 +211,14 @@ class Caretaker(Loop):
             await self._fetch_missing(now)
             return 0.0
         due = self._due(now)
-        if due is not None:
+        # All that a change touched is looked at before anything is copied, so that what has the fewest copies is known.
+        # What is only looked at again takes turns with copying: on a busy machine there would be no end of it.
+        is_new = due is not None and self._parts[due].standing is not self._standing()[2]
+        if due is not None and (is_new or not (self._looked and len(self._backlog))):
+            self._looked = True
             await self._look_at(due)
             return 0.0
+        self._looked = False
         if (again := self._unneeded.due) is not None and again <= now:
             self._first.update(dict.fromkeys(await self._unneeded.look_again()))
             return 0.0

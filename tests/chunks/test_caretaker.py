@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import placement, unneeded
@@ -110,6 +110,22 @@ class CaretakerTests(SynchronousTestCase):
         assert self.has(2) and self.has(3)
         progress = caretaker.progress
         assert (progress.done, progress.left, progress.short, progress.looked) == (2, 0, 0, 100)
+
+    def test_looks_that_take_long(self) -> None:
+        """What others have yet to send is looked at again and again; what is this server's task is sent meanwhile."""
+        self.make()
+        chunks = [pattern(900, number) for number in range(60)]
+        for data in chunks:
+            self.put(data)
+            self.links.on(self.servers[1])[digest_of(data)] = data
+        have = self.links.have
+        # Each answer takes so long that a look at all takes longer than until the first is due again.
+        self.links.have = lambda server, digests: deferLater(self.clock, 1.0).addCallback(  # type: ignore[method-assign]
+            lambda _: have(server, digests)
+        )
+        mine = {one for one in map(digest_of, chunks) if placement.order(one, self.servers)[0] == self.me}
+        self.pass_time(600)
+        assert mine and all(self.has(3, one) for one in mine)
 
     def test_what_others_have(self) -> None:
         """Nothing is sent to those that have their copies."""
