@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from chunkfarm.chunks.packs import Given, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
+from chunkfarm.durable import is_full
 from chunkfarm.errors import Mismatch
 from chunkfarm.model import MIB
 
@@ -100,9 +101,12 @@ class Packing:
         self._rewriting = None
         try:
             following, lost = await self._run(self._packs.rewrite, number, offset)
-        except Exception:
+        except Exception as error:
             # Nothing is lost: the pack stays as it is, and is tried again when something else is removed.
-            self._log.failure("while writing pack {number} anew", number=number)
+            if is_full(error):
+                self._log.warn("Pack {number} could not be written anew: {error}", number=number, error=error)
+            else:
+                self._log.failure("while writing pack {number} anew", number=number)
             return
         for digest in lost:
             self._on_lost(digest, f"its record in pack {number} was damaged")

@@ -283,7 +283,9 @@ class Packs:
                 if place is not None and (place.pack, place.offset) == (number, start):
                     kept.append((digest, data))
             if kept:
-                self._write(kept)
+                # It takes less than it frees, so it may use what is kept in reserve: a disk that is full of what was
+                # removed would stay full for ever.
+                self._write(kept, in_reserve=True)
                 self._bring_up()
             return end, self._drop(number) if end is None else []
 
@@ -352,10 +354,10 @@ class Packs:
         self._promise(list(new))
         return answers, {found: data for found, data in new.items() if self.place(found) is None}
 
-    def _write(self, chunks: list[tuple[bytes, bytes]]) -> None:
+    def _write(self, chunks: list[tuple[bytes, bytes]], in_reserve: bool = False) -> None:
         records = [_head(digest, data) + data for digest, data in chunks]
-        total = sum(map(len, records))
-        self._room(total)
+        if not in_reserve:
+            self._room(sum(map(len, records)))
         if self._descriptor < 0 or self._end >= PACK_FULL:
             self._bring_up()
             self._begin()

@@ -84,12 +84,16 @@ class Pins:
         return {digest for digest, held in self._rows(digests).items() if has_run_out(held, now, grace)}
 
     def forget(self, digests: Sequence[bytes]) -> None:
-        """Know nothing of these: they count as held if they are there."""
+        """Know nothing of these: they count as held if they are there.
+
+        Where nothing is known a promise is made without a write, so no power cut may bring an old row back.
+        """
         for digest in digests:
             self._noted.pop(digest, None)
-        if digests and self._index.is_open:
+        known = [(digest,) for digest in self._rows(digests)]
+        if known:
             # If a row stays: whoever stores the chunk again has it renewed.
-            self._write_if_room([(_DELETE, [(digest,) for digest in digests])])
+            self._write_if_room([(_DELETE, known)], durable=True)
 
     def save(self) -> None:
         """Save the clock, if there is anything that it is of use for."""
@@ -106,12 +110,13 @@ class Pins:
             rows = self._index.read("SELECT digest, held FROM pins WHERE digest >= ? AND digest < ?", _span(prefix))
             ended = [bytes(digest) for digest, held in rows if has_run_out(float(held), now, grace)]
             gone = [(digest,) for digest in ended if digest not in wanted]
-            self._write_if_room([(_DELETE, gone), self._clock(now)])
+            # As in `forget`.
+            self._write_if_room([(_DELETE, gone), self._clock(now)], durable=bool(gone))
 
-    def _write_if_room(self, statements: Sequence[Statement]) -> bool:
+    def _write_if_room(self, statements: Sequence[Statement], durable: bool = False) -> bool:
         """Write what is no promise; whether there was room for it."""
         try:
-            self._index.write(statements)
+            self._index.write(statements, durable)
         except sqlite3.Error as error:
             if not is_full(error):
                 raise

@@ -422,6 +422,19 @@ class RewriteTests(PackedTestCase):
                 else:
                     assert self.read(one, digest) == data
 
+    def test_on_a_full_disk(self) -> None:
+        """Room is won back also where no more chunks are taken, by what is kept in reserve."""
+        free = [GIB]
+        store = self.store(reserve=GIB // 2, free=lambda: free[0])
+        chunks = self.fill(store)
+        before = self.successResultOf(store.space()).used
+        free[0] = GIB // 2
+        for number, digest in enumerate(chunks):
+            if number % 4:
+                self.successResultOf(store.delete(digest))
+        assert self.successResultOf(store.space()).used < before * 0.6
+        assert all(self.read(store, digest) == chunks[digest] for digest in list(chunks)[::4])
+
     def test_half_way(self) -> None:
         """A process that ends while it writes a pack anew loses nothing, with and without its index."""
         store = self.store()

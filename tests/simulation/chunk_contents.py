@@ -1,24 +1,25 @@
 """What files are made of in a farm of chunks: bytes whose chunks have names in few of the 256 parts of all names.
 
 What looks after chunks goes through them in parts, by the first byte of their names. A farm of thirty chunks is empty
-in most of them, and to look at nothing would be most of what is simulated. So there are fewer parts here, and bytes
-are made until their names fit.
+in most of them, and to look at nothing would be most of what is simulated. So there are few parts here, and names are
+digests whose first byte is cut down to them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
 from random import Random
 
 from attrs import define, field, frozen
 
 from chunkfarm.chunks.chunkfile import write_chunk
 from chunkfarm.chunks.packs import _head
-from chunkfarm.model import digest_of, etag_of
+from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.model import etag_of
 
-PREFIXES = 16
-"""Parts; four would be quicker to look at, and eight chunks of one manifest not to be found any more."""
+PREFIXES = 4
+"""Parts of all names; a power of two."""
 CHUNK_SIZE = 128
 CHUNK_SIZE_MIN = 64
 INLINE = 2
@@ -26,6 +27,25 @@ INLINE = 2
 STEP = CHUNK_SIZE // 32
 """Digests in one chunk of a manifest."""
 CHUNKS_MAX = 9
+
+
+class Hash:
+    """Stands in the place of `hashlib.sha256`."""
+
+    def __init__(self, data: Buffer = b"") -> None:
+        self._hash = hashlib.sha256(data)
+
+    def update(self, data: Buffer) -> None:
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        digest = self._hash.digest()
+        return bytes([digest[0] % PREFIXES]) + digest[1:]
+
+
+def digest_of(data: Buffer) -> bytes:
+    """Stands in the place of `model.digest_of`."""
+    return Hash(data).digest()
 
 
 @frozen(eq=False)
@@ -92,46 +112,20 @@ class Contents:
     def make(self) -> Content:
         """A new one, of one chunk in most cases."""
         count = self._random.choice((1, 1, 1, 2, 2, 3, 5, CHUNKS_MAX))
-        chunks: list[bytes] = []
-        above: list[bytes] = []
-        group_digests: list[bytes] = []
-        for start in range(0, count, STEP):
-            end = min(start + STEP, count)
-            chunks += [self._chunk(CHUNK_SIZE, fresh=False) for _ in range(start, end - 1)]
-            size = self._random.randint(1, CHUNK_SIZE) if end == count else CHUNK_SIZE
-            while True:
-                last = self._chunk(max(size, 9), fresh=True)
-                group = b"".join(digest_of(chunk) for chunk in [*chunks[start:], last])
-                if count <= INLINE or _fits(group):
-                    break
-            chunks.append(last)
-            if count > INLINE:
-                group_digests.append(self._images.learn(group))
-        above += group_digests
-        while len(group_digests) > INLINE:
-            groups = [b"".join(group_digests[at : at + STEP]) for at in range(0, len(group_digests), STEP)]
-            if not all(map(_fits, groups)):
-                return self.make()
-            group_digests = [self._images.learn(group) for group in groups]
-            above += group_digests
+        chunks = [self._chunk(CHUNK_SIZE, fresh=False) for _ in range(count - 1)]
+        chunks.append(self._chunk(self._random.randint(9, CHUNK_SIZE), fresh=True))
         digests = tuple(map(self._images.learn, chunks))
+        level = digests
+        above: list[bytes] = []
+        while len(level) > INLINE:
+            groups = [b"".join(level[at : at + STEP]) for at in range(0, len(level), STEP)]
+            level = tuple(map(self._images.learn, groups))
+            above += level
         self._used += [chunk for chunk in chunks if len(chunk) == CHUNK_SIZE]
         return Content(b"".join(chunks), digests, tuple(above))
 
     def _chunk(self, size: int, fresh: bool) -> bytes:
         if not fresh and self._used and self._random.random() < 0.3:
             return self._random.choice(self._used)
-        rest = self._random.randbytes(size - 8)
-        while True:
-            self._number += 1
-            data = self._number.to_bytes(8, "big") + rest
-            if _fits(data):
-                return data
-
-
-def _fits(data: bytes) -> bool:
-    return digest_of(data)[0] < PREFIXES
-
-
-def digests_of(contents: Sequence[Content]) -> set[bytes]:
-    return {digest for content in contents for digest in content.all}
+        self._number += 1
+        return self._number.to_bytes(8, "big") + self._random.randbytes(size - 8)

@@ -244,6 +244,7 @@ class ChunkDisk:
             folders.sort()
             for name in sorted(files):
                 self._lose_tail(os.path.join(folder, name))
+        self._databases = {path: one for path, one in self._databases.items() if os.path.exists(path)}
         for database in self._databases.values():
             if database.base.in_transaction:
                 database.base.execute("ROLLBACK")

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, fail
@@ -21,13 +21,22 @@ from zope.interface import implementer
 from chunkfarm.catalog import Catalog
 from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.chunks.checking import verify_here
+from chunkfarm.chunks.collecting import Collector
+from chunkfarm.chunks.draining import Draining
 from chunkfarm.chunks.keeping import Keeper
 from chunkfarm.chunks.pieces import Buffer, PieceSource
 from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.chunks.surplus import Surplus
 from chunkfarm.chunks.transfer import Transfer
-from chunkfarm.errors import Full
+from chunkfarm.errors import FarmError, Full
+from chunkfarm.links.commands import NotNow, Referenced
 from chunkfarm.links.interface import IChunkLinks
-from chunkfarm.model import GIB, Server
+from chunkfarm.links.peers import LinkFailed, Peers
+from chunkfarm.membership import masters
+from chunkfarm.model import GIB, Server, split_digests
+from chunkfarm.reference_index import ReferenceIndex
+from chunkfarm.references import References
+from chunkfarm.references_link import ReferencesLink, pack_counts
 from chunkfarm.table.roster import Roster
 from tests.simulation.chunk_disks import Disks
 from tests.simulation.chunk_table import ServerTable
@@ -55,6 +64,9 @@ class Make:
     caretaker: Callable[..., Caretaker] = Caretaker
     catalog: Callable[..., Catalog] = Catalog
     keeper: Callable[..., Keeper] = Keeper
+    collector: Callable[..., Collector] = Collector
+    surplus: Callable[..., Surplus] = Surplus
+    references: Callable[..., References] = References
     disks: Callable[[str], Disks] = Disks
 
 
@@ -98,6 +110,12 @@ class ChunkServer:
         """Whether it was forgotten, and never comes back."""
         self.cleared: set[bytes] = set()
         self.caretaker: Caretaker
+        self.collector: Collector
+        self.surplus: Surplus
+        self.draining: Draining
+        self.held: dict[bytes, float] = {}
+        """When it last said that it keeps a chunk."""
+        self._removing = ""
         self._make = make
         self._asked: dict[Asked, None] = {}
         self._aside = False
@@ -120,7 +138,7 @@ class ChunkServer:
         threads = SimulatedThreads(process, THREADS, "disk")
         self.table = ServerTable(self.farm.table, process, self._lag)
         self.roster = Roster(self.table, clock)
-        self.roster.subscribe(lambda: self.caretaker.table_changed())
+        self.roster.subscribe(self._rows_changed)
         self.links = Links(self, process)
         self.store = self._make.store(
             Path(self.disk.folder) / "chunks",
@@ -130,10 +148,11 @@ class ChunkServer:
             on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
             room=self.disk.room,
             packed_most=self.packed_most,
-            grace=lambda: self.roster.options.collect_grace,
+            grace=lambda: self.farm.pinned_for,
             seconds=clock.seconds,
             on_broken=self._must_not_fail,
         )
+        self._watch(self.store)
         self.transfer = self._make.transfer(
             self.store,
             lambda: self.roster.servers,
@@ -144,6 +163,32 @@ class ChunkServer:
             threads.run,
             lambda digests: self.caretaker.look_first(digests),
         )
+        self.catalog = self._make.catalog(
+            self.table,
+            self.transfer,
+            lambda: self.roster.options,
+            lambda: EPOCH_MS + round(self.world.now * 1000),
+            clock,
+            lambda: self.roster.epoch,
+        )
+        self.references = self._make.references(
+            ReferenceIndex(os.path.join(self.disk.folder, "references.sqlite")),
+            self.table,
+            lambda: self.farm.holds_rows(self),
+            lambda: "farm",
+            self.farm.table.revision,
+            self.catalog.digests,
+            clock,
+            threads.run,
+        )
+        link = ReferencesLink(
+            self.id,
+            self.references,
+            self.table,
+            cast(Peers, self.links),
+            lambda: next((row.id for row in masters(self.roster.servers)), ""),
+            lambda: masters(self.roster.servers),
+        )
         self.caretaker = self._make.caretaker(
             self.store,
             self.links,
@@ -153,14 +198,35 @@ class ChunkServer:
             lambda: self.roster.options.replicas,
             clock,
             threads.run,
+            uses=link.uses,
         )
-        self.catalog = self._make.catalog(
-            self.table,
-            self.transfer,
-            lambda: self.roster.options,
-            lambda: EPOCH_MS + round(self.world.now * 1000),
+        self.collector = self._make.collector(
+            self.store,
+            link.uses,
+            link.epoch,
+            lambda: self.roster.options.collect_grace,
             clock,
-            lambda: self.roster.epoch,
+        )
+        self.surplus = self._make.surplus(
+            self.store,
+            self.links,
+            lambda: self.roster.servers,
+            self.id,
+            lambda: self.roster.options.replicas,
+            lambda: self.roster.revision,
+            self.roster.refresh,
+            clock,
+            threads.run,
+        )
+        self.draining = Draining(
+            self.store,
+            self.links,
+            lambda: self.roster.servers,
+            self.id,
+            lambda: self.roster.options.replicas,
+            clock,
+            threads.run,
+            rate=0,
         )
         self.keeper = self._make.keeper(
             self.store,
@@ -171,12 +237,37 @@ class ChunkServer:
             self.roster.refresh,
         )
 
+    def _watch(self, store: ChunkStore) -> None:
+        """Note what is promised, and why something is deleted."""
+        hold, release = store._hold, store._release
+
+        def watched_hold(digests: Sequence[bytes]) -> Sequence[int]:
+            held = hold(digests)
+            self.held.update({digest: self.world.now for digest, length in zip(digests, held, strict=True) if length})
+            return held
+
+        def watched_release(marked: set[bytes], digests: Sequence[bytes]) -> Sequence[int]:
+            self._removing = "collects" if marked is store._promises.condemned else "gives up"
+            try:
+                return release(marked, digests)
+            finally:
+                self._removing = ""
+
+        store._hold = watched_hold  # type: ignore[method-assign]
+        store._release = watched_release  # type: ignore[method-assign]
+
     async def _begin(self, process: Process) -> None:
         await self.store.start()
         await self.roster.start()
         self.is_serving = True
         process.at(JOIN_SECONDS, self.farm.joined, self)
-        process.at(JOIN_SECONDS, self.caretaker.start)
+        self.references.start()
+        for loop in (self.caretaker, self.collector, self.surplus, self.draining):
+            process.at(JOIN_SECONDS, loop.start)
+
+    def _rows_changed(self) -> None:
+        for loop in (self.caretaker, self.collector, self.surplus, self.draining):
+            loop.table_changed()
 
     def _must_not_fail(self, failure: Failure) -> None:
         if self.process is None:
@@ -312,7 +403,7 @@ class ChunkServer:
     def _removes(self, digest: bytes) -> None:
         """The process is about to remove a copy; one that is damaged is put aside so."""
         if self.holds(digest):
-            self.farm.removes(self, digest)
+            self.farm.removes(self, digest, self._removing)
 
 
 @define
@@ -369,6 +460,16 @@ class Links:
     def keep(self, server: Server, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
         return self._ask(server, lambda other: other.keeper.keep(digests, revision))
 
+    def call(self, server_id: str, command: Any, **arguments: Any) -> Deferred[Any]:
+        """What `Referenced` asks of a master."""
+        assert command is Referenced
+        other = self._server.farm.servers.get(server_id)
+        if other is None or not self._process.alive:
+            return fail(LinkFailed("there is no such server"))
+        digests = split_digests(arguments["digests"])
+        answer = other.ask(self._process, lambda one: Deferred.fromCoroutine(_uses(one, digests)))
+        return answer.addErrback(_link_failed)
+
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(server, lambda other: Deferred.fromCoroutine(verify_here(other.store, digests)))
 
@@ -380,6 +481,17 @@ class Links:
         if other is None or not self._process.alive:
             return fail(ConnectionRefusedError())
         return other.ask(self._process, work)
+
+
+def _link_failed(failure: Failure) -> Failure:
+    return Failure(LinkFailed("the link ended")) if failure.check(ConnectionLost, ConnectionRefusedError) else failure
+
+
+async def _uses(other: ChunkServer, digests: Sequence[bytes]) -> dict[str, bytes]:
+    try:
+        return {"counts": pack_counts(await other.references.uses(digests))}
+    except FarmError as error:
+        raise NotNow(str(error)) from None
 
 
 def _look(other: ChunkServer, digests: Sequence[bytes]) -> Deferred[None]:

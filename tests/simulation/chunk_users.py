@@ -57,7 +57,7 @@ class Users:
         if server is None:
             return
         what = self.random.choices(
-            (self._put, self._put_slowly, self._commit_by_hand, self._remove, self._get), (6, 2, 3, 3, 6)
+            (self._put, self._put_slowly, self._commit_by_hand, self._remove, self._get), (4, 4, 4, 4, 5)
         )[0]
         self._begin(what(server))
 
@@ -80,7 +80,7 @@ class Users:
 
     def _content(self) -> Content:
         """Something new, or what somebody has stored before, or tried to."""
-        if self.old and self.random.random() < 0.3:
+        if self.old and self.random.random() < 0.5:
             return self.random.choice(self.old)
         content = self.contents.make()
         self.by_etag[content.etag] = content
@@ -169,7 +169,7 @@ class Users:
             length = self.random.randint(1, file.size - offset)
         able = self.farm.reachable(content, server)
         try:
-            data = await self._ask(server, lambda one: _download(one, file, offset, length))
+            data = await self._ask(server, lambda one: download(one, file, offset, length))
         except (ChunkUnavailable, DamagedFile, NotFound) as error:
             self.unavailable += 1
             # What was there all the time, on a server that ran all the time, must have been found.
@@ -204,7 +204,7 @@ class Users:
     async def _must_get(self, server: ChunkServer, name: str) -> None:
         found = await self._ask(server, lambda one: one.catalog.find(name))
         try:
-            data = await self._ask(server, lambda one: _download(one, found.file, 0, found.file.size))
+            data = await self._ask(server, lambda one: download(one, found.file, 0, found.file.size))
         except FarmError as error:
             raise Violation(f"availability: {name} could not be read over {server.name}: {error}") from error
         if data != self.farm.live[name].data:
@@ -214,7 +214,7 @@ class Users:
         return server.ask(None, work)
 
 
-def _download(server: ChunkServer, file: File, offset: int, length: int) -> Deferred[bytes]:
+def download(server: ChunkServer, file: File, offset: int, length: int) -> Deferred[bytes]:
     async def download() -> bytes:
         return await read_all(await server.catalog.download(file, offset, length))
 

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -27,13 +28,23 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from chunkfarm import catalog as catalog_module
-from chunkfarm.chunks import placement
+from chunkfarm.chunks import placement, surplus
 from chunkfarm.errors import Full
+from chunkfarm.membership import masters
 from chunkfarm.model import EPOCH_KEY, FILES, OPTIONS_KEY, SERVERS, FarmOptions, File, Server
 from chunkfarm.table.epochs import PARTS_OF_GRACE
 from chunkfarm.table.interface import Event
 from tests.simulation.checks import Violation
-from tests.simulation.chunk_contents import CHUNK_SIZE, CHUNK_SIZE_MIN, INLINE, PREFIXES, Content, Images
+from tests.simulation.chunk_contents import (
+    CHUNK_SIZE,
+    CHUNK_SIZE_MIN,
+    INLINE,
+    PREFIXES,
+    Content,
+    Hash,
+    Images,
+    digest_of,
+)
 from tests.simulation.chunk_servers import ChunkServer, Make
 from tests.simulation.chunk_table import Table
 from tests.simulation.chunk_users import Users
@@ -41,9 +52,11 @@ from tests.simulation.world import Process, World
 
 DOWN_AFTER = 5.0
 REPAIR_AFTER = 120.0
-GRACE = 300.0
+OTHERS = ("chunkfarm.durable", "chunkfarm.reference_index")
+"""What else uses the disk of the chunks."""
+GRACE = 240.0
 """`collect_grace`: some epochs go by while a client dawdles."""
-STEPS = 60
+STEPS = 40
 SERVERS_MAX = 7
 HEAL_SECONDS = 300.0
 """Far less than the hourly look takes to come round: it must not be needed for anything here."""
@@ -55,6 +68,12 @@ MEMORY = "/dev/shm"
 """Where a file costs no time of a real disk."""
 REMEMBERED_SECONDS = 120.0
 """How long a copy that was harmed still counts for whoever was told of it."""
+SURPLUS_ROUND = 240.0
+"""Instead of an hour: copies that were made in the stead of an owner that is back are looked for so often."""
+SURPLUS_AGAIN = 40.0
+"""Instead of ten seconds: while an owner is down it would be asked most of the time."""
+TIDY_SECONDS = 600.0
+"""After the last fault and the last client: pins run out after 150 seconds, and the epoch moves on after 30."""
 
 
 class _Scores:
@@ -96,8 +115,11 @@ class ChunkFarm:
         """Copies that an injury took, and when."""
         self.promised: list[tuple[float, int, int]] = []
         """How many copies each chunk was to have, and how many of them before a client was told of it, from when."""
-        self.injuries = self.losses = self.buried = self.cuts = 0
+        self.injuries = self.losses = self.buried = self.cuts = self.collected = self.given = self.left = 0
         self.is_healed = False
+        self.pinned_for = self.random.choice((GRACE, 0.0))
+        """Seconds: in every other history pins protect nobody, and what is left is what safety hangs on."""
+        self._rows: tuple[int, tuple[Server, ...]] = 0, ()
         self._sleeping: dict[Deferred[None], None] = {}
         self._numbers = itertools.count()
         self._failure: AssertionError | None = None
@@ -120,16 +142,24 @@ class ChunkFarm:
             self.begin()
             for _ in range(self.steps):
                 self.step()
-                self.pass_time(self.random.choice((0.05, 0.5, 3.0, 20.0, 200.0)))
+                self.pass_time(self.random.choice((0.05, 0.5, 3.0, 20.0, 120.0)))
             self.heal()
-            self.check()
+            self._within(TIDY_SECONDS, self.tidy)
+            self.users.read_all()
 
     def __enter__(self) -> Self:
+        instead = {
+            "os": self.disks,
+            "hashlib": SimpleNamespace(sha256=Hash),
+            "digest_of": digest_of,
+            "PREFIXES": PREFIXES,
+        }
         for name, module in sorted(sys.modules.items()):
-            if name.startswith("chunkfarm.chunks.") or name == "chunkfarm.durable":
-                for attribute, value in (("os", self.disks), ("PREFIXES", PREFIXES), ("_PREFIXES", PREFIXES)):
-                    if hasattr(module, attribute):
-                        self._patches.enter_context(patch.object(module, attribute, value))
+            if name.startswith("chunkfarm.chunks.") or name in OTHERS:
+                for attribute in instead.keys() & vars(module).keys():
+                    self._patches.enter_context(patch.object(module, attribute, instead[attribute]))
+        self._patches.enter_context(patch.object(surplus, "ROUND_SECONDS", SURPLUS_ROUND))
+        self._patches.enter_context(patch.object(surplus, "AGAIN_SECONDS", SURPLUS_AGAIN))
         self._patches.enter_context(patch.object(sqlite3, "connect", self.disks.connect))
         self._patches.enter_context(patch.object(catalog_module, "CHUNK_SIZE_MIN", CHUNK_SIZE_MIN))
         self._patches.enter_context(patch.object(catalog_module, "INLINE_DIGESTS_MAX", INLINE))
@@ -232,10 +262,12 @@ class ChunkFarm:
     @property
     def rows(self) -> tuple[Server, ...]:
         """The server table as it is."""
-        rows = self.table.rows
-        return tuple(
-            Server.from_value(rows[key].value, rows[key].revision) for key in sorted(rows) if key.startswith(SERVERS)
-        )
+        revision, servers = self._rows
+        if revision != self.table.revision:
+            rows = [row for key, row in sorted(self.table.rows.items()) if key.startswith(SERVERS)]
+            servers = tuple(Server.from_value(row.value, row.revision) for row in rows)
+            self._rows = self.table.revision, servers
+        return servers
 
     @property
     def options(self) -> FarmOptions:
@@ -248,14 +280,18 @@ class ChunkFarm:
 
     # The first of the farm, as far as chunks need it.
 
-    def add(self) -> ChunkServer:
+    def add(self, weight: int | None = None) -> ChunkServer:
         """A machine with an empty disk."""
         number = next(self._numbers)
-        weight = self.random.choice((1, 1, 2))
+        weight = self.random.choice((1, 1, 2)) if weight is None else weight
         row = Server(id=f"{number:032x}", name=f"s{number}", host="", client=1, peer=2, files=3, weight=weight)
         server = ChunkServer(self, number, row, self.make)
         self.servers[row.id] = server
         return server
+
+    def holds_rows(self, server: ChunkServer) -> bool:
+        """Whether it is a master."""
+        return any(row.id == server.id for row in masters(self.rows))
 
     def row(self, server: ChunkServer) -> Server | None:
         found = self.table.rows.get(SERVERS + server.id.encode())
@@ -336,11 +372,11 @@ class ChunkFarm:
         row = self.table.rows.get(file.key)
         return row is not None and row.revision == file.revision
 
-    def counted(self, digest: bytes, since: float) -> int:
-        """Copies that there are, and those that were harmed since then, or before and nobody has read them yet."""
+    def counted(self, digest: bytes, since: float, unread: bool = True) -> int:
+        """Copies that there are, and those that were harmed since then, or (`unread`) before and not read since."""
         holders = {server.id for server in self.intact(digest)}
         for (one, id), at in self.harmed.items():
-            if one == digest and (at >= since or self.servers[id].place(digest) is not None):
+            if one == digest and (at >= since or (unread and self.servers[id].place(digest) is not None)):
                 holders.add(id)
         return len(holders)
 
@@ -360,12 +396,17 @@ class ChunkFarm:
             if found < min(copies, wanted):
                 raise Violation(f"copies: {found} of {digest.hex()[:6]}, and a client was told of {copies}")
 
-    def removes(self, server: ChunkServer, digest: bytes) -> None:
+    def removes(self, server: ChunkServer, digest: bytes, how: str) -> None:
         """A server is about to remove a whole copy."""
-        self.note(server.name, f"removes {digest.hex()[:6]}")
+        self.note(server.name, f"{how or 'removes'} {digest.hex()[:6]}")
+        self.given += how == "gives up"
+        if how == "collects":
+            self.collected += 1
+            if self.now - server.held.get(digest, -GRACE) < self.pinned_for:
+                self.fail(Violation(f"pins: {server.name} collects {digest.hex()[:6]}, and has promised to keep it"))
         if any(digest in content.all for content in self.live.values()):
             since = self.now - REMEMBERED_SECONDS
-            others = self.counted(digest, since) - 1
+            others = self.counted(digest, since, unread=False) - 1
             if others < self.lowest(since)[0]:
                 self.fail(
                     Violation(f"removed: {server.name} removes {digest.hex()[:6]}, of which there are {others} more")
@@ -401,14 +442,26 @@ class ChunkFarm:
         assert not self.users.under_way, "clients wait for answers that do not come"
         for _ in range(2):
             self._read_everything()
-        self.pass_time(HEAL_SECONDS)
+        self._within(HEAL_SECONDS, self.check)
+
+    def _within(self, seconds: float, check: Callable[[], None]) -> None:
+        """In so much time at the latest it must be so."""
+        until = self.now + seconds
+        while self.now < until:
+            self.pass_time(20.0)
+            try:
+                check()
+            except Violation:
+                continue
+            return
+        check()
 
     def _read_everything(self) -> None:
         """As `chunkfarm check` does."""
         (somebody, *_) = [server for server in self.servers.values() if server.is_serving]
         digests = sorted({digest for content in self.live.values() for digest in content.all})
         checking = somebody.transfer.check(digests, read=True)
-        self.pass_time(300.0)
+        self.pass_time(30.0)
         assert checking.called and isinstance(checking.result, dict), "a check has not ended"
 
     def check(self) -> None:
@@ -425,7 +478,19 @@ class ChunkFarm:
                 told = server.caretaker.progress
                 if (told.left, told.short) != (0, 0):
                     raise Violation(f"repair: {server.name} says {told}")
-        self.users.read_all()
+
+    def tidy(self) -> None:
+        """What no file uses is gone in the end, and so is what belongs on other servers."""
+        rows, replicas = self.rows, self.options.replicas
+        used = {digest for content in self.live.values() for digest in content.all}
+        for server in self.servers.values():
+            for digest in server.digests() if server.is_serving else ():
+                owners = placement.owners(digest, rows, replicas)
+                if digest not in used:
+                    raise Violation(f"garbage: {server.name} has {digest.hex()[:6]} still")
+                if server.id not in [row.id for row in owners]:
+                    raise Violation(f"surplus: {server.name} has {digest.hex()[:6]} still")
+        self.check()
 
     # The weather.
 
@@ -559,9 +624,14 @@ class ChunkFarm:
             if self.random.random() < 0.3:
                 self.note(server.name, "is to stay")
                 self.update(server, draining=False, state="up" if server.process is not None else "down")
-            elif not any(len(found := self.intact(digest)) == 1 and found[0] is server for digest in self.needed()):
+            elif server.is_serving and (told := server.draining.progress) is not None and told.drained:
                 self.note(server.name, "leaves for good")
+                self.left += 1
                 server.gone = True
+                since = self.now - REMEMBERED_SECONDS
+                for digest in sorted({digest for content in self.live.values() for digest in content.all}):
+                    if self.counted(digest, since, unread=False) < self.lowest(since)[1]:
+                        raise Violation(f"drained: {server.name} was not needed any more, but for {digest.hex()[:6]}")
                 for digest in self.needed():
                     if server.holds(digest):
                         self._harm(digest, server)

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.all_mutants import ALL_MUTANTS, CHUNKS, Mutant
 
-QUICK = ("acknowledges-one-copy", "commits-unchecked", "serves-unverified")
+QUICK = ("acknowledges-one-copy", "trusts-its-table", "collects-by-age")
 """Those that take no second to find."""
 
 
