@@ -20,7 +20,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm import __version__, membership
+from chunkfarm import __version__, membership, risk
 from chunkfarm.access import Access
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
@@ -403,6 +403,7 @@ class Parts:
             reserve=self.config.server.reserve,
             on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
             on_broken=self._index_broken,
+            on_stored=lambda digest: self.caretaker.stored(digest),
             room=self.machine.room,
             grace=lambda: self.options().collect_grace,
             seconds=self.reactor.seconds,
@@ -440,6 +441,7 @@ class Parts:
             hindered=self._why_no_repair,
             verified=lambda: self.scrub.percent,
             uses=lambda digests: self.references_link.uses(digests),
+            is_everywhere=lambda digest: self.export_keeper.is_exported(digest),
         )
         self.collector = Collector(
             self._store,
@@ -679,6 +681,7 @@ class Parts:
             table_full=self._table.disk_full,
             short=self.caretaker.progress.short,
             drain=self.draining.progress,
+            risk=self.caretaker.risk,
         )
 
     def own_row(self) -> Server:
@@ -868,6 +871,7 @@ class Parts:
         ]
         if self._state.halted:
             pairs.append(("halted", self._state.halted))
+        pairs += risk.pairs(self.reporter.risk, self.servers())
         pairs.append(("under-replicated", str(self.reporter.short)))
         pairs += self.caretaker.progress.pairs()
         pairs += self.collector.progress.pairs()

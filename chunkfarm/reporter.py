@@ -20,7 +20,8 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
 from chunkfarm.model import Address, Drain, Server
-from chunkfarm.said import drain_of
+from chunkfarm.risk import Risk
+from chunkfarm.said import drain_of, risk_of
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
@@ -100,6 +101,8 @@ class Reporter:
         self._settling: list[Deferred[bool]] = []
         self.short = 0
         """Chunks of the farm with too few copies, by the last answer of the first."""
+        self.risk: Risk | None = None
+        """What can be lost in the farm now, by the same answer; None if nobody has told."""
         self.drains: Mapping[str, Drain] = {}
         """How far servers are that are emptied, by id, by the same answer."""
         self._said_to_lead = ""
@@ -259,7 +262,7 @@ class Reporter:
             raise TableError(no_room_sentence(names))
         if not is_known:
             await self._duties.put(self._own_row())
-        self.short, self.drains = self._duties.short(), self._duties.drains()
+        self.short, self.drains, self.risk = self._duties.short(), self._duties.drains(), self._duties.risk()
 
     async def _report_to(self, target: str) -> None:
         report = json.dumps(asdict(self._make_report()))
@@ -270,6 +273,7 @@ class Reporter:
             self.voters = frozenset(answer["voters"])
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
         self.short = answer.get("short", 0)
+        self.risk = risk_of(answer["risk"]) if "risk" in answer else None
         self.drains = {server: drain_of(told) for server, told in answer.get("drains", {}).items()}
         if not answer["known"]:
             row = self._own_row().to_value().decode()
@@ -289,6 +293,7 @@ class Reporter:
                 self._lost_since = 0
             self._state.change("serving")
             return
+        self.risk = None
         self._lost_since = self._lost_since or self._now()
         waits = self.waits(self._lost_since)
         full = any(NO_ROOM in wait.error for wait in waits)

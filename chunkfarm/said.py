@@ -15,6 +15,7 @@ from attrs import asdict, evolve, fields
 
 from chunkfarm.config_values import WEIGHT_MAX, read_host, read_port, read_server_name, read_weight, read_zone
 from chunkfarm.model import Drain, Server, check_server_id
+from chunkfarm.risk import COPIES_MAX, TOLD_MAX, Exposed, Risk
 from chunkfarm.table.duties import Report
 
 ROW_CHARACTERS_MAX = 4096
@@ -26,11 +27,12 @@ NOTE_LENGTH_MAX = 500
 
 _NUMBERS = frozenset(
     ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
-) | {"chunks", "left", "bytes_left", "rate"}
+) | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown"}
 _FLAGS = frozenset(["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted"])
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
 _REPORT_FIELDS = tuple(attribute.name for attribute in fields(Report))
+_RISK_NUMBERS = tuple(attribute.name for attribute in fields(Risk) if attribute.name != "sets")
 _DRAIN_FIELDS = tuple(attribute.name for attribute in fields(Drain))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
 
@@ -63,10 +65,12 @@ def report_of(told: Mapping[str, Any]) -> Report:
     except TypeError as error:
         raise ValueError(str(error)) from error
     for name in _REPORT_FIELDS:
-        if name != "drain":
+        if name not in ("drain", "risk"):
             _check(name, getattr(report, name))
     if report.drain is not None:
         report = evolve(report, drain=drain_of(report.drain))
+    if report.risk is not None:
+        report = evolve(report, risk=risk_of(report.risk))
     return evolve(report, note=note_of(report.note)) if report.note else report
 
 
@@ -78,6 +82,28 @@ def drain_of(told: Any) -> Drain:
     for name in _DRAIN_FIELDS:
         _check(name, getattr(drain, name))
     return evolve(drain, paused=note_of(drain.paused))
+
+
+def risk_of(told: Any) -> Risk:
+    """What can be lost, as a server or the first tells it; raises `ValueError` for what does not say that."""
+    if not isinstance(told, dict) or not isinstance(told.get("sets"), list) or len(told["sets"]) > TOLD_MAX:
+        raise ValueError("risk is not what it should be")
+    numbers = {name: told.get(name, 0) for name in _RISK_NUMBERS}
+    for name, number in numbers.items():
+        _check(name, number)
+    return Risk(sets=tuple(map(_exposed, told["sets"])), **numbers)
+
+
+def _exposed(told: Any) -> Exposed:
+    holders = told.get("holders") if isinstance(told, dict) else None
+    if not isinstance(holders, list) or not 0 < len(holders) <= COPIES_MAX:
+        raise ValueError("holders is not what it should be")
+    for holder in holders:
+        _check("id", holder)
+    chunks, size = told.get("chunks"), told.get("bytes")
+    _check("chunks", chunks)
+    _check("bytes", size)
+    return Exposed(tuple(sorted(set(holders))), chunks, size)
 
 
 def note_of(text: str) -> str:

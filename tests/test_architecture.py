@@ -51,7 +51,17 @@ FLOORS: list[set[str]] = [
     {"trust"},
     {"wire"},
     {"cures", "old_disks"},
-    {"membership", "state", "durable", "config", "config_file", "config_render", "config_text", "config_values"},
+    {
+        "membership",
+        "risk",
+        "state",
+        "durable",
+        "config",
+        "config_file",
+        "config_render",
+        "config_text",
+        "config_values",
+    },
     {"model"},
     {"errors", "threads"},
 ]

@@ -13,6 +13,7 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import Address, Drain, Server
 from chunkfarm.reporter import INTERVAL, LOST_AFTER, Reporter
+from chunkfarm.risk import Exposed, Risk
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
 from tests.builders import make_server, server_id
@@ -68,6 +69,9 @@ class FakeDuties:
 
     def drains(self) -> dict[str, Drain]:
         return {server_id(1): Drain(left=5)}
+
+    def risk(self) -> Risk:
+        return Risk(unknown=1)
 
     def put(self, row: Server) -> Deferred[Server]:
         self.known = True
@@ -147,12 +151,14 @@ class ReporterTests(SynchronousTestCase):
             "known": True,
             "short": 7,
             "drains": {server_id(2): {"left": 3, "paused": "it\nwaits", "new": 1}},
+            "risk": {"sets": [{"holders": [server_id(2)], "chunks": 1, "bytes": 2, "new": 3}], "new": 1},
         }
         reporter.start(server_id(1))
+        assert reporter.risk == Risk(sets=(Exposed((server_id(2),), 1, 2),))
         assert reporter.short == 7 and reporter.drains == {server_id(2): Drain(left=3, paused="it waits")}
         self.peers.answers[server_id(1)] = {"known": True}
         self.run_for(1)
-        assert reporter.short == 0
+        assert reporter.short == 0 and reporter.risk is None
 
     def test_a_new_process_gives_its_row(self) -> None:
         """Asked for, the row is given, and only then does the server belong."""

@@ -15,6 +15,7 @@ from chunkfarm.config_text import parse_config
 from chunkfarm.config_values import read_host
 from chunkfarm.membership import succession
 from chunkfarm.model import FarmOptions, Server
+from chunkfarm.risk import Exposed, Risk
 from chunkfarm.said import NOTE_LENGTH_MAX, report_of, row_of
 from tests.builders import make_server, server_id
 
@@ -121,6 +122,31 @@ class ReportTests(SynchronousTestCase):
         ):
             with self.assertRaises(ValueError, msg=str(told)):
                 report_of(told)
+
+    def test_what_can_be_lost(self) -> None:
+        """What a server says of copies is checked like all else, and what the first says is read alike."""
+        risk = Risk(sets=(Exposed((server_id(1), server_id(2)), 3, 5),), more_sets=1, unknown=1)
+        assert report_of({"incarnation": "x", "risk": json.loads(json.dumps(asdict(risk)))}).risk == risk
+        good = {"holders": [server_id(1)], "chunks": 1, "bytes": 1}
+        wrong: tuple[Any, ...] = (
+            1,
+            {},
+            {"sets": {}},
+            {"sets": [good] * 65},
+            {"sets": [1]},
+            {"sets": [good | {"holders": []}]},
+            {"sets": [good | {"holders": "ab"}]},
+            {"sets": [good | {"holders": ["alpha"]}]},
+            {"sets": [good | {"holders": [server_id(1), server_id(2), server_id(3)]}]},
+            {"sets": [good | {"chunks": -1}]},
+            {"sets": [good | {"bytes": 2**63}]},
+            {"sets": [good | {"bytes": True}]},
+            {"sets": [{"holders": [server_id(1)]}]},
+            {"sets": [], "unknown": "1"},
+        )
+        for told in wrong:
+            with self.assertRaises(ValueError, msg=str(told)):
+                report_of({"incarnation": "x", "risk": told})
 
 
 class HostTests(SynchronousTestCase):

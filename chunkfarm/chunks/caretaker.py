@@ -9,7 +9,7 @@ wait for that (`look_first`). All of it is in memory: after a start everything i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,17 +21,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement, repair
-from chunkfarm.chunks.examining import Examined, Examiner, together
+from chunkfarm.chunks.at_risk import AtRisk
+from chunkfarm.chunks.examining import Examined, Examiner, Found, together
 from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
 from chunkfarm.chunks.pieces import RunInThread, read_whole
-from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Need, Progress, Servers
+from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Progress, Servers
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.chunks.unneeded import Unneeded, Uses, all_used
 from chunkfarm.errors import FarmError, Full, Mismatch, NotFound
 from chunkfarm.links.interface import IChunkLinks
 from chunkfarm.model import MIB
+from chunkfarm.risk import COPIES_MAX, Risk
 
 RATE = 64 * MIB
 """Bytes a second that are copied unless `repair_rate` says another: about half of what 1 Gbit/s carries, so that a
@@ -65,6 +67,10 @@ SEND_BYTES_MAX = 16 * MIB
 """Bytes of them, all of which are in memory; one chunk goes always. Two large ones keep a network and a disk at work;
 with eight, who reads a file meanwhile waits for a tenth of a second now and then."""
 PREFIXES = 256
+NEW_SECONDS = 10.0
+"""After so long new chunks are looked at, where they may have so few copies that STATUS is to name their holders."""
+NEW_MAX = 100_000
+"""Of them that are remembered; all others are counted in the next round."""
 
 
 @define
@@ -88,6 +94,7 @@ class Caretaker(Loop):
 
     `verified` is how far the scrub has come, in percent. `uses` asks the masters how many files use each of up to 1,000
     chunks: those that none does are left alone. In doubt a chunk is used.
+    `is_everywhere` says of a chunk that all servers keep it, owners or not.
     """
 
     _log = Logger()
@@ -107,6 +114,7 @@ class Caretaker(Loop):
         hindered: Callable[[], str] = lambda: "",
         verified: Callable[[], int] = lambda: 0,
         uses: Uses = all_used,
+        is_everywhere: Callable[[bytes], bool] = lambda digest: False,
     ) -> None:
         super().__init__(
             clock,
@@ -124,6 +132,7 @@ class Caretaker(Loop):
         self._replicas = replicas
         self._run_in_thread = run_in_thread
         self._hindered = hindered
+        self._is_everywhere = is_everywhere
         self._verified = verified
         self.limit(rate)
         self._moved = Meter(RATE_SECONDS)
@@ -137,6 +146,12 @@ class Caretaker(Loop):
         self._lost_at = 0.0
         """When it was last asked whether these are missed at all."""
         self._unneeded = Unneeded(store, uses, clock)
+        self._at_risk = AtRisk()
+        self._new: dict[bytes, None] = {}
+        self._able: tuple[Servers, int] = ((), 0)
+        """The rows, and how many servers of them may take a copy."""
+        self._new_at = 0.0
+        """When to look at these."""
         self._sending = 0
         self._done = 0
         self._was_idle = True
@@ -150,6 +165,14 @@ class Caretaker(Loop):
         """Look at these chunks before all others: somebody knows, or fears, that copies of them are missing."""
         self._first.update(dict.fromkeys(digests))
         self._wake()
+
+    def stored(self, digest: bytes) -> None:
+        """A chunk has come to this disk. It is looked at soon if not even three servers are to have it."""
+        if len(self._new) < NEW_MAX and self._copies_possible <= COPIES_MAX:
+            if not self._new:
+                self._new_at = self._clock.seconds() + NEW_SECONDS
+                self._wake()
+            self._new[digest] = None
 
     def found_damaged(self, digest: bytes, reason: str) -> None:
         """A chunk of this server was put aside: it is fetched anew from another one."""
@@ -184,6 +207,19 @@ class Caretaker(Loop):
             verified=self._verified(),
         )
 
+    @property
+    def risk(self) -> Risk:
+        """Which of the chunks that this server answers for are lost with one disk, or with two."""
+        return self._at_risk.risk(all(part.standing is not None for part in self._parts))
+
+    @property
+    def _copies_possible(self) -> int:
+        servers = self._servers()
+        if self._able[0] is not servers:
+            # Every chunk that is put asks for it, and the rows seldom change.
+            self._able = servers, sum(server.owns and server.state != "down" for server in servers)
+        return min(self._replicas(), self._able[1])
+
     # The loop.
 
     async def _begin(self) -> None:
@@ -217,6 +253,12 @@ class Caretaker(Loop):
         if due is not None and (is_new or not (self._looked and len(self._backlog))):
             self._looked = True
             await self._look_at(due)
+            return 0.0
+        if self._new and self._new_at <= now and not (self._looked and len(self._backlog)):
+            self._looked = True
+            for digest in list(self._new)[:LOOK_BATCH]:
+                del self._new[digest]
+                self._first[digest] = None
             return 0.0
         self._looked = False
         if (again := self._unneeded.due) is not None and again <= now:
@@ -258,6 +300,7 @@ class Caretaker(Loop):
         times = [part.again for part in self._parts if part.again is not None]
         times += [] if self._unneeded.due is None else [self._unneeded.due]
         times += [self._lost_at + LOST_SECONDS] if self._lost else []
+        times += [self._new_at] if self._new else []
         times += [min(part.at for part in self._parts) + ROUND_SECONDS, now + IDLE_SECONDS, *self._missing.values()]
         return max(0.1, min(times) - now)
 
@@ -285,6 +328,7 @@ class Caretaker(Loop):
             part.at, part.again = now, None
             # What vanished from the disk is nobody's task here any more.
             part.short &= set(digests)
+            self._at_risk.keep(number, digests)
         if not settled or part.short:
             self._look_again(number, here * PREFIXES * AGAIN_SECONDS_A_CHUNK)
 
@@ -324,6 +368,7 @@ class Caretaker(Loop):
             else:
                 self._backlog.discard(digest)
             self._note_short(digest, found.need.is_short)
+            self._note_copies(digest, found.length, found.holders)
         return settled
 
     async def _unused(self, examined: Examined) -> set[bytes]:
@@ -350,12 +395,20 @@ class Caretaker(Loop):
     def _forget(self, digest: bytes) -> None:
         self._backlog.discard(digest)
         self._parts[digest[0]].short.discard(digest)
+        self._at_risk.forget(digest)
 
     def _note_short(self, digest: bytes, is_short: bool) -> None:
         if is_short:
             self._parts[digest[0]].short.add(digest)
         else:
             self._parts[digest[0]].short.discard(digest)
+
+    def _note_copies(self, digest: bytes, length: int, holders: Collection[str]) -> None:
+        if self._is_everywhere(digest):
+            # Only owners were asked, and all servers have it.
+            self._at_risk.forget(digest)
+        else:
+            self._at_risk.note(digest, length, holders)
 
     @property
     def _short(self) -> int:
@@ -390,25 +443,29 @@ class Caretaker(Loop):
                 await self._note_absent(digest, should_be_here=False)
             for digest, found in examined.found.items():
                 if found.need.sender != self._self_id or not found.need.targets:
-                    self._note_short(digest, found.need.sender == self._self_id and found.need.is_short)
+                    if found.need.sender == self._self_id:
+                        self._note_short(digest, found.need.is_short)
+                        self._note_copies(digest, found.length, found.holders)
+                    else:
+                        self._forget(digest)
                     self._look_again(digest[0])
                     continue
                 if running and (len(running) == SENDS_MAX or size + found.length > SEND_BYTES_MAX):
                     await together(running)
                     running, size = [], 0
-                running.append(self._send(digest, found.need))
+                running.append(self._send(digest, found))
                 size += found.length
             await together(running)
         finally:
             self._sending = 0
 
-    async def _send(self, digest: bytes, need: Need) -> None:
+    async def _send(self, digest: bytes, found: Found) -> None:
         data = await self._read(digest)
         if data is None:
             self._forget(digest)
             return
-        copies = need.copies
-        for server in need.targets:
+        copies, holders = found.need.copies, set(found.holders)
+        for server in found.need.targets:
             await self._pace(len(data))
             try:
                 await self._links.put(server, digest, data).addTimeout(COPY_TIMEOUT, self._clock)
@@ -432,8 +489,10 @@ class Caretaker(Loop):
                 self._look_again(digest[0])
             else:
                 copies += 1
+                holders.add(server.id)
                 self._count(len(data))
-        self._note_short(digest, copies < need.wanted)
+        self._note_short(digest, copies < found.need.wanted)
+        self._note_copies(digest, found.length, holders)
 
     async def _read(self, digest: bytes) -> bytes | None:
         """A chunk of this disk; None if it is not there, or damaged (then others have been told of it)."""

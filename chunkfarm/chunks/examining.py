@@ -39,10 +39,11 @@ class Hindrance:
 
 @frozen
 class Found:
-    """What a chunk needs that is on this disk, and its length."""
+    """What a chunk needs that is on this disk, its length, and who said to have it, this server included."""
 
     need: Need
     length: int
+    holders: frozenset[str]
 
 
 @define
@@ -97,7 +98,8 @@ class Examiner:
             others = await self.run_in_thread(_others_to_ask, short, servers, replicas, asked)
             answered = await self._ask(others, holders) and answered
             needs |= await self.run_in_thread(_needs, short, servers, replicas, holders)
-        return Examined({digest: Found(needs[digest], lengths[digest]) for digest in here}, absent, answered)
+        found = {digest: Found(needs[digest], lengths[digest], frozenset(holders[digest])) for digest in here}
+        return Examined(found, absent, answered)
 
     def _as_seen(self) -> Servers:
         """The rows, with what this server has learned since."""

@@ -69,8 +69,9 @@ class ChunkStore:
 
     All disk work is done by `run_in_thread`. `reserve`: bytes of the file system that chunks must leave free.
     `on_damaged(digest, reason)` is called in the reactor's thread after a chunk was put aside, `on_broken(failure)`
-    when the index can no longer be used. `room` answers like `room_of`. Chunks of at most `packed_most` bytes share
-    files. `grace` gives `collect_grace` in seconds, and `seconds` is a monotonic clock.
+    when the index can no longer be used, `on_stored(digest)` when a chunk was put.
+    `room` answers like `room_of`. Chunks of at most `packed_most` bytes share files. `grace` gives `collect_grace` in
+    seconds, and `seconds` is a monotonic clock.
     """
 
     _log = Logger()
@@ -84,6 +85,7 @@ class ChunkStore:
         reserve: int | None = None,
         on_damaged: Callable[[bytes, str], None] = lambda digest, reason: None,
         on_broken: Callable[[Failure], None] = lambda failure: None,
+        on_stored: Callable[[bytes], None] = lambda digest: None,
         room: Callable[[str], tuple[int, int]] = room_of,
         packed_most: int = PACKED_MOST,
         grace: Callable[[], float] = lambda: FarmOptions().collect_grace,
@@ -95,6 +97,7 @@ class ChunkStore:
         """Bytes that chunks leave free; None: the usual part of the disk. May be changed at any time."""
         self._on_damaged = on_damaged
         self._on_broken = on_broken
+        self._on_stored = on_stored
         self._room = room
         # Held while a name appears or disappears together with its bytes in the count.
         self._lock = threading.Lock()
@@ -141,8 +144,8 @@ class ChunkStore:
         with `LimitExceeded` for more than `CHUNK_SIZE_MAX`; nothing is left behind then.
         """
         if len(data) <= self._packed_most:
-            return self._packing.put(digest, data, checked).addErrback(self._failed)
-        return self._run(self._put, digest, data, checked)
+            return self._packing.put(digest, data, checked).addCallbacks(self._stored, self._failed)
+        return self._run(self._put, digest, data, checked).addCallback(self._stored)
 
     def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[ChunkReader]:
         """Verified pieces of a chunk (to its end if `length` is None); the first is verified when this fires.
@@ -490,6 +493,10 @@ class ChunkStore:
             return failure
 
         return result.addErrback(look)
+
+    def _stored(self, digest: bytes) -> bytes:
+        self._on_stored(digest)
+        return digest
 
     def _report(self, digest: bytes, reason: str) -> None:
         self._log.error("chunk {digest} was put aside: {reason}", digest=digest.hex(), reason=reason)

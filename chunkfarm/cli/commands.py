@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import click
 from twisted.internet.task import deferLater
@@ -341,12 +341,34 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
     """Show jobs, copies of the table, and what could be lost now."""
     reply = ask(surroundings, "STATUS")
     pairs = [_pair(row) for row in reply.rows]
+    risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
     if as_json:
-        screen.show_json(dict(pairs))
+        screen.show_json(dict(pairs) | ({LOST_WITH: risks} if risks else {}))
         return
+    pairs = [pair for pair in pairs if pair[0] != LOST_WITH]
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         click.echo(f"{screen.clean(name).ljust(width)}  {screen.clean(value)}")
+    if risks:
+        click.echo()
+        screen.show_table(
+            ["LOST WITH", "CHUNKS", "SIZE"],
+            [
+                [" and ".join(risk["servers"]), str(risk["chunks"]), screen.readable_size(risk["bytes"])]
+                for risk in risks
+            ],
+            right=["CHUNKS", "SIZE"],
+        )
+
+
+LOST_WITH = "lost-with"
+"""The name in STATUS of servers that have all copies of some chunks."""
+
+
+def _risk(value: str) -> dict[str, Any]:
+    """Who has all copies, and of how much: `alpha,beta chunks=3 bytes=100`."""
+    servers, fields = parse_row(value)
+    return {"servers": servers.split(","), "chunks": int(fields["chunks"]), "bytes": int(fields["bytes"])}
 
 
 def _pair(row: str) -> tuple[str, str]:

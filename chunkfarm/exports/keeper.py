@@ -118,7 +118,11 @@ class ExportKeeper:
         """
         if self._row() != self._known:
             return True
-        return self._keeps and (digest in self._heads or any(digest in pages for pages in self._heads.values()))
+        return self._keeps and self.is_exported(digest)
+
+    def is_exported(self, digest: bytes) -> bool:
+        """Whether that chunk is one of an export of which this server knows, so that many servers keep it."""
+        return digest in self._heads or any(digest in pages for pages in self._heads.values())
 
     def used(self, rows: Sequence[Row]) -> Deferred[frozenset[bytes]]:
         """All chunks of the exports that these rows name, as whoever collects chunks must know.

@@ -111,9 +111,11 @@ class Renew(amp.Command):
 
 
 class Report(amp.Command):
-    """I am alive. `report` is JSON: `incarnation, free, used, full, revision, note, leaving, table_full, short, drain`.
+    """I am alive. `report` is JSON.
 
-    The answer is JSON: `term, first, voters, learners, revision, known, short, drains` (`known` says whether the
+    Its fields: `incarnation, free, used, full, revision, note, leaving, table_full, short, drain, risk`.
+
+    The answer is JSON: `term, first, voters, learners, revision, known, short, drains, risk` (`known` says whether the
     sender's row carries this incarnation; if not, it must give its row anew with PutServer).
     """
 

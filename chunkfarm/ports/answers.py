@@ -295,8 +295,8 @@ class PeerAnswers:
     def _answer_to_report(self, is_known: bool) -> str:
         """Made once for all to whom it is the same."""
         table = self._table
-        short, drains = self._duties.short(), self._duties.drains()
-        key = (table.term, table.configuration, self._state.revision, short, drains, is_known)
+        short, drains, risk = self._duties.short(), self._duties.drains(), self._duties.risk()
+        key = (table.term, table.configuration, self._state.revision, short, drains, risk, is_known)
         if key != self._answered[0]:
             term, configuration, revision, *_ = key
             answer = {
@@ -308,6 +308,7 @@ class PeerAnswers:
                 "known": is_known,
                 "short": short,
                 "drains": {server: asdict(drain) for server, drain in drains.items()},
+                "risk": asdict(risk),
             }
             self._answered = (key, json.dumps(answer))
         return self._answered[1]

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from chunkfarm.membership import LIVE
 from chunkfarm.model import Drain, FarmOptions, Server
+from chunkfarm.risk import Risk, of_down, summed
 from chunkfarm.table.consensus import NotLeader
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError
@@ -39,6 +40,8 @@ RETIRED_MAX = 8
 """Earlier processes of one server that are remembered: two that share a data directory by mistake are enough."""
 MEASURE_INTERVAL = 60.0
 """Seconds between two changes of a row for free space alone."""
+RISK_INTERVAL = 1.0
+"""Seconds between two sums of what can be lost: a thousand servers that repair change it with every report."""
 SAID_MAX = 4
 """Changes of a row in as many seconds for a note, or a disk that is full or is not: what goes to and fro each second
 must not cost a commit each time."""
@@ -61,6 +64,8 @@ class Report:
     """Chunks with too few copies for which this server answers."""
     drain: Drain | None = None
     """How far it is, if it is emptied."""
+    risk: Risk | None = None
+    """Which of the chunks for which it answers are on one disk or two; None from a version that does not tell."""
 
 
 NO_ROOM = "no change can be made, because the disk that holds the table is full on "
@@ -158,6 +163,10 @@ class Duties:
         """Those of them that are emptied."""
         self._short = 0
         """The sum of what those of them that are up have told to be short."""
+        self._risk: Risk | None = None
+        self._risk_at = float("-inf")
+        """When that was summed up, from what all had told."""
+        self._risk_changed = True
         self._back: dict[str, None] = {}
         """Who is back in time, and is to be marked up, in the order of their reports."""
         self._letting_back = False
@@ -203,6 +212,8 @@ class Duties:
         row = self._row(server_id)
         if row is not None and row.state != "down" and heard.report is not report:
             self._short += report.short - (heard.report.short if heard.report is not None else 0)
+        if heard.report is None or heard.report.risk != report.risk:
+            self._risk_changed = True
         heard.at, heard.report = now, report
         if row is None or row.incarnation != report.incarnation:
             return False
@@ -290,6 +301,22 @@ class Duties:
         self._index()
         return self._short
 
+    def risk(self) -> Risk:
+        """What can be lost now with one disk or two, as all servers have told.
+
+        Of those that are down only that still counts which nobody else has; of one that is forgotten, nothing.
+        """
+        self._index()
+        now = self._clock.seconds()
+        if self._risk is None or (self._risk_changed and now - self._risk_at >= RISK_INTERVAL):
+            down = {id for id, server in self._rows.items() if server.state == "down"}
+            said = {id: heard.report.risk for id, heard in self._heard.items() if heard.report is not None}
+            self._risk = summed(
+                of_down(said.get(id) or Risk(), down) if id in down else said.get(id) for id in self._rows
+            )
+            self._risk_at, self._risk_changed = now, False
+        return self._risk
+
     def drains(self) -> dict[str, Drain]:
         """How far those servers are that are emptied, as they told last."""
         self._index()
@@ -315,6 +342,7 @@ class Duties:
         if servers is not self._indexed:
             self._indexed, self._rows = servers, {server.id: server for server in servers}
             self._emptied = tuple(server.id for server in servers if server.is_emptied)
+            self._risk_changed = True
             up = {server.id for server in servers if server.state != "down"}
             self._short = sum(
                 heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up

@@ -13,7 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.chunks import placement, unneeded
 from chunkfarm.chunks.caretaker import (
     AGAIN_SECONDS,
+    IDLE_SECONDS,
     LOST_SECONDS,
+    NEW_SECONDS,
     ROUND_SECONDS,
     START_SECONDS,
     YIELD_SECONDS,
@@ -23,6 +25,7 @@ from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import FarmError
 from chunkfarm.model import MIB, Server, digest_of
+from chunkfarm.risk import Risk
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
 
 DATA = pattern(1000)
@@ -32,8 +35,11 @@ DIGEST = digest_of(DATA)
 class CaretakerTests(SynchronousTestCase):
     """Server s1 is this one, with a store on disk; the others are in memory."""
 
-    def make(self, count: int = 3, rate: int | None = None, **fields: Any) -> Caretaker:
+    caretaker: Caretaker
+
+    def make(self, count: int = 3, rate: int | None = None, replicas: int = 3, **fields: Any) -> Caretaker:
         self.clock = Clock()
+        self.everywhere: set[bytes] = set()
         self.links = MemoryLinks()
         self.servers = make_servers(count, **fields)
         self.me = self.servers[0]
@@ -42,7 +48,9 @@ class CaretakerTests(SynchronousTestCase):
         self.asked: list[int] = []
         self.error: FarmError | None = None
         self.store = make_store(
-            self.mktemp(), on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason)
+            self.mktemp(),
+            on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
+            on_stored=lambda digest: self.caretaker.stored(digest),
         )
         self.addCleanup(self.store.close)
         self.transfer = Transfer(
@@ -50,7 +58,7 @@ class CaretakerTests(SynchronousTestCase):
             lambda: self.servers,
             self.me.id,
             self.links,
-            lambda: 3,
+            lambda: replicas,
             self.clock,
             run_now,
             lambda digests: self.caretaker.look_first(digests),
@@ -61,12 +69,13 @@ class CaretakerTests(SynchronousTestCase):
             self.transfer,
             lambda: self.servers,
             self.me.id,
-            lambda: 3,
+            lambda: replicas,
             self.clock,
             run_now,
             rate=rate,
             hindered=lambda: self.hindered,
             uses=self.count,
+            is_everywhere=self.everywhere.__contains__,
         )
         self.caretaker.start()
         self.addCleanup(self.caretaker.stop)
@@ -156,6 +165,59 @@ class CaretakerTests(SynchronousTestCase):
         self.change(number, given_up=True)
         self.pass_time(5)
         assert digest in self.links.on(other) and caretaker.progress.short == 0
+
+    def at_risk(self) -> dict[tuple[str, ...], tuple[int, int]]:
+        """Chunks and bytes by the numbers of the servers that have all copies."""
+        numbers = {server.id: number for number, server in enumerate(self.servers, 1)}
+        return {
+            tuple(sorted(str(numbers[holder]) for holder in one.holders)): (one.chunks, one.bytes)
+            for one in self.caretaker.risk.sets
+        }
+
+    def test_what_can_be_lost(self) -> None:
+        """With two replicas every pair is named; a partner that dies leaves this server alone until it is repaired."""
+        caretaker = self.make(replicas=2)
+        assert caretaker.risk.unknown == 1
+        first, second, third = self.own(3, 1000)
+        self.put(first)
+        self.put(second)
+        self.pass_time(START_SECONDS + 1)
+        with_2 = sum(placement.owners(digest_of(data), self.servers, 2)[1].name == "s2" for data in (first, second))
+        expected = {("1", "2"): (with_2, with_2 * 1000), ("1", "3"): (2 - with_2, (2 - with_2) * 1000)}
+        assert self.at_risk() == {pair: total for pair, total in expected.items() if total[0]}
+        assert caretaker.risk.unknown == 0
+
+        # A new chunk is counted soon, a removed one with the next round.
+        self.put(third)
+        self.pass_time(NEW_SECONDS + 1)
+        assert sum(chunks for chunks, _ in self.at_risk().values()) == 3
+        self.successResultOf(self.store.delete(digest_of(third)))
+        self.pass_time(ROUND_SECONDS + IDLE_SECONDS)
+        assert sum(chunks for chunks, _ in self.at_risk().values()) == 2
+
+        other = placement.owners(digest_of(first), self.servers, 2)[1]
+        both = sum(other in placement.owners(digest_of(data), self.servers, 2) for data in (first, second))
+        number = self.servers.index(other) + 1
+        self.links.dead.add(other.id)
+        self.change(number, state="down")
+        self.pass_time(5)
+        assert self.at_risk()[("1",)] == (both, both * 1000)
+        self.change(number, given_up=True)
+        self.pass_time(10)
+        assert self.at_risk() == {("1", str(5 - number)): (2, 2000)}
+
+    def test_nothing_can_be_lost(self) -> None:
+        """With three copies of everything no two servers can take anything with them; nor what all servers keep."""
+        caretaker = self.make()
+        self.put()
+        self.pass_time(START_SECONDS + 1)
+        assert self.has(2) and self.has(3) and caretaker.risk == Risk()
+        caretaker = self.make(replicas=2)
+        data = self.own(1, 1000)[0]
+        self.everywhere.add(digest_of(data))
+        self.put(data)
+        self.pass_time(START_SECONDS + 1)
+        assert caretaker.risk == Risk()
 
     def test_unused(self) -> None:
         """What no file uses is not copied, nor called short; when a file uses it after all, it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits
@@ -49,6 +50,26 @@ class TableTests(SynchronousTestCase):
         """What STATUS tells."""
         assert self.world.run("status").stdout == "table copies             2\nunder-replicated chunks  0\n"
         assert json.loads(self.world.run("status", "--json").stdout)["table copies"] == "2"
+
+    def test_what_can_be_lost(self) -> None:
+        """The servers that have all copies of something are a table below the rest, and a list in JSON."""
+        told = [
+            ("can-be-lost", "chunks with one server, and more with two"),
+            ("lost-with", "gamma chunks=1 bytes=5"),
+            ("lost-with", "alpha,beta chunks=20 bytes=2097152"),
+        ]
+        self.world.servers["alpha"].backend.status = lambda: succeed(told)  # type: ignore[method-assign]
+        assert self.world.run("status").stdout.splitlines() == [
+            "can-be-lost  chunks with one server, and more with two",
+            "",
+            "LOST WITH       CHUNKS     SIZE",
+            "gamma                1      5 B",
+            "alpha and beta      20  2.0 MiB",
+        ]
+        assert json.loads(self.world.run("status", "--json").stdout)["lost-with"] == [
+            {"servers": ["gamma"], "chunks": 1, "bytes": 5},
+            {"servers": ["alpha", "beta"], "chunks": 20, "bytes": 2097152},
+        ]
 
     def test_set(self) -> None:
         """Fields of a server can be changed, words with spaces too."""

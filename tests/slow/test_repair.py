@@ -15,6 +15,8 @@ from tests.slow.real_farm import RealFarm
 pytestmark = pytest.mark.slow
 
 QUICK = "master_grace = 4s\nrepair_after = 5s\n"
+SLOWER = "master_grace = 4s\nrepair_after = 20s\n"
+"""Leaves time to look at what is short."""
 FILES = {"small": 3000, "middle": 100_000, "large": 20 * MIB + 17, "larger": 32 * MIB}
 REPAIR_SECONDS = 60.0
 
@@ -73,6 +75,44 @@ class RepairTests(FarmTestCase):
         farm.wait_serving("delta")
         farm.wait_for(lambda: any(lost & holders_of(farm, name) for name in digests), 20, "delta has its copies")
 
+    def test_what_can_be_lost(self) -> None:
+        """With two replicas each pair is named with what it has; who is left of one is alone until that is repaired."""
+        farm = self.make_farm("alpha", "beta", "gamma", farm=SLOWER, replicas=2)
+        digests = self.put_files(farm)
+        self.wait_told(farm, digests, 2)
+        before = lost_with(farm, "alpha")
+
+        farm.kill9("gamma")
+        alone = {tuple(name for name in holders if name != "gamma"): total for holders, total in before.items()}
+        farm.wait_for(lambda: lost_with(farm, "beta") == alone, 25, "those who had the other copies are alone")
+        print(f"after the kill: {alone}")
+        self.wait_told(farm, digests, 2)
+        assert set(lost_with(farm, "beta")) == {("alpha", "beta")}
+
+        set_replicas = farm.cli("set", "farm", "replicas=3")
+        assert set_replicas.returncode == 0, set_replicas.stderr
+        farm.start("gamma")
+        farm.wait_serving("gamma")
+        farm.wait_for(lambda: not lost_with(farm, "gamma"), REPAIR_SECONDS, "three copies of everything")
+        farm.wait_for(lambda: "nothing with any two" in farm.status("beta")["can-be-lost"], 20, "STATUS says so")
+
+    def wait_told(self, farm: RealFarm, digests: dict[str, str], copies: int) -> None:
+        """Until STATUS of each server that is up says of all chunks what EXPLAIN does, and they have so many copies."""
+
+        def is_told() -> bool:
+            names = {row["id"]: row["name"] for row in farm.rows("alpha")}
+            totals: dict[tuple[str, ...], tuple[int, int]] = {}
+            for row in (row for name in digests for row in chunks_of(farm, name)):
+                holders = tuple(sorted(names[holder] for holder in row["holders"].split(",")))
+                chunks, size = totals.get(holders, (0, 0))
+                totals[holders] = chunks + 1, size + int(row["length"])
+            running = [name for name, server in farm.servers.items() if server.is_running()]
+            told = [lost_with(farm, name) for name in running]
+            return {len(holders) for holders in totals} == {copies} and all(one == totals for one in told)
+
+        farm.wait_for(is_told, REPAIR_SECONDS, "STATUS tells what EXPLAIN does")
+        print(lost_with(farm, "alpha"))
+
     def test_disks_that_rot(self) -> None:
         """A flipped bit, a file cut short, one that is gone, a whole data directory: found, told, healed."""
         farm = self.make_farm("alpha", "beta", "gamma", "delta", farm=QUICK)
@@ -114,6 +154,17 @@ class RepairTests(FarmTestCase):
 def status(farm: RealFarm, name: str, field: str) -> int:
     """A number of STATUS."""
     return int(farm.status(name)[field])
+
+
+def lost_with(farm: RealFarm, name: str) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Chunks and bytes by the names of the servers that have all copies, as a server tells."""
+    found: dict[tuple[str, ...], tuple[int, int]] = {}
+    for row in farm.ask(name, "STATUS").rows:
+        if row.startswith("lost-with="):
+            holders, chunks, size = row.removeprefix("lost-with=").strip('"').split(" ")
+            total = int(chunks.removeprefix("chunks=")), int(size.removeprefix("bytes="))
+            found[tuple(sorted(holders.split(",")))] = total
+    return found
 
 
 def chunks_of(farm: RealFarm, name: str) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.membership import in_order
 from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, SERVERS, Drain, FarmOptions, Server
+from chunkfarm.risk import Exposed, Risk
 from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError, Unavailable
@@ -175,6 +176,21 @@ class DutiesTests(SynchronousTestCase):
         assert duties.short() == 8
         self.pass_time(duties, DOWN_AFTER + 1, 2, short=5)
         assert self.states()["s3"] == "down" and duties.short() == 5
+
+    def test_what_can_be_lost(self) -> None:
+        """What servers tell is added up. Of one that is down counts what nobody else has."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        assert duties.risk().unknown == 3
+        both = Risk(sets=(Exposed((server_id(2), server_id(3)), 1, 10), Exposed((server_id(3),), 2, 20)))
+        self.pass_time(duties, 1, 1, risk=Risk())
+        self.pass_time(duties, 1, 2, 3, risk=both)
+        # A sum is made once a second, however much is told.
+        self.pass_time(duties, 1, 2, 3, risk=both)
+        assert duties.risk().sets == (Exposed((server_id(3),), 4, 40), Exposed((server_id(2), server_id(3)), 2, 20))
+        assert duties.risk() is duties.risk()
+        self.pass_time(duties, DOWN_AFTER + 1, 2, risk=Risk(sets=(Exposed((server_id(2),), 2, 20),)))
+        assert self.states()["s3"] == "down"
+        assert duties.risk() == Risk(sets=(Exposed((server_id(2),), 2, 20), Exposed((server_id(3),), 2, 20)))
 
     def test_servers_that_are_emptied(self) -> None:
         """How far they are is remembered as they told last; of others nothing is told. Leadership goes to who stays."""
