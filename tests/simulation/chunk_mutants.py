@@ -54,10 +54,14 @@ class _IgnoresChanges(Caretaker):
 
 
 def _never_gives_up(
-    store: Any, links: Any, transfer: Any, servers: Callable[[], tuple[Server, ...]], *others: Any
+    store: Any, links: Any, transfer: Any, servers: Callable[[], tuple[Server, ...]], *others: Any, **options: Any
 ) -> Caretaker:
     """It waits for ever for a server that is dead."""
-    return Caretaker(store, links, transfer, lambda: tuple(evolve(one, given_up=False) for one in servers()), *others)
+
+    def still_waited_for() -> tuple[Server, ...]:
+        return tuple(evolve(one, given_up=False) for one in servers())
+
+    return Caretaker(store, links, transfer, still_waited_for, *others, **options)
 
 
 class _Forgetful(Disks):
@@ -235,16 +239,16 @@ class _AnswersFromMemory(References):
 
 
 CHUNK_MUTANTS: dict[str, tuple[Make, object, int, str]] = {
-    "forgets-damage": (Make(caretaker=_ForgetsDamage), _ForgetsDamage, 1, "repair"),
+    "forgets-damage": (Make(caretaker=_ForgetsDamage), _ForgetsDamage, 6, "repair"),
     "ignores-changes": (Make(caretaker=_IgnoresChanges), _IgnoresChanges, 1, "repair"),
-    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 22, "repair"),
-    "acknowledges-unsynchronized": (Make(disks=_Forgetful), _Forgetful, 1, "repair"),
-    "forgets-names": (Make(disks=_Nameless), _Nameless, 4, "repair"),
-    "trusts-its-index": (Make(store=_TrustsItsIndex), _TrustsItsIndex, 5, "repair"),
-    "serves-unverified": (Make(store=_ServesUnverified), _ServesUnverified, 2, "bytes"),
+    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 10, "repair"),
+    "acknowledges-unsynchronized": (Make(disks=_Forgetful), _Forgetful, 3, "copies"),
+    "forgets-names": (Make(disks=_Nameless), _Nameless, 3, "copies"),
+    "trusts-its-index": (Make(store=_TrustsItsIndex), _TrustsItsIndex, 20, "repair"),
+    "serves-unverified": (Make(store=_ServesUnverified), _ServesUnverified, 4, "bytes"),
     "acknowledges-one-copy": (Make(transfer=_AcknowledgesOne), _AcknowledgesOne, 1, "copies"),
-    "asks-owners-alone": (Make(transfer=_AsksOwnersAlone), _AsksOwnersAlone, 20, "availability"),
-    "commits-unchecked": (Make(catalog=_CommitsUnchecked), _CommitsUnchecked, 1, "copies"),
+    "asks-owners-alone": (Make(transfer=_AsksOwnersAlone), _AsksOwnersAlone, 13, "availability"),
+    "commits-unchecked": (Make(catalog=_CommitsUnchecked), _CommitsUnchecked, 1, "commit"),
     "trusts-its-table": (Make(surplus=_TrustsItsTable), _TrustsItsTable, 1, "removed"),
     "deletes-before-copies": (Make(surplus=_DeletesBeforeCopies), _DeletesBeforeCopies, 1, "removed"),
     "collects-by-age": (Make(collector=_CollectsByAge), _CollectsByAge, 1, "removed"),

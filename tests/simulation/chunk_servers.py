@@ -24,11 +24,12 @@ from chunkfarm.chunks.checking import verify_here
 from chunkfarm.chunks.collecting import Collector
 from chunkfarm.chunks.draining import Draining
 from chunkfarm.chunks.keeping import Keeper
+from chunkfarm.chunks.packs import Given
 from chunkfarm.chunks.pieces import Buffer, PieceSource
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.chunks.surplus import Surplus
 from chunkfarm.chunks.transfer import Transfer
-from chunkfarm.errors import FarmError, Full
+from chunkfarm.errors import FarmError, Full, Mismatch
 from chunkfarm.links.commands import NotNow, Referenced
 from chunkfarm.links.interface import IChunkLinks
 from chunkfarm.links.peers import LinkFailed, Peers
@@ -116,6 +117,8 @@ class ChunkServer:
         self.held: dict[bytes, float] = {}
         """When it last said that it keeps a chunk."""
         self._removing = ""
+        self._removed: set[bytes] = set()
+        """Of which a pack may have the bytes, while nothing counts on them any more."""
         self._make = make
         self._asked: dict[Asked, None] = {}
         self._aside = False
@@ -253,6 +256,14 @@ class ChunkServer:
             finally:
                 self._removing = ""
 
+        append = store._packs.append
+
+        def watched_append(given: Sequence[Given]) -> list[bytes | Mismatch]:
+            answers = append(given)
+            self._removed.difference_update(answer for answer in answers if isinstance(answer, bytes))
+            return answers
+
+        store._packs.append = watched_append  # type: ignore[method-assign]
         store._hold = watched_hold  # type: ignore[method-assign]
         store._release = watched_release  # type: ignore[method-assign]
 
@@ -365,6 +376,8 @@ class ChunkServer:
 
     def _behind_the_index(self, folder: str, digest: bytes) -> Place | None:
         """A record of which a power cut has taken the index: a start reads the packs to their ends."""
+        if digest in self._removed:
+            return None
         expected = self.farm.images.packed(digest)
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             if name.endswith(".pack"):
@@ -402,6 +415,7 @@ class ChunkServer:
 
     def _removes(self, digest: bytes) -> None:
         """The process is about to remove a copy; one that is damaged is put aside so."""
+        self._removed.add(digest)
         if self.holds(digest):
             self.farm.removes(self, digest, self._removing)
 
