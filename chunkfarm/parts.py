@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm import __version__, membership, risk
+from chunkfarm import __version__, membership
 from chunkfarm.access import Access
+from chunkfarm.addresses import AddressBook, advertised_host
 from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
 from chunkfarm.catalog import Catalog
 from chunkfarm.chunks.caretaker import RATE, Caretaker
@@ -36,11 +36,11 @@ from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.config import Config, ConfigFile, Listed, ServerOptions
 from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
-from chunkfarm.emptying import emptied, kept, sentence_of
+from chunkfarm.emptying import emptied, kept
 from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.exports.form import EXPORT_KEY
 from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
-from chunkfarm.exports.maker import ExportMaker, Progress, export_pairs
+from chunkfarm.exports.maker import ExportMaker, Progress
 from chunkfarm.failed_attempts import FailedAttempts
 from chunkfarm.forgetting import ForgetOutlook, Forgetting
 from chunkfarm.history import History, OwnLine
@@ -68,6 +68,7 @@ from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
 from chunkfarm.settings import changed_farm, changed_server, changed_table, read_table
 from chunkfarm.state import ServerState
+from chunkfarm.status import status_pairs
 from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
@@ -85,73 +86,8 @@ from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.proof import JOIN_FILE
 from chunkfarm.trust.seal import SealKey
 
-HINT_SECONDS = 10.0
-"""How long a hint counts against a row that says otherwise: it is given again while it matters."""
 INCARNATION_BITS = 64
 """Random bits that tell this process from every other start of the same server."""
-
-
-def advertised_host(wanted: str | None) -> str:
-    """The address that others are told: the configured one, else the source address of the default route.
-
-    Connecting a UDP socket sends nothing; it only asks the kernel for a route. The address asked about is
-    of the range that RFC 5737 keeps for documentation.
-    """
-    if wanted is not None:
-        return wanted
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
-def is_own_address(host: str) -> bool:
-    """Whether this machine has that address now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((host, 0))
-    except OSError:
-        return False
-    return True
-
-
-@frozen
-class _Hint:
-    """Where a server was said to listen."""
-
-    address: Address
-    instead_of: Address | None
-    """What its row said then: a row that has changed since is newer."""
-    until: float
-
-
-@define
-class AddressBook:
-    """Where servers listen, as far as this one has heard: by its row, or by a hint newer than that."""
-
-    servers: Callable[[], tuple[Server, ...]]
-    clock: IReactorTime
-    _hints: dict[str, _Hint] = field(factory=dict, init=False)
-
-    def learn(self, server_id: str, address: Address) -> None:
-        """Take a hint; a certificate proves later whether it was right."""
-        self._hints[server_id] = _Hint(address, self._by_row(server_id), self.clock.seconds() + HINT_SECONDS)
-
-    def lookup(self, server_id: str) -> Address | None:
-        """The peer address of a server."""
-        row, hint = self._by_row(server_id), self._hints.get(server_id)
-        if hint is None:
-            return row
-        if row is None or (row == hint.instead_of and self.clock.seconds() < hint.until):
-            return hint.address
-        del self._hints[server_id]
-        return row
-
-    def _by_row(self, server_id: str) -> Address | None:
-        return next((server.peer_address for server in self.servers() if server.id == server_id), None)
 
 
 class Parts:
@@ -593,12 +529,12 @@ class Parts:
     def _why_no_deleting(self) -> str:
         if hindered := self._why_no_repair():
             return hindered
-        if self._is_withheld:
+        if self.is_withheld:
             return f"this server takes no part in the table: {self._table.withheld}"
         return "" if self.first() else "nobody leads the farm"
 
     @property
-    def _is_withheld(self) -> bool:
+    def is_withheld(self) -> bool:
         # An old disk matters to those who vote or learn; others start from whatever a first sends them.
         return bool(self._table.withheld) and (self._table.is_member or self._table.withheld not in OLD_DISKS)
 
@@ -842,50 +778,7 @@ class Parts:
         return self.registry.set_farm(lambda options: changed_farm(options, fields))
 
     def status(self) -> Deferred[list[tuple[str, str]]]:
-        return Deferred.fromCoroutine(self._status())
-
-    async def _status(self) -> list[tuple[str, str]]:
-        self.space = await self._store.space()
-        first = next((server.name for server in self.servers() if server.id == self.first()), "-")
-        stored_on = sum(1 for server in self.servers() if server.state in membership.LIVE and server.stores)
-        configuration = self._table.configuration
-        pairs = [
-            ("state", self._state.phase),
-            ("farm", self._state.farm_id),
-            ("name", self._state.name),
-            ("first", first),
-            ("term", str(self._table.term)),
-            ("revision", str(self._state.revision)),
-            ("generation", str(self.roster.generation)),
-            ("servers", str(len(self.servers()))),
-            ("servers-up", str(sum(1 for server in self.servers() if server.state in membership.LIVE))),
-            ("table-copies", str(len(configuration.voters))),
-            ("table-learners", str(len(configuration.learners))),
-            ("holds-table", "yes" if self._table.holds_rows else "no"),
-            ("replicas", str(self.options().replicas)),
-            ("copies-possible", str(min(self.options().replicas, stored_on))),
-            ("free", str(self.space.free)),
-            ("used", str(self.space.used)),
-            ("full", "yes" if self.space.full else "no"),
-            ("failed-attempts", str(self.failed_attempts.total)),
-        ]
-        if self._state.halted:
-            pairs.append(("halted", self._state.halted))
-        pairs += risk.pairs(self.reporter.risk, self.servers())
-        pairs.append(("under-replicated", str(self.reporter.short)))
-        pairs += self.caretaker.progress.pairs()
-        pairs += self.collector.progress.pairs()
-        pairs += self.surplus.progress.pairs()
-        pairs += [("draining", sentence_of(server, drain)) for server, drain in self.drains()]
-        pairs += export_pairs(self.export_keeper.kept, self.exports.last, self.export_keeper.missing, self.now())
-        pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in self._state.waits]
-        pairs += [("cure", cure) for cure in self._state.cures]
-        if self._is_withheld:
-            pairs.append(("withheld", self._table.withheld))
-        pairs.append(("takeovers", str(len(self.history.chain))))
-        pairs += [("drift", str(difference)) for difference in self.ledger.drift]
-        pairs += [("note", f"{server.name}: {server.note}") for server in self.servers() if server.note]
-        return pairs
+        return self.measure_space().addCallback(lambda _: status_pairs(self))
 
     def measure_space(self) -> Deferred[None]:
         """Look at the disk, for the next report."""

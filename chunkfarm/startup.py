@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from chunkfarm.addresses import is_own_address
 from chunkfarm.config import Config, ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
@@ -26,7 +27,7 @@ from chunkfarm.machine import Machine
 from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, GENERATION_KEY, SERVERS, Address
 from chunkfarm.old_disks import OLDER_THAN_CONFIG, OLDER_THAN_OTHERS, tells_of_newer, witness
-from chunkfarm.parts import Parts, is_own_address
+from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers, is_loopback
 from chunkfarm.ports.callers import Callers
 from chunkfarm.returning import Calls

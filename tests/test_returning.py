@@ -10,11 +10,11 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.addresses import HINT_SECONDS, AddressBook
 from chunkfarm.finding import Asking
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import Candidate
 from chunkfarm.model import Address, Server
-from chunkfarm.parts import HINT_SECONDS, AddressBook
 from chunkfarm.returning import INTERVAL, Calls
 from tests.builders import make_server, server_id
 
