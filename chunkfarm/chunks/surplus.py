@@ -244,6 +244,8 @@ class Surplus(Loop):
 
     async def _give_up(self, found: Mapping[bytes, Servers]) -> int:
         """Delete those of these chunks that all of their owners keep; says how many."""
+        # While an owner is down the others' answers change nothing, and there may be a million such chunks.
+        found = {digest: owners for digest, owners in found.items() if all(owner.state != "down" for owner in owners)}
         lengths = dict(zip(found, await self._store.has(list(found)), strict=True))
         here = {digest: owners for digest, owners in found.items() if lengths[digest]}
         # To be asked to keep it makes an owner read its copy: first those are passed over that some owner lacks.

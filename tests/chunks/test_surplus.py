@@ -129,6 +129,7 @@ class Node:
 
     def _ask(self, server: Server, question: Callable[[Node], Deferred[Any]]) -> Deferred[Any]:
         other = self.farm.nodes[server.id]
+        self.farm.questions += 1
 
         def ask() -> Deferred[Any]:
             return question(other) if other.running else fail(ConnectionRefusedError())
@@ -153,6 +154,7 @@ class Farm:
         self.replicas = 3
         self.hindered = ""
         self.guarded: set[bytes] = set()
+        self.questions = 0
         self.unreachable = False
         self.stale = False
         self.make_surplus, self.make_keeper = make_surplus, make_keeper
@@ -271,8 +273,11 @@ class GivenUpTests(SurplusTestCase):
         assert owner.name in extra.surplus.progress.paused
         farm.change(int(owner.id, 16), state="down")
         farm.learn()
+        asked = farm.questions
         farm.pass_time(60)
         assert extra in farm.holders(one)
+        # The others' answers would change nothing.
+        assert farm.questions == asked
         assert extra.surplus.progress.paused == f"{owner.name} is down"
         owner.running = True
         farm.change(int(owner.id, 16), state="up")
