@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -40,6 +41,9 @@ class DataDirectory:
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(PermissionError):
+                # Or a power cut might take the whole directory. Who may not read the parent has not made it here.
+                sync_directory(path.parent)
             lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DataDirectoryError(f"the data directory {path} cannot be used: {error.strerror}") from error

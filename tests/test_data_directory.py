@@ -8,6 +8,7 @@ from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm import data_directory
 from chunkfarm.data_directory import DataDirectory, DataDirectoryError, is_unused, write_atomically
 
 ID = UUID(int=1)
@@ -37,6 +38,20 @@ class DataDirectoryTests(SynchronousTestCase):
             "server.id": f"{ID.hex}\n",
         }
         assert {stat.S_IMODE(file.stat().st_mode) for file in self.path.iterdir()} == {0o600}
+
+    def test_durable(self) -> None:
+        """A power cut takes neither what is in it nor its own name; a parent that may not be read is no hindrance."""
+        synced: list[Path] = []
+        self.patch(data_directory, "sync_directory", lambda path: synced.append(Path(path)))
+        DataDirectory.open(self.path, ID).close()
+        assert {self.path, self.path.parent} <= set(synced)
+
+        def refuse(path: Path) -> None:
+            if Path(path) == self.path.parent:
+                raise PermissionError(13, "Permission denied")
+
+        self.patch(data_directory, "sync_directory", refuse)
+        self.open()
 
     def test_keeps_its_id(self) -> None:
         """The server id is made once and for ever."""
