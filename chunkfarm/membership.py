@@ -40,6 +40,8 @@ class Standing:
     role: str
     """`first`, `master` or `server`."""
     reason: str
+    leads: bool = False
+    """Whether it leads at this moment, whatever its role should be."""
 
 
 def in_order(servers: Iterable[Server]) -> tuple[Server, ...]:
@@ -109,15 +111,15 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
             if server.is_emptied:
                 reason = "it is emptied, and holds the table until another server can"
             if rank == 0 and leader and leader != server.id:
-                reason += "; leadership is being handed to it"
+                reason += "; it does not lead: that is being handed to it, or it is silent and about to be called down"
             if voters and server.id not in voters:
                 reason += "; it is still catching up"
         else:
             role = "server"
             reason = _why_not(server, chosen)
         if server.id == leader and role != "first":
-            reason += "; it leads until it has handed over"
-        line.append(Standing(server, role, reason))
+            reason += "; it leads until the first does"
+        line.append(Standing(server, role, reason, server.id == leader))
     return tuple(line)
 
 

@@ -325,8 +325,8 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
     if as_json:
         screen.show_json([typed(row) for row in rows])
         return
-    first = next((row for row in rows if row["role"] == "first"), None)
-    click.echo(f"{screen.clean(first['name'])} leads the farm." if first else "Nobody leads the farm now.")
+    leader = next((row for row in rows if row.get("leads") == "yes"), None)
+    click.echo(f"{screen.clean(leader['name'])} leads the farm." if leader else "Nobody leads the farm now.")
     screen.show_table(
         ["NEXT", "NAME", "ROLE", "STATE", "BECAUSE"],
         [[row["rank"], row["name"], row["role"], row["state"], row["because"]] for row in rows],

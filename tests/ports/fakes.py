@@ -479,7 +479,7 @@ class MemoryBackend:
         return self.farm
 
     def succession(self) -> tuple[Standing, ...]:
-        return succession(self.rows)
+        return succession(self.rows, leader=self.rows[0].id)
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         self.authentications.append(key_id)

@@ -49,9 +49,9 @@ class ServerTests(SynchronousTestCase):
         lines = ClientLink().auth("reader").say("WHO").split("\r\n")
         assert lines[0] == "WHO 2"
         assert lines[1] == (
-            f'rank=1 role=first id={SERVER_ID} name=alpha state=up because="the most senior live master"'
+            f'rank=1 role=first leads=yes id={SERVER_ID} name=alpha state=up because="the most senior live master"'
         )
-        assert lines[2].startswith(f"rank=2 role=master id={OTHER_ID} name=beta ")
+        assert lines[2].startswith(f"rank=2 role=master leads=no id={OTHER_ID} name=beta ")
 
     def test_status(self) -> None:
         """STATUS gives names and values."""

@@ -116,6 +116,7 @@ async def who(session: Session, request: Request) -> Answer:
             [
                 ("rank", rank),
                 ("role", standing.role),
+                ("leads", "yes" if standing.leads else "no"),
                 ("id", standing.server.id),
                 ("name", standing.server.name),
                 ("state", standing.server.state),
