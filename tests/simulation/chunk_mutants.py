@@ -241,7 +241,7 @@ class _AnswersFromMemory(References):
 CHUNK_MUTANTS: dict[str, tuple[Make, object, int, str]] = {
     "forgets-damage": (Make(caretaker=_ForgetsDamage), _ForgetsDamage, 6, "repair"),
     "ignores-changes": (Make(caretaker=_IgnoresChanges), _IgnoresChanges, 1, "repair"),
-    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 10, "repair"),
+    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 201, "repair"),
     "acknowledges-unsynchronized": (Make(disks=_Forgetful), _Forgetful, 3, "copies"),
     "forgets-names": (Make(disks=_Nameless), _Nameless, 3, "copies"),
     "trusts-its-index": (Make(store=_TrustsItsIndex), _TrustsItsIndex, 20, "repair"),

@@ -630,9 +630,13 @@ class ChunkFarm:
             elif server.is_serving and (told := server.draining.progress) is not None and told.drained:
                 self.note(server.name, "leaves for good")
                 self.left += 1
+                # What was lost with its disk before goes with nobody who leaves.
+                held = sorted(
+                    {digest for content in self.live.values() for digest in content.all if server.holds(digest)}
+                )
                 server.gone = True
                 since = self.now - REMEMBERED_SECONDS
-                for digest in sorted({digest for content in self.live.values() for digest in content.all}):
+                for digest in held:
                     # What has rotted since it was verified is nobody's fault here.
                     if self.counted(digest, since) < self.lowest(since)[1]:
                         raise Violation(f"drained: {server.name} was not needed any more, but for {digest.hex()[:6]}")
