@@ -79,15 +79,6 @@ chunkfarm.add_command(keys.key)
 chunkfarm.add_command(invite)
 
 
-def ask(surroundings: Surroundings, line: str, payload: bytes = b"") -> Reply:
-    """One request to any server."""
-
-    async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
-        return await farm.run(lambda link: link.request(line, (payload,)))
-
-    return surroundings.run(work)
-
-
 @chunkfarm.command()
 @click.argument("hosts", metavar="HOST[:PORT]...", nargs=-1, required=True)
 @click.pass_obj
@@ -237,7 +228,7 @@ def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
 @click.pass_obj
 def rm(surroundings: Surroundings, name: str) -> None:
     """Remove a file."""
-    ask(surroundings, f"REMOVE {quote(name)}")
+    surroundings.ask(f"REMOVE {quote(name)}")
 
 
 @chunkfarm.command()
@@ -246,7 +237,7 @@ def rm(surroundings: Surroundings, name: str) -> None:
 @click.pass_obj
 def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
     """Say what is known of a file."""
-    fields = ask(surroundings, f"STAT {quote(name)}").fields
+    fields = surroundings.ask(f"STAT {quote(name)}").fields
     if as_json:
         screen.show_json(typed(fields))
         return
@@ -285,10 +276,10 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
     """Show the server table, oldest first; or, with --put, set the editable fields of all of it in one step."""
     if edited is not None:
         table = edited.read()
-        changed = ask(surroundings, f"TABLE {len(table)}", table).fields["changed"]
+        changed = surroundings.ask(f"TABLE {len(table)}", table).fields["changed"]
         click.echo(f"{changed} row{'' if changed == '1' else 's'} changed")
         return
-    reply = ask(surroundings, "SERVERS")
+    reply = surroundings.ask("SERVERS")
     if raw:
         for line in (f"{reply.word} {len(reply.rows)} {reply.text}", *reply.rows, "END"):
             # What goes to a file must come back as it was.
@@ -321,7 +312,7 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
 @click.pass_obj
 def who(surroundings: Surroundings, as_json: bool) -> None:
     """Show who leads, who would take over, and why."""
-    rows = ask(surroundings, "WHO").parsed()
+    rows = surroundings.ask("WHO").parsed()
     if as_json:
         screen.show_json([typed(row) for row in rows])
         return
@@ -339,7 +330,7 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
 @click.pass_obj
 def status(surroundings: Surroundings, as_json: bool) -> None:
     """Show jobs, copies of the table, and what could be lost now."""
-    reply = ask(surroundings, "STATUS")
+    reply = surroundings.ask("STATUS")
     pairs = [_pair(row) for row in reply.rows]
     risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
     if as_json:
@@ -424,7 +415,7 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) 
         if "=" not in assignment:
             raise click.UsageError(f"{assignment!r} is not FIELD=VALUE")
     words = " ".join(quote(word) for word in (target, *assignments))
-    for field, value in ask(surroundings, f"SET {words}").fields.items():
+    for field, value in surroundings.ask(f"SET {words}").fields.items():
         click.echo(f"{field:20} {screen.clean(value)}")
 
 

@@ -8,7 +8,6 @@ import click
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.exits import give_up
-from chunkfarm.cli.keys import ask
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.config import ConfigError, parse_duration
 from chunkfarm.errors import FarmError
@@ -32,7 +31,7 @@ def invite(surroundings: Surroundings, valid: str, out: str | None) -> None:
         raise click.UsageError(f"--valid: {error}") from None
     if out is not None and os.path.exists(out):
         raise click.UsageError(f"{out} exists already")
-    made = ask(surroundings, f"INVITE {seconds}", certificate_will_do=False).fields
+    made = surroundings.ask(f"INVITE {seconds}").fields
     if out is None:
         click.echo(made["code"])
         return

@@ -8,11 +8,8 @@ import click
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.exits import give_up
-from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.surroundings import Surroundings
-from chunkfarm.cli.threads import RunInThread
 from chunkfarm.errors import FarmError
-from chunkfarm.links.lines import Reply
 from chunkfarm.model import ROLES
 from chunkfarm.trust.keys import KeyPair, write_key_file
 from chunkfarm.wire.lines import quote
@@ -25,15 +22,6 @@ def key() -> None:
     It takes a key of an admin. Where there is none, on the machine of a master, the certificate in the data directory
     of config.ini will do, so that a lost key locks nobody out.
     """
-
-
-def ask(surroundings: Surroundings, line: str, *, certificate_will_do: bool = True) -> Reply:
-    """One request to any server that can answer it."""
-
-    async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
-        return await farm.run(lambda link: link.request(line))
-
-    return surroundings.run(work, certificate_will_do=certificate_will_do)
 
 
 @key.command()
@@ -51,7 +39,7 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
     if out is not None and os.path.exists(out):
         raise click.UsageError(f"{out} exists already")
     words = ["KEY", "add", role, quote(prefix) or "-", quote(label) or "-"]
-    made = ask(surroundings, " ".join(words)).fields
+    made = surroundings.ask(" ".join(words), certificate_will_do=True).fields
     pair = KeyPair(made["id"], made["secret"])
     if out is None:
         click.echo(f"{pair.id} {pair.secret}")
@@ -70,7 +58,7 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
 @click.pass_obj
 def list_keys(surroundings: Surroundings, as_json: bool) -> None:
     """Show all keys; their secrets are nowhere to be read."""
-    rows = ask(surroundings, "KEYS").parsed()
+    rows = surroundings.ask("KEYS", certificate_will_do=True).parsed()
     if as_json:
         screen.show_json([{**row, "disabled": row["disabled"] == "yes"} for row in rows])
         return
@@ -93,7 +81,7 @@ def list_keys(surroundings: Surroundings, as_json: bool) -> None:
 @click.pass_obj
 def disable(surroundings: Surroundings, key_id: str) -> None:
     """Have a key be refused from now on, also on links that are open."""
-    ask(surroundings, f"KEY disable {quote(key_id)}")
+    surroundings.ask(f"KEY disable {quote(key_id)}", certificate_will_do=True)
 
 
 @key.command()
@@ -101,7 +89,7 @@ def disable(surroundings: Surroundings, key_id: str) -> None:
 @click.pass_obj
 def enable(surroundings: Surroundings, key_id: str) -> None:
     """Have a disabled key be good again."""
-    ask(surroundings, f"KEY enable {quote(key_id)}")
+    surroundings.ask(f"KEY enable {quote(key_id)}", certificate_will_do=True)
 
 
 @key.command()
@@ -109,4 +97,4 @@ def enable(surroundings: Surroundings, key_id: str) -> None:
 @click.pass_obj
 def remove(surroundings: Surroundings, key_id: str) -> None:
     """Take a key away for good."""
-    ask(surroundings, f"KEY remove {quote(key_id)}")
+    surroundings.ask(f"KEY remove {quote(key_id)}", certificate_will_do=True)

@@ -19,7 +19,7 @@ from chunkfarm.cli.farm import Dial, Farm, Probe, in_order
 from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
 from chunkfarm.errors import FarmError, Waiting
-from chunkfarm.links.lines import LineClient, connect
+from chunkfarm.links.lines import LineClient, Reply, connect
 from chunkfarm.model import Address
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
@@ -136,6 +136,14 @@ class Surroundings:
     config_path: str = "config.ini"
     key_path: str | None = None
     timeout: float = 30.0
+
+    def ask(self, line: str, payload: bytes = b"", *, certificate_will_do: bool = False) -> Reply:
+        """One request to any server that can answer it; ends the command if none does."""
+
+        async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
+            return await farm.run(lambda link: link.request(line, (payload,)))
+
+        return self.run(work, certificate_will_do=certificate_will_do)
 
     def _key(self, config: Config, certificate_will_do: bool) -> KeyPair | Identity:
         try:
