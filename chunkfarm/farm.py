@@ -11,7 +11,7 @@ from typing import Any, cast
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError, ReactorNotRunning
-from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -91,7 +91,7 @@ class Farm(MultiService):
         self._parts: Parts | None = None
         self._startup: Deferred[Any] | None = None
         self._loops: list[LoopingCall] = []
-        self._lag: IDelayedCall | None = None
+        self._lag_due = 0.0
         self._stopping = False
         self._client_factory: ClientFactory | None = None
         self._file_factory: FileFactory | None = None
@@ -174,7 +174,8 @@ class Farm(MultiService):
     def _serving(self, parts: Parts) -> None:
         self._startup = None
         self._loop(SPACE_INTERVAL, self._look_at_disk, parts)
-        self._measure_lag(parts, self._reactor.seconds())
+        self._lag_due = self._reactor.seconds() + LAG_INTERVAL
+        self._loop(LAG_INTERVAL, self._measure_lag, parts)
         self._systemd.ready()
 
     def reload(self) -> Deferred[None]:
@@ -201,12 +202,11 @@ class Farm(MultiService):
         if self._startup is None:
             self._systemd.ready()
 
-    def _measure_lag(self, parts: Parts, due: float) -> None:
-        """Note how late this is, and do so again."""
+    def _measure_lag(self, parts: Parts) -> None:
+        """Note how late this is."""
         now = self._reactor.seconds()
-        parts.metrics.late(now - due)
-        if not self._stopping:
-            self._lag = self._reactor.callLater(LAG_INTERVAL, self._measure_lag, parts, now + LAG_INTERVAL)
+        parts.metrics.late(now - self._lag_due)
+        self._lag_due = now + LAG_INTERVAL
 
     def _look_at_disk(self, parts: Parts) -> Deferred[None]:
         return parts.measure_space().addErrback(
@@ -252,8 +252,6 @@ class Farm(MultiService):
         for loop in self._loops:
             if loop.running:
                 loop.stop()
-        if self._lag is not None and self._lag.active():
-            self._lag.cancel()
         if self._startup is not None:
             self._startup.cancel()
         try:
