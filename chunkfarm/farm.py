@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm import membership
+from chunkfarm.backend import ServerBackend
 from chunkfarm.config import Config, ListenDescription
 from chunkfarm.errors import FarmError
 from chunkfarm.logs import Logs
@@ -117,7 +118,7 @@ class Farm(MultiService):
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:
-        self._client_factory = ClientFactory(parts, self._reactor, parts.contexts.client_port_factory())
+        self._client_factory = ClientFactory(ServerBackend(parts), self._reactor, parts.contexts.client_port_factory())
         clients = self._client_factory
         parts.metrics.count_connections("client", lambda: len(clients.connections))
         parts.on_keys_changed = clients.keys_changed
@@ -125,7 +126,7 @@ class Farm(MultiService):
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
-        self._file_factory = FileFactory(parts, self._reactor, parts.now)
+        self._file_factory = FileFactory(ServerBackend(parts), self._reactor, parts.now)
         files = self._file_factory
         parts.metrics.count_connections("files", lambda: len(files.connections))
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
@@ -264,7 +265,7 @@ class Farm(MultiService):
             self._peer_factory.close_all()
         self._pool.stop()
         if self._parts is not None:
-            self._parts.store.close()
+            self._parts.chunks.store.close()
 
     async def _leave(self, parts: Parts) -> None:
         served = parts.state.phase in ("serving", "readonly")
@@ -281,14 +282,7 @@ class Farm(MultiService):
         await self._files.stopService()
         await self._drain(parts)
         for stop in (
-            parts.exports.stop,
-            parts.export_keeper.stop,
-            parts.collector.stop,
-            parts.surplus.stop,
-            parts.caretaker.stop,
-            parts.references.stop,
-            parts.scrub.stop,
-            parts.draining.stop,
+            *parts.chunks.loops_to_stop(),
             parts.forgetting.stop,
             parts.join_file.stop,
             parts.renewal.stop,
@@ -299,14 +293,14 @@ class Farm(MultiService):
             parts.ledger.stop,
             parts.roster.stop,
             parts.relay.close,
-            parts.transfer.stop,
-            parts.store.stop,
+            parts.chunks.transfer.stop,
+            parts.chunks.store.stop,
         ):
             await self._within(LEAVE_SECONDS, maybeDeferred(stop))
         # The table stops before the peer port closes: who sees that port refuse knows that nothing is committed here.
         await parts.embedded.stop()
         await self._peer.stopService()
-        parts.chunk_links.close()
+        parts.chunks.links.close()
         parts.peers.close()
         parts.streams.close()
         parts.data.close()

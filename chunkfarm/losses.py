@@ -87,8 +87,8 @@ class _Look:
 class LossSurvey:
     """Goes through the files; one look at a time, which goes on when nobody waits for it any more."""
 
-    _catalog: Callable[[], Catalog]
-    _transfer: Callable[[], Transfer]
+    _catalog: Catalog
+    _transfer: Transfer
     _servers: Callable[[], tuple[Server, ...]]
     _replicas: Callable[[], int]
     _clock: IReactorTime
@@ -154,7 +154,7 @@ class LossSurvey:
     async def _go_through(self, look: _Look) -> None:
         after, more = "", True
         while more:
-            listing = await self._catalog().list("", after, LIST_PAGE)
+            listing = await self._catalog.list("", after, LIST_PAGE)
             if listing.stale:
                 raise Busy("nobody who knows all files answers now")
             for file in listing.files:
@@ -164,14 +164,14 @@ class LossSurvey:
         look.found = evolve(look.found, done=True)
 
     async def _look_at(self, look: _Look, file: File) -> None:
-        parts = await self._catalog().parts(file)
+        parts = await self._catalog.parts(file)
         staying = sum(server.owns for server in self._servers() if server.id != look.server)
         wanted = min(self._replicas(), staying)
         lost, short = Loss(name=file.name, chunks=0, bytes=0), (0, 0)
         seen: set[bytes] = set()
         for start in range(0, len(parts.chunks) + len(parts.manifest), HAVE_DIGESTS_MAX):
             batch = parts.digests(start, HAVE_DIGESTS_MAX)
-            said = await self._transfer().check(batch, read=False)
+            said = await self._transfer.check(batch, read=False)
             for number, digest in enumerate(batch, start):
                 held, is_new, length = _held(said[digest], look.server), digest not in seen, parts.length(number)
                 seen.add(digest)
@@ -186,7 +186,7 @@ class LossSurvey:
         look.found = evolve(found, chunks=found.chunks + len(seen), silent=self._silent(look.server))
 
     def _silent(self, without: str) -> tuple[str, ...]:
-        silent: Collection[str] = self._transfer().silent()
+        silent: Collection[str] = self._transfer.silent()
         return tuple(server.name for server in self._servers() if server.id in silent and server.id != without)
 
 

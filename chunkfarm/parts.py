@@ -1,20 +1,20 @@
 """The parts that one server is made of, built and wired once; nothing runs yet when this returns.
 
-Startup decides what to do with them, `farm` starts and stops the process around them, and the ports see them
-as their backend.
+Startup decides what to do with them, `farm` starts and stops the process around them, and `backend` answers the
+ports with them. What has to do with chunks is made in `chunk_parts`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,27 +22,16 @@ from twisted.python.failure import Failure
 from chunkfarm import __version__, membership
 from chunkfarm.access import Access
 from chunkfarm.addresses import AddressBook, advertised_host
-from chunkfarm.by_hand import Outlook, Seen, TakeoverByHand
-from chunkfarm.catalog import Catalog
-from chunkfarm.chunks.caretaker import RATE, Caretaker
-from chunkfarm.chunks.collecting import Collector
-from chunkfarm.chunks.draining import Draining
-from chunkfarm.chunks.keeping import Keeper
+from chunkfarm.by_hand import Seen, TakeoverByHand
+from chunkfarm.chunk_parts import ChunkParts
 from chunkfarm.chunks.pieces import RunInThread
-from chunkfarm.chunks.scrub import Scrub
-from chunkfarm.chunks.store import ChunkStore, Space
-from chunkfarm.chunks.surplus import Surplus
-from chunkfarm.chunks.transfer import Transfer
+from chunkfarm.chunks.store import Space
 from chunkfarm.config import Config, ConfigFile, Listed, ServerOptions
 from chunkfarm.cures import cures
 from chunkfarm.data_directory import DataDirectory
-from chunkfarm.emptying import emptied, kept
-from chunkfarm.errors import FarmError, InvalidRequest
-from chunkfarm.exports.form import EXPORT_KEY
-from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
-from chunkfarm.exports.maker import ExportMaker, Progress
+from chunkfarm.errors import FarmError
 from chunkfarm.failed_attempts import FailedAttempts
-from chunkfarm.forgetting import ForgetOutlook, Forgetting
+from chunkfarm.forgetting import Forgetting
 from chunkfarm.history import History, OwnLine
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
@@ -50,33 +39,24 @@ from chunkfarm.join_file import JoinFile
 from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
 from chunkfarm.links import commands, lines
-from chunkfarm.links.chunks import ChunkClient
 from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import Peers
 from chunkfarm.losses import LossSurvey
 from chunkfarm.machine import Machine
-from chunkfarm.membership import Standing
 from chunkfarm.metrics import Metrics
-from chunkfarm.model import GIB, JOIN_DIGEST_KEY, KEYS_CHANGED_KEY, Address, Drain, FarmOptions, Principal, Server
+from chunkfarm.model import GIB, Address, Drain, FarmOptions, Server
 from chunkfarm.old_disks import OLD_DISKS
-from chunkfarm.reference_index import ReferenceIndex
-from chunkfarm.references import References
-from chunkfarm.references_link import ReferencesLink
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
 from chunkfarm.said import note_of
-from chunkfarm.settings import changed_farm, changed_server, changed_table, read_table
 from chunkfarm.state import ServerState
-from chunkfarm.status import status_pairs
 from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.epochs import Epochs
-from chunkfarm.table.interface import ITable
-from chunkfarm.table.lines import newest
 from chunkfarm.table.over_peers import TableOverPeers
-from chunkfarm.table.registry import Registered, Registry, forgotten_sentence
+from chunkfarm.table.registry import Registry, forgotten_sentence
 from chunkfarm.table.relay import Relay
 from chunkfarm.table.roster import Roster
 from chunkfarm.takeover import Takeover, refuses
@@ -91,7 +71,7 @@ INCARNATION_BITS = 64
 
 
 class Parts:
-    """One server's parts. Implements `ports.backend.Backend`."""
+    """One server's parts."""
 
     _log = Logger()
 
@@ -112,7 +92,7 @@ class Parts:
         self.config_file = config_file
         self.data = data
         self.now = machine.now
-        self._on_fatal = on_fatal
+        self.on_fatal = on_fatal
         self.host = advertised_host(config.server.host)
         self.weight = self._weight_by(config.server)
         self.leaving = False
@@ -125,7 +105,7 @@ class Parts:
         self.space = Space(0, 0, False)
         self.seal: SealKey | None = None
         self._line: tuple[str, ...] = ()
-        self._state = ServerState(
+        self.state = ServerState(
             server_id=data.server_id,
             name=config.server.name,
             stamp=self.now(),
@@ -155,9 +135,8 @@ class Parts:
         self.cutting += [self.peers.cut, self.streams.cut]
         self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
         self._build_table(on_fatal)
-        self._build_chunks()
-        self._build_exports()
-        self._build_references()
+        self.chunks = ChunkParts(self)
+        self._build_forgetting()
         self.ledger = Ledger(
             config_file,
             self.roster,
@@ -173,45 +152,45 @@ class Parts:
         self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial, self._answers)
         self.relay = Relay(self.watches.open, self.reactor)
         links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
-        self._table = EmbeddedTable(
+        self.embedded = EmbeddedTable(
             self.data.server_id,
             self.journal,
             links,
             self.reactor,
             self.machine.random,
-            client_id=self._state.incarnation,
+            client_id=self.state.incarnation,
             rank=self._rank,
             on_fatal=on_fatal,
             threads=self.machine.threads,
             observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
             on_committed=self.metrics.committed,
         )
-        self.roster = Roster(self._table, self.reactor)
+        self.roster = Roster(self.embedded, self.reactor)
         self.roster.subscribe(self._roster_changed)
-        self.registry = Registry(self._table, self.now)
-        self.issuer = Issuer(self._table, lambda: self.seal, self.now)
+        self.registry = Registry(self.embedded, self.now)
+        self.issuer = Issuer(self.embedded, lambda: self.seal, self.now)
         self.duties = Duties(
             self.data.server_id,
-            self._state.incarnation,
-            self._table,
+            self.state.incarnation,
+            self.embedded,
             self.registry,
             lambda: self.roster.servers,
             lambda: self.roster.options,
             self.reactor,
-            Epochs(self._table, lambda: self.roster.epoch, lambda: self.roster.options),
+            Epochs(self.embedded, lambda: self.roster.epoch, lambda: self.roster.options),
         )
         self.reporter = Reporter(
-            state=self._state,
+            state=self.state,
             make_report=self.make_report,
             own_row=self.own_row,
-            table=self._table,
+            table=self.embedded,
             duties=self.duties,
             peers=self.peers,
             servers=self.servers,
             learn=self.book.learn,
             clock=self.reactor,
             now=self.now,
-            heed=self._table.heed,
+            heed=self.embedded.heed,
             cures=self.cures,
         )
         self._build_history(on_fatal)
@@ -227,22 +206,22 @@ class Parts:
             self.run_in_thread,
         )
         self.access = Access(
-            self._table,
-            lambda: self._table.holds_rows,
+            self.embedded,
+            lambda: self.embedded.holds_rows,
             self.peers,
             lambda: membership.masters(self.servers()),
             self.reactor,
-            lambda: self.keys_revision,
+            lambda: self.roster.keys_revision,
         )
-        self._keyring = Keyring(self._table, lambda: self.seal, self.now)
-        self.invites = Invites(self._table, lambda: self.seal, self.now, self.servers, self.options)
+        self.keyring = Keyring(self.embedded, lambda: self.seal, self.now)
+        self.invites = Invites(self.embedded, lambda: self.seal, self.now, self.servers, self.options)
 
     def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
         questions = Questions(self.peers, self._probe_arguments)
         self._file_generation = self.config.generation
         self.history = History(
             server_id=self.data.server_id,
-            table=self._table,
+            table=self.embedded,
             notes=self.journal,
             run_in_thread=self.run_in_thread,
             ask=questions.ask,
@@ -258,7 +237,7 @@ class Parts:
         self.line.history = self.history
         self.takeover = Takeover(
             self.data.server_id,
-            self._table,
+            self.embedded,
             lambda: self.roster.servers,
             self.options,
             self._may_take_over,
@@ -269,7 +248,7 @@ class Parts:
         )
         self.by_hand = TakeoverByHand(
             self.history,
-            self._table,
+            self.embedded,
             questions,
             self._own_telling,
             self.servers,
@@ -282,7 +261,7 @@ class Parts:
     def _probe_arguments(self) -> dict[str, Any]:
         return {
             "server": self.data.server_id,
-            "stamp": self._state.stamp,
+            "stamp": self.state.stamp,
             "farm": self.recorded_farm,
             "version": PROTOCOL_VERSION,
             "host": self.host,
@@ -295,8 +274,8 @@ class Parts:
         journal = said["journal"]
         return Told(
             server=self.data.server_id,
-            name=self._state.name,
-            state=self._state.phase,
+            name=self.state.name,
+            state=self.state.phase,
             first=self.first(),
             commits=said["commits"],
             journal=(journal["term"], journal["index"]) if journal is not None else None,
@@ -308,7 +287,7 @@ class Parts:
     def _listed_places(self) -> Deferred[list[Seen]]:
         async def read() -> list[Seen]:
             try:
-                config = await self.run_in_thread(self.config_file.read, {}, self._state.name)
+                config = await self.run_in_thread(self.config_file.read, {}, self.state.name)
             except FarmError:
                 # A person is editing it.
                 config = self.config
@@ -321,163 +300,19 @@ class Parts:
 
     def cures(self) -> tuple[str, ...]:
         """What a person may do while nobody leads the farm."""
-        return cures(self.data.server_id, self.servers(), self._table.configuration.voters, self.history.learns)
+        return cures(self.data.server_id, self.servers(), self.embedded.configuration.voters, self.history.learns)
 
     def _history_changed(self) -> None:
         stopped = self.history.stopped
-        self._table.refuse_writes(stopped.reason if stopped is not None else "")
-        self._state.halted = stopped.reason if stopped is not None else ""
-        self._state.halted_cures = stopped.cures if stopped is not None else ()
-        if stopped is not None and self._state.phase == "serving":
-            self._state.change("readonly", cures=stopped.cures)
-
-    def _build_chunks(self) -> None:
-        self._store = ChunkStore(
-            self.data.path / "chunks",
-            self.data.path / "index.sqlite",
-            self.run_in_thread,
-            reserve=self.config.server.reserve,
-            on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
-            on_broken=self._index_broken,
-            on_stored=lambda digest: self.caretaker.stored(digest),
-            room=self.machine.room,
-            grace=lambda: self.options().collect_grace,
-            seconds=self.reactor.seconds,
-        )
-        self.chunk_links = ChunkClient(self.reactor, self.contexts, self.machine.connect)
-        self._transfer = Transfer(
-            self._store,
-            self.servers,
-            self.data.server_id,
-            self.chunk_links,
-            lambda: self.options().replicas,
-            self.reactor,
-            self.run_in_thread,
-            lambda digests: self.caretaker.look_first(digests),
-        )
-        self.scrub = Scrub(
-            self._store,
-            self.data.path / "scrub.json",
-            self.reactor,
-            self.now,
-            self.run_in_thread,
-            lambda: self.space.used,
-            lambda: self._transfer.is_busy,
-        )
-        self.caretaker = Caretaker(
-            self._store,
-            self.chunk_links,
-            self._transfer,
-            self.servers,
-            self.data.server_id,
-            lambda: self.options().replicas,
-            self.reactor,
-            self.run_in_thread,
-            rate=self.config.server.repair_rate,
-            hindered=self._why_no_repair,
-            verified=lambda: self.scrub.percent,
-            uses=lambda digests: self.references_link.uses(digests),
-            is_everywhere=lambda digest: self.export_keeper.is_exported(digest),
-        )
-        self.collector = Collector(
-            self._store,
-            lambda digests: self.references_link.uses(digests),
-            lambda: self.references_link.epoch(),
-            lambda: self.options().collect_grace,
-            self.reactor,
-            busy=lambda: self._transfer.is_busy,
-            hindered=self._why_no_deleting,
-        )
-        self.surplus = Surplus(
-            self._store,
-            self.chunk_links,
-            self.servers,
-            self.data.server_id,
-            lambda: self.options().replicas,
-            lambda: self.roster.revision,
-            self.roster.refresh,
-            self.reactor,
-            self.run_in_thread,
-            rate=self.config.server.repair_rate,
-            busy=lambda: self._transfer.is_busy,
-            hindered=self._why_no_deleting,
-            guards=lambda digest: self.export_keeper.guards(digest),
-        )
-        self._keeper = Keeper(
-            self._store,
-            self.servers,
-            self.data.server_id,
-            lambda: self.options().replicas,
-            lambda: self.roster.revision,
-            self.roster.refresh,
-        )
-        self.draining = Draining(
-            self._store,
-            self.chunk_links,
-            self.servers,
-            self.data.server_id,
-            lambda: self.options().replicas,
-            self.reactor,
-            self.run_in_thread,
-            rate=RATE if self.config.server.repair_rate is None else self.config.server.repair_rate,
-            hindered=self._why_no_repair,
-        )
-        self._build_forgetting()
-        self._catalog = Catalog(
-            self._table, self._transfer, self.options, self.now, self.reactor, lambda: self.roster.epoch
-        )
-
-    def _build_exports(self) -> None:
-        self.exports = ExportMaker(
-            self._table,
-            self._table,
-            self.journal.open_outgoing,
-            self._transfer,
-            lambda: keepers(self.servers()),
-            self.options,
-            lambda: newest(self.history.chain),
-            self.reactor,
-            self.now,
-            self.run_in_thread,
-            self._export_is_urgent,
-            self._on_fatal,
-        )
-        self.export_keeper = ExportKeeper(
-            lambda: row.value if (row := self.roster.farm_row(EXPORT_KEY)) is not None else b"",
-            self._store,
-            self._transfer,
-            self.servers,
-            self.data.server_id,
-            self.reactor,
-            self.data.path / EXPORTS_FILE,
-            self.run_in_thread,
-        )
-
-    def _build_references(self) -> None:
-        self.references = References(
-            ReferenceIndex(os.fspath(self.data.path / "references.sqlite")),
-            self._table,
-            lambda: self._table.holds_rows,
-            # A revision stands for something else on another line of the farm's history.
-            lambda: f"{self.journal.farm_id} {newest(self.history.chain)}",
-            self.journal.applied,
-            self._catalog.digests,
-            self.reactor,
-            self.run_in_thread,
-            lambda rows: self.export_keeper.used(rows),
-        )
-        self.references_link = ReferencesLink(
-            self.data.server_id,
-            self.references,
-            self._table,
-            self.peers,
-            self.first,
-            lambda: membership.masters(self.servers()),
-        )
+        self.embedded.refuse_writes(stopped.reason if stopped is not None else "")
+        self.state.halted = stopped.reason if stopped is not None else ""
+        self.state.halted_cures = stopped.cures if stopped is not None else ()
+        if stopped is not None and self.state.phase == "serving":
+            self.state.change("readonly", cures=stopped.cures)
 
     def _build_forgetting(self) -> None:
         survey = LossSurvey(
-            lambda: self._catalog, lambda: self._transfer, self.servers, lambda: self.options().replicas, self.reactor
+            self.chunks.catalog, self.chunks.transfer, self.servers, lambda: self.options().replicas, self.reactor
         )
         self.forgetting = Forgetting(
             server_id=self.data.server_id,
@@ -488,7 +323,7 @@ class Parts:
             servers=self.servers,
             options=self.options,
             first=self.first,
-            leads=lambda: self._table.is_leader,
+            leads=lambda: self.embedded.is_leader,
             clock=self.reactor,
         )
         self.join_file = JoinFile(
@@ -499,16 +334,10 @@ class Parts:
             self.run_in_thread,
         )
 
-    def _export_is_urgent(self) -> bool:
-        """Whether keys were changed, or a server was forgotten, since the newest export."""
-        rows = [self.roster.farm_row(key) for key in (KEYS_CHANGED_KEY, JOIN_DIGEST_KEY)]
-        exported = max((one.revision for one in self.export_keeper.kept), default=0)
-        return any(row is not None and row.revision > exported for row in rows)
-
     # What the parts ask of each other.
 
     def _ask_join_key(self) -> Deferred[bytes]:
-        if self._table.is_leader:
+        if self.embedded.is_leader:
             return self.issuer.join_key()
         key: Deferred[dict[str, Any]] = self.peers.call(self.first(), commands.JoinKey)
         return key.addCallback(lambda box: box["key"])
@@ -518,25 +347,10 @@ class Parts:
         server_id = self.contexts.peer_of(certificate)
         return server_id if server_id is not None and not self.barred(server_id) else None
 
-    def _index_broken(self, failure: Failure) -> None:
-        """As with the table's journal; what the index held is found out anew by the next process."""
-        self._log.failure("while using the index of the chunks, which the next start makes anew", failure)
-        self._on_fatal(failure)
-
-    def _why_no_repair(self) -> str:
-        return "" if self._state.phase == "serving" else f"this server is {self._state.phase}"
-
-    def _why_no_deleting(self) -> str:
-        if hindered := self._why_no_repair():
-            return hindered
-        if self.is_withheld:
-            return f"this server takes no part in the table: {self._table.withheld}"
-        return "" if self.first() else "nobody leads the farm"
-
     @property
     def is_withheld(self) -> bool:
         # An old disk matters to those who vote or learn; others start from whatever a first sends them.
-        return bool(self._table.withheld) and (self._table.is_member or self._table.withheld not in OLD_DISKS)
+        return bool(self.embedded.withheld) and (self.embedded.is_member or self.embedded.withheld not in OLD_DISKS)
 
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
@@ -562,24 +376,20 @@ class Parts:
         return any(row.client_address == address and self.reporter.answered_by(row.id) for row in rows)
 
     def _roster_changed(self) -> None:
-        self._state.revision = self.roster.revision
-        self._state.chunksize = self.roster.options.chunksize
+        self.state.revision = self.roster.revision
+        self.state.chunksize = self.roster.options.chunksize
         self._line = tuple(server.id for server in membership.candidates(self.roster.servers))
         for server in self.roster.servers:
             if server.id == self.data.server_id:
-                self._state.name = server.name
+                self.state.name = server.name
         new, self._barred = self.roster.barred - self._barred, self.roster.barred
         for server_id in sorted(new):
             for cut in self.cutting:
                 cut(server_id)
         self.join_file.table_changed()
-        self.caretaker.table_changed()
-        self.collector.table_changed()
-        self.surplus.table_changed()
-        self.draining.table_changed()
-        self.export_keeper.table_changed()
-        if self._keys_seen != self.keys_revision:
-            self._keys_seen = self.keys_revision
+        self.chunks.table_changed()
+        if self._keys_seen != self.roster.keys_revision:
+            self._keys_seen = self.roster.keys_revision
             self.on_keys_changed()
 
     def _weight_by(self, options: ServerOptions) -> int:
@@ -592,9 +402,7 @@ class Parts:
         """Go on with other options for this server; `reloading` says which may be others than at the start."""
         self.config = evolve(self.config, server=options)
         self.weight = self._weight_by(options)
-        self._store.reserve = options.reserve
-        self.caretaker.limit(options.repair_rate)
-        self.surplus.limit(options.repair_rate)
+        self.chunks.take_options(options)
         self.contexts.show_on_file_port(certificate)
 
     def _take_note(self, note: str) -> None:
@@ -607,17 +415,17 @@ class Parts:
     def make_report(self) -> Report:
         """What this server says of itself once a second."""
         return Report(
-            incarnation=self._state.incarnation,
+            incarnation=self.state.incarnation,
             free=self.space.free,
             used=self.space.used,
             full=self.space.full,
-            revision=self._state.revision,
+            revision=self.state.revision,
             note=self.note,
             leaving=self.leaving,
-            table_full=self._table.disk_full,
-            short=self.caretaker.progress.short,
-            drain=self.draining.progress,
-            risk=self.caretaker.risk,
+            table_full=self.embedded.disk_full,
+            short=self.chunks.caretaker.progress.short,
+            drain=self.chunks.draining.progress,
+            risk=self.chunks.caretaker.risk,
         )
 
     def own_row(self) -> Server:
@@ -625,7 +433,7 @@ class Parts:
         options = self.config.server
         return Server(
             id=self.data.server_id,
-            name=self._state.name,
+            name=self.state.name,
             host=self.host,
             client=options.client.port,
             peer=options.peer.port,
@@ -637,7 +445,7 @@ class Parts:
             full=self.space.full,
             version=__version__,
             master=options.master,
-            incarnation=self._state.incarnation,
+            incarnation=self.state.incarnation,
             note=self.note,
         )
 
@@ -650,135 +458,26 @@ class Parts:
         """The farm that `config.ini` names, or that this server was about to join when it stopped; or empty."""
         return self.config.farm.id or self.journal.farm_id
 
-    # The backend of the ports.
-
-    @property
-    def state(self) -> ServerState:
-        return self._state
-
-    @property
-    def table(self) -> ITable:
-        return self._table
-
-    @property
-    def embedded(self) -> EmbeddedTable:
-        return self._table
-
-    @property
-    def holds_table(self) -> bool:
-        return self._table.holds_rows
-
-    @property
-    def catalog(self) -> Catalog:
-        return self._catalog
-
-    @property
-    def store(self) -> ChunkStore:
-        return self._store
-
-    @property
-    def transfer(self) -> Transfer:
-        return self._transfer
-
     def servers(self) -> tuple[Server, ...]:
         """The server table as this server knows it; before it has seen the table, the list in its config."""
         if self.roster.servers:
             return self.roster.servers
         return tuple(_listed_server(row, number) for number, row in enumerate(self.config.servers) if row.id)
 
-    def keep(self, digests: Sequence[bytes], revision: int) -> Deferred[Sequence[int]]:
-        return self._keeper.keep(digests, revision)
-
     def options(self) -> FarmOptions:
         return self.roster.options if self.roster.servers else self.config.farm
-
-    def succession(self) -> tuple[Standing, ...]:
-        return membership.succession(self.servers(), self._table.configuration.voters, self.first())
-
-    def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
-        return self.access.authenticate(key_id, secret)
-
-    def invite(self, seconds: float) -> Deferred[tuple[str, int]]:
-        return self.invites.make(seconds)
-
-    @property
-    def keyring(self) -> Keyring:
-        return self._keyring
-
-    @property
-    def keys_revision(self) -> int:
-        return self.roster.keys_revision
-
-    def confirm(self, key_id: str, proof: bytes) -> Deferred[Principal]:
-        return self.access.check(key_id, proof)
-
-    def failed_attempt(self, address: str) -> float:
-        return self.failed_attempts.note(address, self.reactor.seconds())
-
-    def is_master(self, server_id: str) -> bool:
-        return any(server.id == server_id for server in membership.masters(self.servers()))
-
-    def look_at_takeover(self) -> Deferred[Outlook]:
-        return self.by_hand.look()
-
-    def take_over(self, farm_name: str) -> Deferred[Outlook]:
-        return self.by_hand.run(farm_name)
-
-    def drain(self, server: str, anyway: bool) -> Deferred[Server]:
-        def change(row: Server, before: Registered) -> Server:
-            return emptied(row, before.servers.values(), before.options.replicas, self.now(), anyway)
-
-        return self.registry.set_server(server, change)
-
-    def end_drain(self, server: str) -> Deferred[Server]:
-        return self.registry.set_server(server, lambda row, before: kept(row, self.now()))
-
-    def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
-        told = self.reporter.drains
-        return tuple((server, told.get(server.id)) for server in self.servers() if server.is_emptied)
 
     def link_ended(self, server_id: str) -> None:
         """A server of this farm has ended a link to this one, or from it, by end of file or reset."""
         self.takeover.ended(server_id)
-        self._table.suspect(server_id)
-
-    def export(self, number: int = 0) -> Progress:
-        return self.exports.progress(number) if number else self.exports.begin()
-
-    def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
-        return self.forgetting.look(server)
-
-    def forget(self, server: str, farm_name: str) -> Deferred[Server]:
-        return self.forgetting.run(server, farm_name)
+        self.embedded.suspect(server_id)
 
     def barred(self, server_id: str) -> str:
         return forgotten_sentence(server_id) if server_id in self.roster.barred else ""
 
-    def peer_of(self, certificate: Any) -> str | None:
-        return self.contexts.peer_of(certificate)
-
-    def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
-        def change(row: Server, before: Registered) -> Server:
-            taken = {other.name for other in before.servers.values() if other.id != row.id}
-            return changed_server(row, fields, taken)
-
-        return self.registry.set_server(server, change)
-
-    def set_table(self, block: bytes) -> Deferred[int]:
-        def change(before: Registered) -> tuple[Server, ...]:
-            return changed_table(told, before.servers, before.revisions, before.revision)
-
-        try:
-            told = read_table(block)
-        except InvalidRequest:
-            return fail()
-        return self.registry.set_servers(change)
-
-    def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
-        return self.registry.set_farm(lambda options: changed_farm(options, fields))
-
-    def status(self) -> Deferred[list[tuple[str, str]]]:
-        return self.measure_space().addCallback(lambda _: status_pairs(self))
+    def drains(self) -> tuple[tuple[Server, Drain | None], ...]:
+        told = self.reporter.drains
+        return tuple((server, told.get(server.id)) for server in self.servers() if server.is_emptied)
 
     def measure_space(self) -> Deferred[None]:
         """Look at the disk, for the next report."""
@@ -786,7 +485,7 @@ class Parts:
         def take(space: Space) -> None:
             self.space = space
 
-        return self._store.space().addCallback(take)
+        return self.chunks.store.space().addCallback(take)
 
 
 def _listed_server(row: Listed, number: int) -> Server:

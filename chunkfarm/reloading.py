@@ -11,6 +11,7 @@ from attrs import evolve, fields_dict, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from chunkfarm.changes import set_server
 from chunkfarm.config import Config, ServerOptions
 from chunkfarm.errors import FarmError
 from chunkfarm.logs import Logs
@@ -93,7 +94,7 @@ class Reload:
         fields = {name: value for name, value in stands.items() if name in changed.now}
         if fields:
             try:
-                await parts.set_server(own.id, fields)
+                await set_server(parts.registry, own.id, fields)
             except FarmError as error:
                 self._log.warn("The farm is told of {fields} at the next start: {error}", fields=fields, error=error)
         # A certificate that lacks a name is renewed; what goes wrong there is logged and tried again.

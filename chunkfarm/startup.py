@@ -7,6 +7,7 @@ whatever time may mend is waited for, and the state says what that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import evolve, frozen
@@ -16,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.addresses import is_own_address
+from chunkfarm.changes import set_table
 from chunkfarm.config import Config, ConfigFile, HeldConfig, LockHeld
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
@@ -153,10 +155,10 @@ class Startup:
             learn=parts.book.learn,
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
-            set_table=parts.set_table,
+            set_table=partial(set_table, parts.registry),
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
-            uses=parts.references.uses,
+            uses=parts.chunks.references.uses,
             barred=parts.barred,
             forget=parts.forgetting.forget,
         )
@@ -303,7 +305,7 @@ class Startup:
         parts, decided = found_out
         # From here on the farm hears of this server, so a port that is taken must show before.
         self._ports.open_files(parts)
-        await parts.store.start()
+        await parts.chunks.store.start()
         await parts.measure_space()
         if isinstance(decided, Resumes):
             return await self._resumed_server(parts)
@@ -449,14 +451,7 @@ class Startup:
         """What only a server does that belongs."""
         parts.ledger.start()
         parts.renewal.start()
-        parts.references.start()
-        parts.caretaker.start()
-        parts.collector.start()
-        parts.surplus.start()
-        parts.scrub.start()
-        parts.draining.start()
-        parts.export_keeper.start()
-        parts.exports.start()
+        parts.chunks.start()
         parts.forgetting.start()
         parts.join_file.start()
 

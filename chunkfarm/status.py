@@ -42,11 +42,13 @@ def status_pairs(parts: Parts) -> list[tuple[str, str]]:
         pairs.append(("halted", state.halted))
     pairs += risk.pairs(parts.reporter.risk, servers)
     pairs.append(("under-replicated", str(parts.reporter.short)))
-    pairs += parts.caretaker.progress.pairs()
-    pairs += parts.collector.progress.pairs()
-    pairs += parts.surplus.progress.pairs()
+    pairs += parts.chunks.caretaker.progress.pairs()
+    pairs += parts.chunks.collector.progress.pairs()
+    pairs += parts.chunks.surplus.progress.pairs()
     pairs += [("draining", sentence_of(server, drain)) for server, drain in parts.drains()]
-    pairs += export_pairs(parts.export_keeper.kept, parts.exports.last, parts.export_keeper.missing, parts.now())
+    pairs += export_pairs(
+        parts.chunks.export_keeper.kept, parts.chunks.exports.last, parts.chunks.export_keeper.missing, parts.now()
+    )
     pairs += [("waits-for", f"{wait.address} {wait.error}") for wait in state.waits]
     pairs += [("cure", cure) for cure in state.cures]
     if parts.is_withheld:

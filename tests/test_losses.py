@@ -71,7 +71,7 @@ class LossSurveyTests(SynchronousTestCase):
         self.servers = (*(make_server(number) for number in (1, 2, 3)), make_server(4, state="down"))
         catalog: Any = self.catalog
         transfer: Any = self.transfer
-        self.survey = LossSurvey(lambda: catalog, lambda: transfer, lambda: self.servers, lambda: 3, self.clock)
+        self.survey = LossSurvey(catalog, transfer, lambda: self.servers, lambda: 3, self.clock)
         return self.survey
 
     def hold(self, number: int, *servers: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
-from attrs import evolve
+from attrs import asdict, evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.config import Config, ConfigError, ServerOptions, parse_config
 from chunkfarm.errors import ReadOnly
 from chunkfarm.logs import Logs
+from chunkfarm.model import Server
 from chunkfarm.parts import Parts
 from chunkfarm.reloading import Reload
 from chunkfarm.trust.private import TrustError
@@ -31,7 +34,8 @@ class RunningServer:
         self.path = "config.ini"
         self.run_in_thread = run_now
         self.renewal = self
-        self.row_fields: list[dict[str, str]] = []
+        self.registry = self
+        self.row_fields: list[dict[str, Any]] = []
         self.looked_at_certificate = 0
         self.certificates: list[Any] = []
         self.has_first = True
@@ -43,10 +47,13 @@ class RunningServer:
     def own_row(self) -> Any:
         return make_server(1, weight=self.config.server.weight or 100, zone=self.config.server.zone or "127.0.0.1")
 
-    def set_server(self, server: str, fields: dict[str, str]) -> Deferred[Any]:
+    def set_server(self, server: str, change: Callable[[Server, Any], Server]) -> Deferred[Any]:
         if not self.has_first:
             return fail(ReadOnly("no first"))
-        self.row_fields.append(dict(fields))
+        row = make_server(1)
+        changed = change(row, SimpleNamespace(servers={}))
+        before, after = asdict(row), asdict(changed)
+        self.row_fields.append({name: after[name] for name in after if after[name] != before[name]})
         return succeed(None)
 
     def look(self) -> Deferred[None]:
@@ -77,7 +84,7 @@ class ReloadTests(SynchronousTestCase):
     def test_its_row(self) -> None:
         """The farm is told of another weight or zone."""
         self.successResultOf(self.reload("weight = 7\nzone = attic\n"))
-        assert self.server.row_fields == [{"weight": "7", "zone": "attic"}]
+        assert self.server.row_fields == [{"weight": 7, "zone": "attic"}]
 
     def test_without_a_first(self) -> None:
         """A server that nobody leads keeps the new weight, and says that the farm hears of it later."""

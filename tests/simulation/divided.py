@@ -178,7 +178,7 @@ class LineSimulation(FarmSimulation):
             failure.trap(FarmError, TableError)
             self.refused += 1
 
-        parts.take_over(FARM_NAME).addCallbacks(done, refused)
+        parts.by_hand.run(FARM_NAME).addCallbacks(done, refused)
 
     def _write(self) -> None:
         """Somebody writes through a server, a new key each time."""
@@ -193,7 +193,7 @@ class LineSimulation(FarmSimulation):
         self.world.at(WRITE_SECONDS, None, self._write)
 
     def _put(self, parts: Parts, key: bytes) -> None:
-        parts.table.transact((), (Put(key, b"x"),)).addErrback(lambda failure: failure.trap(TableError, FarmError))
+        parts.embedded.transact((), (Put(key, b"x"),)).addErrback(lambda failure: failure.trap(TableError, FarmError))
 
     # How it ends.
 

@@ -96,7 +96,7 @@ class Stage(FarmSimulation):
         """Ask a server's table, and let time pass until it has answered; raises what it fails with."""
         told: list[Any] = []
         assert server.process is not None and server.parts is not None
-        table = server.parts.table
+        table = server.parts.embedded
         server.process.at(0.0, lambda: call(table).addBoth(told.append))
         self.until(lambda: bool(told), f"{server.name} answers", seconds)
         if isinstance(told[0], Failure):

@@ -58,7 +58,7 @@ class WholeFarmTests(SynchronousTestCase):
             def finished(self) -> None:
                 for server in self.servers:
                     assert server.parts is not None
-                    here = server.parts.export_keeper
+                    here = server.parts.chunks.export_keeper
                     kept[server.id] = [(one.revision, here.missing) for one in here.kept]
                 super().finished()
 

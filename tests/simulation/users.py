@@ -108,7 +108,7 @@ class Users:
     def _ask(self, client: int, server: SimulatedServer, kind: str, key: bytes, expected: int) -> None:
         """Read, or write a value that nobody else writes; `swap` reads first, and writes if nobody did since."""
         assert server.parts is not None
-        table = server.parts.table
+        table = server.parts.embedded
         reads = kind == "read" or (kind == "swap" and expected < 0)
         answer: Deferred[Any]
         if reads:
@@ -184,8 +184,8 @@ class Users:
             self._positions[watcher] = revision
             try:
                 if revision < 0:
-                    revision = (await parts.table.read(PREFIX, limit=1)).revision
-                watch = await parts.table.watch(PREFIX, revision)
+                    revision = (await parts.embedded.read(PREFIX, limit=1)).revision
+                watch = await parts.embedded.watch(PREFIX, revision)
                 while True:
                     batch = await watch.next()
                     self.check_batch(server.name, revision, batch)
@@ -243,7 +243,7 @@ class Users:
             else:
                 self._proofs[mark] = True
 
-        server.parts.table.transact((), (Put(PREFIX + b"proof", mark.encode()),)).addBoth(ended)
+        server.parts.embedded.transact((), (Put(PREFIX + b"proof", mark.encode()),)).addBoth(ended)
 
     # Afterwards.
 

@@ -232,6 +232,7 @@ class ConnectTests(LinkTestCase):
         """Open a port whose queue is full, so that the kernel answers nobody; returns its number."""
         full = socket.socket()
         self.addCleanup(full.close)
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         full.bind((host, number))
         full.listen(0)
         for _ in range(3):
