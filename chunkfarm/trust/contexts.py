@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -31,6 +32,7 @@ from zope.interface import implementer
 from chunkfarm.trust.authority import issued_by, server_id_of
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError, read_private, read_public
+from chunkfarm.wire.tls import explain
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -50,6 +52,18 @@ CIPHERS = b":".join(
 """For TLS 1.2: forward secrecy and authenticated encryption only. RSA is there for a `Certificate` from elsewhere."""
 CIPHERS_1_3 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 """The quickest first. It is the client's order that counts, since only the client may be a machine without AES."""
+
+STRICT = 3
+"""OpenSSL's security level on this server's ports: nothing in a handshake is weaker than 128 bits.
+
+That refuses what the default level lets pass beyond Mozilla's *intermediate* configuration: signatures with SHA-224,
+groups of 2,048 bits. pyOpenSSL has no public way to give lists of groups and signatures; its `set_tmp_ecdh` takes one
+curve, which would refuse all who offer another, and X25519 with ML-KEM."""
+COMPATIBLE = 2
+"""The same with 112 bits, for links to file ports, and for one of ours, with a certificate from elsewhere: most of the
+world's are of RSA with 2,048 bits. It is said, because OpenSSL as some systems build it begins at 1."""
+RSA_BITS_STRICT = 3072
+"""The shortest RSA key of 128 bits, by NIST SP 800-57."""
 
 MODE_ENABLE_PARTIAL_WRITE = 0x1
 """OpenSSL's SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets on each new context and has no name for."""
@@ -85,7 +99,26 @@ class Certificate:
             raise TrustError(f"{key_path or path} holds no private key in PEM form without a password") from error
         if key.public_key() != certificates[0].public_key():
             raise TrustError(f"the key in {key_path or path} does not belong to the first certificate in {path}")
-        return cls(certificates[0], tuple(certificates[1:]), key)
+        loaded = cls(certificates[0], tuple(certificates[1:]), key)
+        try:
+            loaded.show_in(_new_context(SSL.TLS1_2_VERSION, loaded.level))
+        except SSL.Error as error:
+            raise TrustError(f"TLS does not take the certificate in {path}: {explain(error)}") from error
+        return loaded
+
+    @property
+    def level(self) -> int:
+        """The security level that all of its keys reach."""
+        keys = [shown.public_key() for shown in (self.certificate, *self.chain)]
+        short = any(isinstance(key, rsa.RSAPublicKey) and key.key_size < RSA_BITS_STRICT for key in keys)
+        return COMPATIBLE if short else STRICT
+
+    def show_in(self, context: SSL.Context) -> None:
+        """Have it shown by connections of this context."""
+        context.use_certificate(self.certificate)
+        context.use_privatekey(self.key)
+        for link in self.chain:
+            context.add_extra_chain_cert(link)
 
 
 @implementer(IOpenSSLContextFactory, IOpenSSLServerConnectionCreator, IOpenSSLClientConnectionCreator)
@@ -156,7 +189,7 @@ class Contexts:
 
     def peer_client(self) -> SSL.Context:
         """For links to peer ports: TLS 1.3, shows this server's certificate."""
-        return self._cached("peer client", lambda: self._with_identity(_new_context(SSL.TLS1_3_VERSION)))
+        return self._cached("peer client", lambda: self._with_identity(_new_context(SSL.TLS1_3_VERSION, STRICT)))
 
     def client_port(self) -> SSL.Context:
         """For STARTTLS on the client port."""
@@ -211,7 +244,7 @@ class Contexts:
         return context
 
     def _server(self, minimum: int, own: Certificate | None = None) -> SSL.Context:
-        context = _new_context(minimum)
+        context = _new_context(minimum, STRICT if own is None else own.level)
         # Without a name of our own for sessions, OpenSSL refuses to resume one when a certificate was asked for.
         context.set_session_id(b"chunkfarm")
         assert self.identity is not None
@@ -220,10 +253,7 @@ class Contexts:
             context.add_client_ca(self.identity.ca)
         if own is None:
             return self._with_identity(context)
-        context.use_certificate(own.certificate)
-        context.use_privatekey(own.key)
-        for link in own.chain:
-            context.add_extra_chain_cert(link)
+        own.show_in(context)
         return context
 
     def _make_file_port(self) -> SSL.Context:
@@ -244,17 +274,17 @@ class Contexts:
         return context
 
     def _make_client(self, protocols: tuple[bytes, ...]) -> SSL.Context:
-        context = _new_context(SSL.TLS1_2_VERSION)
+        context = _new_context(SSL.TLS1_2_VERSION, COMPATIBLE)
         if protocols:
             context.set_alpn_protos(list(protocols))
         # A provisional certificate would prove nothing.
         return self._with_identity(context) if self.identity is not None and self.identity.ca_pem else context
 
 
-def _new_context(minimum: int) -> SSL.Context:
+def _new_context(minimum: int, level: int) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(minimum)
-    context.set_cipher_list(CIPHERS)
+    context.set_cipher_list(b"%b:@SECLEVEL=%d" % (CIPHERS, level))
     context.set_tls13_ciphersuites(CIPHERS_1_3)
     # A partial write ends after one record of 16 KiB, which makes sixteen calls of a piece of 256 KiB.
     context.clear_mode(MODE_ENABLE_PARTIAL_WRITE)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
+import socket
 import ssl
 import struct
+import subprocess
+import threading
 from typing import Any
 
 import pytest
@@ -290,6 +294,74 @@ class PeerPortTests(RefusalTestCase):
         with link_to(self.alpha.peer) as link, self.assertRaises(OSError):
             context.wrap_socket(link.socket)
         self.unchanged()
+
+    @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
+    def test_handshakes_of_openssl(self) -> None:
+        """On every port OpenSSL's own client gets in with what docs/security.md names, and with nothing weaker."""
+        everything_weak = ("-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")
+        for port, oldest in (
+            (self.alpha.files, "-tls1_2"),
+            (self.alpha.peer, "-tls1_3"),
+            (self.behind_starttls(), "-tls1_2"),
+        ):
+            for good in ((oldest,), ("-tls1_3", "-groups", "P-384"), ("-tls1_3", "-groups", "X25519")):
+                assert shakes_hands(port, *good), (port, good)
+            for bad in (
+                ("-tls1_1", *everything_weak),
+                (
+                    "-tls1_2",
+                    "-cipher",
+                    "AES128-GCM-SHA256:ECDHE-ECDSA-AES128-SHA:DHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0",
+                ),
+                ("-tls1_2", "-sigalgs", "ECDSA+SHA224:ECDSA+SHA1", *everything_weak),
+                ("-tls1_3", "-groups", "ffdhe2048"),
+                ("-tls1_3", "-sigalgs", "RSA-PSS+SHA256:RSA+SHA256"),
+            ):
+                assert not shakes_hands(port, *bad), (port, bad)
+        self.unchanged()
+
+    def behind_starttls(self) -> int:
+        """A port that leads to the client port behind its STARTTLS, which `openssl s_client` does not know."""
+        door = socket.create_server(("127.0.0.1", 0))
+
+        def pass_on(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    visitor, server = door.accept()[0], socket.create_connection(("127.0.0.1", self.alpha.client))
+                    with visitor, server:
+                        server.sendall(b"STARTTLS\n")
+                        assert server.recv(100).startswith(b"OK")
+                        back = threading.Thread(target=pass_on, args=(server, visitor))
+                        back.start()
+                        pass_on(visitor, server)
+                        back.join()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+
+        def close() -> None:
+            door.shutdown(socket.SHUT_RDWR)
+            serving.join()
+            door.close()
+
+        self.addCleanup(close)
+        return int(door.getsockname()[1])
+
+
+def shakes_hands(port: int, *arguments: str) -> bool:
+    """Whether `openssl s_client` has a cipher after its handshake."""
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *arguments],
+        input=b"", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert b"New, " in done.stdout, done
+    return b"Cipher is (NONE)" not in done.stdout
 
 
 def unchecked() -> ssl.SSLContext:
