@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from chunkfarm.by_hand import Outlook
     from chunkfarm.catalog import Catalog
+    from chunkfarm.chronicle import Chronicle
     from chunkfarm.chunks.caretaker import Caretaker
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
@@ -82,6 +83,14 @@ class ServerBackend:
 
     def invite(self, seconds: float) -> Deferred[tuple[str, int]]:
         return self._parts.invites.make(seconds)
+
+    @property
+    def chronicle(self) -> Chronicle:
+        return self._parts.chronicle
+
+    @property
+    def now(self) -> int:
+        return self._parts.now()
 
     @property
     def metrics(self) -> Metrics:

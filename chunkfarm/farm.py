@@ -16,7 +16,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm import membership
+from chunkfarm import __version__, membership
 from chunkfarm.backend import ServerBackend
 from chunkfarm.config import Config, ListenDescription
 from chunkfarm.errors import FarmError
@@ -94,6 +94,7 @@ class Farm(MultiService):
         self._loops: list[LoopingCall] = []
         self._lag_due = 0.0
         self._stopping = False
+        self._why_end = "it was told to end"
         self._client_factory: ClientFactory | None = None
         self._file_factory: FileFactory | None = None
         self._peer_factory: PeerPortFactory | None = None
@@ -162,6 +163,7 @@ class Farm(MultiService):
 
     def _built(self, parts: Parts) -> None:
         self._parts = parts
+        parts.witness.started(__version__, parts.chronicle.last)
         parts.state.subscribe(lambda: self._tell_systemd(parts))
         self._tell_systemd(parts)
 
@@ -219,6 +221,7 @@ class Farm(MultiService):
         if self._stopping or failure.check(CancelledError):
             return
         if failure.check(FarmError):
+            self._why_end = str(failure.value)
             self._log.critical("chunkfarm: {sentence}", sentence=str(failure.value))
         elif not failure.check(TableClosed):
             # Else the disk under the table has failed, and what is said of that follows.
@@ -228,6 +231,7 @@ class Farm(MultiService):
     def _fatal(self, failure: Failure) -> None:
         """The disk fails under the table, or the chunks: nothing may be promised any more, and the process ends."""
         self._log.failure("while writing to the disk; this process ends", failure)
+        self._why_end = f"its disk failed: {failure.getErrorMessage()}"
         self._exit()
         # A disk that hangs would keep an orderly end waiting for ever.
         self._reactor.callLater(LEAVE_SECONDS, self._machine.exit, EXIT_FAILED)
@@ -303,6 +307,8 @@ class Farm(MultiService):
         parts.chunks.links.close()
         parts.peers.close()
         parts.streams.close()
+        parts.witness.ended(self._why_end)
+        await self._within(LEAVE_SECONDS, parts.chronicle.stop())
         parts.data.close()
 
     async def _hand_over(self, parts: Parts) -> None:

@@ -23,6 +23,7 @@ from chunkfarm import __version__, membership
 from chunkfarm.access import Access
 from chunkfarm.addresses import AddressBook, advertised_host
 from chunkfarm.by_hand import Seen, TakeoverByHand
+from chunkfarm.chronicle import CHRONICLE_FILE, THREAD, Chronicle, NotesFile
 from chunkfarm.chunk_parts import ChunkParts
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.store import Space
@@ -65,6 +66,7 @@ from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.proof import JOIN_FILE
 from chunkfarm.trust.seal import SealKey
+from chunkfarm.witness import Witness
 
 INCARNATION_BITS = 64
 """Random bits that tell this process from every other start of the same server."""
@@ -112,6 +114,15 @@ class Parts:
             incarnation=f"{machine.random.getrandbits(INCARNATION_BITS):0{INCARNATION_BITS // 4}x}",
             chunksize=config.farm.chunksize,
         )
+        self.chronicle = Chronicle(
+            NotesFile(data.path / CHRONICLE_FILE),
+            machine.threads(reactor, 1, THREAD),
+            self.state.incarnation,
+            self.now,
+            machine.boot_time,
+        )
+        self.witness = Witness(data.server_id, self.state.incarnation, config.server.name, self.chronicle.note)
+        self.state.subscribe(lambda: self.witness.phase(self.state))
         self.contexts = Contexts(Identity.provisional(data.server_id, self.now()))
         if config.server.certificate is not None:
             self.contexts.show_on_file_port(Certificate.load(config.server.certificate))
@@ -164,9 +175,11 @@ class Parts:
             threads=self.machine.threads,
             observe=lambda message, term, answers: self.takeover.saw(message, term, answers),
             on_committed=self.metrics.committed,
+            on_change=self._lead_changed,
         )
         self.roster = Roster(self.embedded, self.reactor)
         self.roster.subscribe(self._roster_changed)
+        self.roster.subscribe(lambda: self.witness.rows(self.roster.servers, self.roster.barred))
         self.registry = Registry(self.embedded, self.now)
         self.issuer = Issuer(self.embedded, lambda: self.seal, self.now)
         self.duties = Duties(
@@ -192,6 +205,7 @@ class Parts:
             now=self.now,
             heed=self.embedded.heed,
             cures=self.cures,
+            heard=self.witness.hears,
         )
         self._build_history(on_fatal)
         self.renewal = Renewal(
@@ -391,6 +405,17 @@ class Parts:
         if self._keys_seen != self.roster.keys_revision:
             self._keys_seen = self.roster.keys_revision
             self.on_keys_changed()
+
+    def _lead_changed(self) -> None:
+        table = self.embedded
+        self.witness.table(
+            table.is_leader,
+            table.leader if table.is_member else "",
+            table.term,
+            table.reasons,
+            table.configuration.voters,
+            table.configuration_index,
+        )
 
     def _weight_by(self, options: ServerOptions) -> int:
         if options.weight is not None:

@@ -75,8 +75,10 @@ class Reporter:
         now: Callable[[], int],
         heed: Callable[[int, frozenset[str]], None] = lambda term, members: None,
         cures: Callable[[], tuple[str, ...]] = lambda: (),
+        heard: Callable[[str, int], None] = lambda first, term: None,
     ) -> None:
-        """`cures` says what a person may do while nobody leads."""
+        """`cures` says what a person may do while nobody leads; `heard` is told who has answered, and in which term."""
+        self._heard = heard
         self._cures = cures
         self._state = state
         self._heed = heed
@@ -270,6 +272,7 @@ class Reporter:
         answer = json.loads(box["answer"])
         if "term" in answer:
             # A master that was removed hears of it from nobody but the first.
+            self._heard(target, answer["term"])
             self.voters = frozenset(answer["voters"])
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
         self.short = answer.get("short", 0)

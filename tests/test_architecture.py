@@ -43,11 +43,13 @@ FLOORS: list[set[str]] = [
         "said",
         "settings",
         "takeover",
+        "witness",
     },
     {"history"},
     {"survey"},
     {"chunks"},
     {"table"},
+    {"chronicle"},
     {"links", "addresses", "data_directory", "systemd", "logs", "metrics"},
     {"trust"},
     {"wire"},
@@ -56,6 +58,7 @@ FLOORS: list[set[str]] = [
         "membership",
         "risk",
         "state",
+        "timeline",
         "durable",
         "config",
         "config_file",
@@ -96,6 +99,8 @@ PURE = [
     "settings",
     "old_disks",
     "failed_attempts",
+    "timeline",
+    "witness",
 ]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 

@@ -18,6 +18,7 @@ from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
+from chunkfarm.cli.history import history
 from chunkfarm.cli.inviting import invite
 from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
@@ -545,6 +546,7 @@ def _show_outlook(outlook: taking_over.Taken) -> None:
     screen.show_table(["SERVER", "ADDRESS", "STATE", "TERM", "INDEX", ""], rows, right=["TERM", "INDEX"])
 
 
+chunkfarm.add_command(history)
 chunkfarm.add_command(exporting.export)
 chunkfarm.add_command(restoring.restore)
 

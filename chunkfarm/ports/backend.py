@@ -16,6 +16,7 @@ from chunkfarm.table.interface import ITable
 if TYPE_CHECKING:
     from chunkfarm.by_hand import Outlook
     from chunkfarm.catalog import Catalog
+    from chunkfarm.chronicle import Chronicle
     from chunkfarm.chunks.caretaker import Caretaker
     from chunkfarm.chunks.store import ChunkStore
     from chunkfarm.chunks.transfer import Transfer
@@ -63,6 +64,13 @@ class Backend(Protocol):
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         """Fails with `AuthenticationFailed`, or `Waiting` when nobody who holds keys can be asked."""
+
+    @property
+    def chronicle(self) -> Chronicle: ...
+
+    @property
+    def now(self) -> int:
+        """This server's wall clock, ms since 1970."""
 
     @property
     def metrics(self) -> Metrics: ...

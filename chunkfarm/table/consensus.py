@@ -34,7 +34,9 @@ from chunkfarm.table.records import (
     MessageKind,
     ReadState,
     Ready,
+    Reasons,
     SnapshotMeta,
+    Why,
 )
 from chunkfarm.table.withheld import Proof
 
@@ -90,6 +92,13 @@ class Consensus(RaftState):
         self._heartbeat_ticks = heartbeat_ticks
         self._elapsed = 0
         self._timeout = 0
+        self._suspected = False
+        """Whether the link to the leader has ended since it was heard."""
+        self._stood: Why | None = None
+        self._stood_after = ""
+        self._former = ""
+        """Who led last, as far as this server knows."""
+        self._ceased: Why | None = None
         self._votes: dict[str, bool] = {}
         self._leading: Leadership | None = None
         self._questions = ReadQuestions(random)
@@ -129,6 +138,11 @@ class Consensus(RaftState):
             return self._leading.has_quorum
         return bool(self.leader) and self._elapsed < self._election_ticks
 
+    @property
+    def reasons(self) -> Reasons:
+        """Why this server stood for election last, and ceased to lead, for people."""
+        return Reasons(self._stood, self._stood_after, self._ceased)
+
     def snapshot_meta(self, index: int) -> SnapshotMeta:
         """Index, term and configuration of an applied position that is not compacted yet."""
         return self.log.meta_at(index)
@@ -142,7 +156,7 @@ class Consensus(RaftState):
             self._questions.add(self._proof.token)
         if self._leading is not None:
             if not self._leading.tick():
-                self._become_follower(self.term, "")
+                self._become_follower(self.term, "", Why.MAJORITY)
         elif self._elapsed >= self._timeout:
             # Who may not stand goes on counting, so that it is plain how long no leader was heard.
             self.campaign()
@@ -154,6 +168,7 @@ class Consensus(RaftState):
         each rank waits three tenths longer than the one before, so that mostly the senior stands first.
         """
         self._elapsed = 0
+        self._suspected = False
         ticks = self._election_ticks
         if self._rank is None:
             self._timeout = ticks + self._random.randrange(ticks)
@@ -171,6 +186,7 @@ class Consensus(RaftState):
         """
         if self.role != FOLLOWER or id != self.leader or len(self.configuration.voters) < CHECK_QUORUM_VOTERS_MIN:
             return
+        self._suspected = True
         self._elapsed = max(self._elapsed, self._election_ticks)
         if self._rank is None:
             wait = self._random.randrange(self._election_ticks)
@@ -196,17 +212,20 @@ class Consensus(RaftState):
         self._votes = {}
         self._restart_timer()
 
-    def _become_follower(self, term: int, leader: str) -> None:
+    def _become_follower(self, term: int, leader: str, why: Why = Why.LATER) -> None:
+        if self.role == LEADER:
+            self._ceased = why
         self._reset(term)
         self.role = FOLLOWER
         self.leader = leader
+        self._former = leader or self._former
 
     def _become_leader(self) -> None:
         assert self.role == CANDIDATE
         alone = self.alone
         self._reset(self.term)
         self.role = LEADER
-        self.leader = self.id
+        self.leader = self._former = self.id
         self._leading = self._lead()
         if alone:
             self._leading.go_on_alone()
@@ -218,13 +237,19 @@ class Consensus(RaftState):
         """Stand for election, if this server may: first ask whether it would win (pre-vote, dissertation 9.6)."""
         if self.role == LEADER or self.forced or not self._may_campaign():
             return
+        if self.role == FOLLOWER:
+            self._stands_because(Why.CUT if self._suspected else Why.SILENT)
         self._reset(self.term)
         self.role = PRE_CANDIDATE
         self._votes = {self.id: True}
         if self.is_quorum({self.id}):
+            self._stands_because(Why.ONLY)
             self._stand(transfer=False)
             return
         self._ask_for_votes(self.send, MessageKind.PRE_VOTE, self.term + 1)
+
+    def _stands_because(self, why: Why) -> None:
+        self._stood, self._stood_after = why, self._former
 
     def _may_campaign(self) -> bool:
         """Voters may; and one that a change removes, until that change is committed (dissertation 4.2.2).
@@ -257,6 +282,7 @@ class Consensus(RaftState):
             raise ChangeRefused("this server decides nothing until it has caught up")
         if self.role == LEADER or now != Configuration({self.id, leader}) or self.pending_change:
             raise ChangeRefused("others may have decided without this server")
+        self._stands_because(Why.ALONE)
         self._stand(transfer=False)
         self.alone = True
 
@@ -271,6 +297,7 @@ class Consensus(RaftState):
         if not self.last_index:
             raise ChangeRefused("this server has no table to go on with")
         self.release()
+        self._stands_because(Why.FORCED)
         self._reset(max(self.term, term) + 1)
         self.role = CANDIDATE
         self.vote = self.id
@@ -288,7 +315,7 @@ class Consensus(RaftState):
         # A vote that has not left is not given.
         self._promises = [one for one in self._promises if one.kind not in (MessageKind.VOTE, MessageKind.VOTE_ANSWER)]
         if self.role != FOLLOWER:
-            self._become_follower(self.term, "")
+            self._become_follower(self.term, "", Why.WITHHELD)
 
     def release(self) -> None:
         """Take part as before `withhold`."""
@@ -331,7 +358,9 @@ class Consensus(RaftState):
                 return True
         if kind is MessageKind.PRE_VOTE_ANSWER and not message.reject:
             return True
-        self._become_follower(message.term, message.sender if kind in _FROM_LEADER else "")
+        handed = self._leading is not None and self._leading.hands_over
+        leader = message.sender if kind in _FROM_LEADER else ""
+        self._become_follower(message.term, leader, Why.HANDED if handed else Why.LATER)
         return True
 
     def _hears_leader(self) -> bool:
@@ -401,6 +430,7 @@ class Consensus(RaftState):
 
     def _step_timeout_now(self, message: Message) -> None:
         if self.role == FOLLOWER and self.leader == message.sender and self._may_campaign():
+            self._stands_because(Why.HANDED)
             self._stand(transfer=True)
 
     # Following.
@@ -412,6 +442,7 @@ class Consensus(RaftState):
         if self.role != FOLLOWER or self.leader != message.sender:
             self._become_follower(self.term, message.sender)
         self._elapsed = 0
+        self._suspected = False
         return True
 
     def _step_append(self, message: Message) -> None:
@@ -534,7 +565,7 @@ class Consensus(RaftState):
         """Removed by its own hand: tell the others what is committed, then lead no more."""
         if leading.over:
             leading.send_appends()
-            self._become_follower(self.term, "")
+            self._become_follower(self.term, "", Why.REMOVED)
 
     def report_unreachable(self, id: str) -> None:
         """Messages to `id` were probably lost: look again where its log is."""

@@ -65,7 +65,7 @@ from chunkfarm.table.lines import Past
 from chunkfarm.table.links_interface import IConsensusLinks
 from chunkfarm.table.objections import objection
 from chunkfarm.table.progress import REPLICATE, Progress
-from chunkfarm.table.records import Configuration, Message, MessageKind
+from chunkfarm.table.records import Configuration, Message, MessageKind, Reasons
 from chunkfarm.table.sessions import Session, Sessions
 from chunkfarm.table.threads import Gathered, OneThread, RunBlocking
 from chunkfarm.threads import Threads
@@ -231,6 +231,16 @@ class EmbeddedTable:
     def configuration(self) -> Configuration:
         """Who votes and who learns, committed or not."""
         return self._driver.core.configuration
+
+    @property
+    def configuration_index(self) -> int:
+        """The entry that made it so."""
+        return self._driver.core.configuration_index
+
+    @property
+    def reasons(self) -> Reasons:
+        """Why this server stood for election last, and ceased to lead, for people."""
+        return self._driver.core.reasons
 
     @property
     def is_member(self) -> bool:

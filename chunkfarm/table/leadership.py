@@ -71,6 +71,11 @@ class Leadership:
         return self._state.is_quorum({self._state.id, *active})
 
     @property
+    def hands_over(self) -> bool:
+        """Whether leadership is being handed to another server."""
+        return bool(self._transfer_to)
+
+    @property
     def over(self) -> bool:
         """Whether this leader has been removed by a change that is committed."""
         return self._state.id not in self._state.configuration.voters and not self._state.pending_change

@@ -63,6 +63,39 @@ class SnapshotMeta:
     configuration: Configuration = Configuration()
 
 
+class Why(Enum):
+    """Why a server stood for election, or ceased to lead; told to people, and nothing follows from it."""
+
+    ONLY = "only"
+    """It is the only voter."""
+    SILENT = "silent"
+    """It heard no leader for an election timeout."""
+    CUT = "cut"
+    """The leader's link had ended."""
+    HANDED = "handed"
+    """The leader handed over."""
+    ALONE = "alone"
+    """The other one of two voters is gone for good."""
+    FORCED = "forced"
+    """A person said so."""
+    MAJORITY = "majority"
+    """No majority answered."""
+    REMOVED = "removed"
+    """It does not vote any more."""
+    WITHHELD = "withheld"
+    LATER = "later"
+    """There is a later term."""
+
+
+@frozen
+class Reasons:
+    """Why a server stood for election last, who led before, and why it ceased to lead."""
+
+    stood: Why | None = None
+    former: str = ""
+    ceased: Why | None = None
+
+
 class MessageKind(Enum):
     PRE_VOTE = "pre_vote"
     PRE_VOTE_ANSWER = "pre_vote_answer"

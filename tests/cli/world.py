@@ -96,6 +96,8 @@ class World:
         self.said: dict[str, dict[str, str]] = {}
         """What servers say to HELLO, by name; the others refuse."""
         self.clock = Clock()
+        self.now_ms = 0
+        """This machine's time of day."""
         self.dialled: list[str] = []
         self.probed: list[str] = []
         self.on_idle: list[Callable[[], None]] = []
@@ -172,7 +174,7 @@ class World:
             in_thread=lambda reactor: _at_once,
             environment=self.environment,
             home=self.home,
-            now_ms=lambda: 0,
+            now_ms=lambda: self.now_ms,
         )
         before = os.getcwd()
         os.chdir(self.directory)

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.by_hand import Outlook, Seen
 from chunkfarm.catalog import Condition, Found, Listing
+from chunkfarm.chronicle import NOTES_MAX, Chronicle
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.store import DamagedChunk
 from chunkfarm.chunks.transfer import ChunkReceipt
@@ -421,6 +422,51 @@ class MemoryCaretaker:
         self.asked += digests
 
 
+class MemoryNotes:
+    """The file of a time line. `error` is what every write fails with."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = data
+        self.error: OSError | None = None
+
+    def load(self) -> bytes:
+        return self.data
+
+    def add(self, data: bytes) -> None:
+        if self.error is not None:
+            # As a disk does that becomes full.
+            self.data += data[: len(data) // 2]
+            raise self.error
+        self.data += data
+
+    def replace(self, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.data = data
+
+
+class AtOnce:
+    """Threads that are not: each call is done when it is made."""
+
+    def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Deferred[T]:
+        return execute(function, *args, **kwargs)
+
+    def stop(self) -> None:
+        pass
+
+
+def memory_chronicle(
+    now: Callable[[], int],
+    file: MemoryNotes | None = None,
+    run: str = "1",
+    boot_time: Callable[[], float] | None = None,
+    most: int = NOTES_MAX,
+) -> Chronicle:
+    """A time line that is on no disk; its machine has run since 1970 if no `boot_time` is given."""
+    threads: Any = AtOnce()
+    return Chronicle(file or MemoryNotes(), threads, run, now, boot_time or (lambda: now() / 1000), most)
+
+
 class MemoryBackend:
     """A serving server `alpha` of the farm `lab`, with the keys reader, writer and admin (secret: `secret`)."""
 
@@ -446,6 +492,8 @@ class MemoryBackend:
         self.keys_revision = 0
         self.keyring: Any = None
         self.metrics = Metrics()
+        self.now = NOW
+        self.chronicle = memory_chronicle(lambda: self.now)
         self.failed: list[str] = []
         self.pause = 0.0
         """Seconds before a wrong key is answered."""

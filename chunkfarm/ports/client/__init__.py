@@ -50,7 +50,7 @@ HELLO is followed by a block that says for what:
 A server that takes part in nothing any more, because the farm went on without it, says why in the field `because`.
 
 Everything but HELLO, HELP, PING, QUIT and STARTTLS is answered `ERR waiting` unless the state is serving or
-readonly; a server that is waiting and has the table itself answers AUTH, STATUS and TAKEOVER too. From another
+readonly; a server that is waiting and has the table itself answers AUTH, STATUS, HISTORY and TAKEOVER too. From another
 machine an unencrypted link may say HELLO, HELP, QUIT and STARTTLS only (`ERR denied`). From the machine itself
 (127.0.0.1, ::1) STARTTLS is not needed; AUTH is, for all that is below.
 
@@ -67,6 +67,7 @@ Servers
     SERVERS             -> TABLE <count> revision=<n>, rows, END
     SERVER <id|name>    -> OK SERVER id=...
     WHO                 -> WHO <count>, rows, END
+    HISTORY [since] [after] [limit] -> HISTORY <count> server= name= now=<timestamp> [more], rows, END
     STATUS              -> STATUS <count>, lines name=value, END
     SET <id|name|farm> <field>=<value> ...  -> OK SERVER id=... or OK FARM chunksize=...          (admin)
     TABLE <length>, the answer to SERVERS   -> OK changed=<n>                                     (admin)
@@ -79,6 +80,14 @@ A row of SERVERS, live servers first, oldest first:
 (on one line), and of WHO, in the order in which servers succeed each other:
 
     rank=1 role=first|master|server id= name= state= because="the most senior live master"
+
+HISTORY tells what this one server saw of who joined, led, left and came back (the others saw it too, or did not: ask
+each), by its own clock, which now shows `now`:
+
+    NOTE number=<n> at=<timestamp> kind= server=<id> name= [term=<n>] [mark=] [because="..."]
+
+with greater numbers than `after`, not before the timestamp `since`; at most 1,000, and `more` says that others follow.
+Servers that saw the same thing tell the same kind, server and mark. What has no mark, this server alone can know.
 
 and, to empty a server so that it can be switched off:
 

@@ -177,6 +177,14 @@ _ALL = (
     Command(name="UNWATCH", usage="", summary="Ends the watch.", run=watching.unwatch, by_certificate=True),
     Command(name="WHO", usage="", summary="The line of succession, and why.", run=looking.who),
     Command(
+        name="HISTORY",
+        usage="[since] [after] [limit]",
+        summary="What this server saw of who joined, led, left and came back; - stands for nothing.",
+        run=looking.history,
+        most=3,
+        when_resuming=True,
+    ),
+    Command(
         name="LIST",
         usage="[prefix] [after] [limit]",
         summary="Files in name order; - stands for nothing.",

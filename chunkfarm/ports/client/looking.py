@@ -8,13 +8,15 @@ from chunkfarm.catalog import EXPLAINED_MAX
 from chunkfarm.errors import Denied, InvalidRequest, LimitExceeded, NotFound
 from chunkfarm.explanation import Explanation, Part, shares
 from chunkfarm.links.rows import file_row, server_row
-from chunkfarm.model import KIB, Server, check_file_name, chunk_count, timestamp
+from chunkfarm.model import KIB, Server, check_file_name, chunk_count, parse_timestamp, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
 
 PROTOCOL = "chunkfarm/1"
 LIST_LIMIT = 1000
 """Rows of one LIST: up to about a megabyte, which one answer holds in memory."""
+HISTORY_LIMIT = 1000
+"""Notes of one HISTORY: some 200 kilobytes."""
 TABLE_BYTES_MAX = 1024 * KIB
 """A server table put as a whole: a row has some 300 bytes, so this is more than one transaction could change."""
 NUMBER_DIGITS_MAX = 18
@@ -126,6 +128,41 @@ async def who(session: Session, request: Request) -> Answer:
         for rank, standing in enumerate(session.backend.succession(), 1)
     ]
     return block("WHO", rows)
+
+
+async def history(session: Session, request: Request) -> Answer:
+    since = _moment(request.word(0)) if request.word(0) else 0
+    after = number(request.word(1, "0"), "number of a note")
+    limit = number(request.word(2, str(HISTORY_LIMIT)), "limit")
+    if limit > HISTORY_LIMIT:
+        raise LimitExceeded(f"one HISTORY shows up to {HISTORY_LIMIT} notes; ask again after the last number")
+    backend = session.backend
+    notes, more = backend.chronicle.told(since, after, limit)
+    rows = [
+        "NOTE "
+        + format_fields(
+            [
+                ("number", note.number),
+                ("at", timestamp(max(0, note.at))),
+                ("kind", note.kind),
+                ("server", note.server),
+                ("name", note.name),
+                *([("term", note.term)] if note.term else []),
+                *([("mark", note.mark)] if note.mark else []),
+                *([("because", Sentence(note.because))] if note.because else []),
+            ]
+        )
+        for note in notes
+    ]
+    header = [("server", backend.state.server_id), ("name", backend.state.name), ("now", timestamp(backend.now))]
+    return block("HISTORY", rows, format_fields(header) + (" more" if more else ""))
+
+
+def _moment(word: str) -> int:
+    try:
+        return parse_timestamp(word)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
 
 
 async def list_files(session: Session, request: Request) -> Answer:
