@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement, repair
 from chunkfarm.chunks.at_risk import AtRisk
-from chunkfarm.chunks.examining import Examined, Examiner, Found, together
+from chunkfarm.chunks.examining import QUICKLY, Examined, Examiner, Found, together
 from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
 from chunkfarm.chunks.pieces import RunInThread, read_whole
@@ -344,7 +344,9 @@ class Caretaker(Loop):
 
     def _look_again(self, number: int, seconds: float = 0.0) -> None:
         part = self._parts[number]
-        at = self._clock.seconds() + max(AGAIN_SECONDS, seconds)
+        soon = self._examiner.soon
+        # Who has just been started is asked as soon as it answers.
+        at = self._clock.seconds() + (max(AGAIN_SECONDS, seconds) if soon is None else soon)
         part.again = at if part.again is None else min(part.again, at)
 
     async def _look(self, digests: Sequence[bytes], should_be_here: bool = False) -> bool:
@@ -467,6 +469,7 @@ class Caretaker(Loop):
         copies, holders = found.need.copies, set(found.holders)
         for server in found.need.targets:
             await self._pace(len(data))
+            began = self._clock.seconds()
             try:
                 await self._links.put(server, digest, data).addTimeout(COPY_TIMEOUT, self._clock)
             except CancelledError:
@@ -485,7 +488,8 @@ class Caretaker(Loop):
                         await self._store.check(digest)
                     self._look_again(digest[0])
                     return
-                self._examiner.hinder(server, failure, isinstance(error, Full))
+                quickly = self._clock.seconds() - began < QUICKLY
+                self._examiner.hinder(server, failure, isinstance(error, Full), quickly)
                 self._look_again(digest[0])
             else:
                 copies += 1
@@ -554,6 +558,7 @@ class Caretaker(Loop):
     def _count(self, moved: int) -> None:
         if self._was_idle:
             self._was_idle, self._done = False, 0
+            self._moved.begin(self._clock.seconds())
         self._done += 1
         self._moved.note(self._clock.seconds(), moved)
 

@@ -42,6 +42,9 @@ REST_FACTOR = 4
 """Or so many times as long as the round took to look at this disk and to ask, which it may with a million chunks."""
 RATE_SECONDS = 30.0
 """Over which the rate that is shown is measured."""
+TOLD_PART = 100
+"""A rate is told once one part in so many of the bytes has arrived: of a few small chunks, which are there at once while
+the large ones are still copied, a time left of days would follow."""
 
 
 @define
@@ -88,6 +91,8 @@ class Draining:
         self._bucket = Bucket(rate, max(1, rate))
         self._hindered = hindered
         self._moved = Meter(RATE_SECONDS)
+        self._arrived = 0
+        """Bytes that were found to be whole elsewhere since this server has been counted."""
         self._parts: list[_Part] = []
         self._standing: object = None
         self._drained = False
@@ -130,15 +135,23 @@ class Draining:
         if not self._is_emptied():
             return None
         left = sum(len(part.left) for part in self._parts)
+        bytes_left = sum(sum(part.left.values()) for part in self._parts)
         return Drain(
             chunks=left + sum(len(part.verified) for part in self._parts),
             left=left,
-            bytes_left=sum(sum(part.left.values()) for part in self._parts),
-            rate=int(self._moved.rate(self._clock.seconds())),
+            bytes_left=bytes_left,
+            rate=self._rate(bytes_left),
             counted=self._counted,
             drained=self._drained,
             paused=self._why_paused(),
         )
+
+    def _rate(self, bytes_left: int) -> int:
+        """Bytes a second; 0 also while nobody could tell."""
+        now = self._clock.seconds()
+        if self._moved.is_silent(now) or self._arrived * TOLD_PART < bytes_left:
+            return 0
+        return int(self._moved.rate(now))
 
     def _is_emptied(self) -> bool:
         return any(server.is_emptied for server in self._servers() if server.id == self._self_id)
@@ -203,7 +216,9 @@ class Draining:
         self._parts = self._parts or [_Part() for _ in range(PREFIXES)]
         for number, part in enumerate(self._parts):
             await self._count(number, part, servers, replicas)
-        self._counted = True
+        if not self._counted:
+            self._counted, self._arrived = True, 0
+            self._moved.begin(self._clock.seconds())
         working = self._clock.seconds() - began
         arrived = 0
         for part in self._parts:
@@ -257,7 +272,9 @@ class Draining:
         arrived = 0
         for digest in there:
             if len(whole[digest]) >= wanted[digest] and digest in part.left:
-                self._moved.note(self._clock.seconds(), part.left.pop(digest))
+                size = part.left.pop(digest)
+                self._moved.note(self._clock.seconds(), size)
+                self._arrived += size
                 part.verified.add(digest)
                 arrived += 1
         return arrived

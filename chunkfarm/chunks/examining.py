@@ -21,6 +21,11 @@ from chunkfarm.model import Server
 
 SILENT_SECONDS = 20.0
 """How long a server that did not answer is left alone: if it is gone, its row says so by then."""
+SOON_SECONDS = 1.0
+"""How long one that refused at once is left alone: mostly it has only just been started, and listens in a moment. The
+next times are twice as long each, up to `SILENT_SECONDS`; they are counted anew for each process of a server."""
+QUICKLY = 1.0
+"""Seconds within which a refusal comes; who takes longer would hold up the look at all other chunks each time."""
 FULL_SECONDS = 120.0
 """How long a server that said it is full is sent nothing: much longer than it takes until somebody else stands in."""
 
@@ -35,6 +40,8 @@ class Hindrance:
     until: float
     reason: str
     full: bool
+    soon: bool = False
+    """Whether it is asked again sooner than one that is silent."""
 
 
 @frozen
@@ -68,12 +75,27 @@ class Examiner:
     clock: IReactorTime
     run_in_thread: RunInThread
     _hindrances: dict[str, Hindrance] = field(factory=dict, init=False)
+    _refusals: dict[str, tuple[str, float]] = field(factory=dict, init=False)
+    """Of servers that refused at once: which process that was, and the next pause in seconds."""
 
-    def hinder(self, server: Server, failure: Failure, full: bool = False) -> None:
-        """Leave a server alone for a while: it did not answer, or has no room."""
+    def hinder(self, server: Server, failure: Failure, full: bool = False, quickly: bool = False) -> None:
+        """Leave a server alone for a while: it did not answer, `quickly` said that it does not, or has no room."""
         reason = f"{server.name}: {reason_of(failure)}"
         seconds = FULL_SECONDS if full else SILENT_SECONDS
-        self._hindrances[server.id] = Hindrance(self.clock.seconds() + seconds, reason, full)
+        if quickly and not full:
+            process, seconds = self._refusals.get(server.id, (server.incarnation, SOON_SECONDS))
+            if process != server.incarnation:
+                seconds = SOON_SECONDS
+            self._refusals[server.id] = server.incarnation, min(SILENT_SECONDS, 2 * seconds)
+        self._hindrances[server.id] = Hindrance(
+            self.clock.seconds() + seconds, reason, full, quickly and seconds < SILENT_SECONDS
+        )
+
+    @property
+    def soon(self) -> float | None:
+        """Seconds until a server is asked again that refused at once; None if there is none to be asked so soon."""
+        now = self.clock.seconds()
+        return min((one.until - now for one in self.hindrances() if one.soon), default=None)
 
     def hindrances(self) -> tuple[Hindrance, ...]:
         """Those that still count."""
@@ -123,6 +145,7 @@ class Examiner:
         return all(await together(self._ask_one(*question, holders) for question in questions.values()))
 
     async def _ask_one(self, server: Server, digests: list[bytes], holders: Holders) -> bool:
+        began = self.clock.seconds()
         try:
             for start in range(0, len(digests), HAVE_DIGESTS_MAX):
                 batch = digests[start : start + HAVE_DIGESTS_MAX]
@@ -133,7 +156,7 @@ class Examiner:
         except CancelledError:
             raise
         except Exception:
-            self.hinder(server, Failure())
+            self.hinder(server, Failure(), quickly=self.clock.seconds() - began < QUICKLY)
             return False
         return True
 

@@ -19,6 +19,9 @@ from chunkfarm.model import Server
 
 Servers = tuple[Server, ...]
 
+FIRST_SECONDS = 1.0
+"""What moves sooner after the beginning of a measurement counts as moved within so long."""
+
 
 @frozen
 class Need:
@@ -196,14 +199,28 @@ class Meter:
     """After so long a byte counts for about a third."""
     _value: float = 0.0
     _at: float = 0.0
+    _since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """Forget what was, and measure from now on: until the average is full it is that of the time since then."""
+        self._value, self._at, self._since = 0.0, now, now
 
     def note(self, now: float, amount: int) -> None:
         """So many bytes have moved."""
-        self._value = self.rate(now) + amount / self.seconds
+        self._value = self._faded(now) + amount / self.seconds
         self._at = now
 
     def rate(self, now: float) -> float:
         """Bytes a second, now."""
+        if self._since is None:
+            return self._faded(now)
+        return self._faded(now) / (1 - exp(-max(FIRST_SECONDS, now - self._since) / self.seconds))
+
+    def is_silent(self, now: float) -> bool:
+        """Whether nothing has moved for so long that the rate only tells of what was."""
+        return now - self._at > self.seconds
+
+    def _faded(self, now: float) -> float:
         return self._value * exp(min(0.0, self._at - now) / self.seconds)
 
 

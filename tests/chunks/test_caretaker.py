@@ -457,6 +457,33 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(3 * AGAIN_SECONDS)
         assert self.has(2)
 
+    def test_a_server_that_is_still_starting(self) -> None:
+        """Who has joined and does not listen yet gets its copies as soon as it does, not after half a minute."""
+        self.make(2)
+        digest = self.put(self.own(1, 1000)[0])
+        self.pass_time(START_SECONDS + 5)
+        joined = make_servers(3)[2]
+        self.links.dead.add(joined.id)
+        self.servers = (*self.servers, joined)
+        self.caretaker.table_changed()
+        self.pass_time(4)
+        self.links.dead.clear()
+        self.pass_time(5)
+        assert self.has(3, digest)
+
+    def test_a_server_that_refuses_for_long(self) -> None:
+        """It is asked less and less often; when it is started anew, soon again."""
+        self.make()
+        self.put()
+        other = self.servers[1]
+        self.links.dead.add(other.id)
+        self.pass_time(600)
+        asked = self.links.calls.count(("have", other.name))
+        assert 10 < asked < 45
+        self.change(2, incarnation="another process")
+        self.pass_time(10)
+        assert self.links.calls.count(("have", other.name)) > asked + 2
+
     def test_stop(self) -> None:
         """It ends wherever it is, and leaves no call behind."""
         caretaker = self.make(rate=1000)

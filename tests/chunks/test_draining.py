@@ -96,6 +96,26 @@ class DrainingTests(SynchronousTestCase):
         self.change(1, draining=False, state="up")
         assert self.draining.progress is None
 
+    def test_time_left(self) -> None:
+        """No rate and no time left are told of a few small chunks that arrived first; of more of them a true one."""
+        self.make(chunks=6)
+        large = pattern(MIB, 99)
+        self.data[digest_of(large)] = large
+        self.successResultOf(self.store.put(None, large))
+        self.begin()
+        first, *rest, last = self.data
+        self.copy(first)
+        self.pass_time(STUCK_SECONDS + 1)
+        told = self.progress()
+        assert (told.left, told.rate, told.seconds_left) == (6, 0, None)
+        self.copy(last)
+        self.pass_time(STUCK_SECONDS + 1)
+        told = self.progress()
+        # A MiB within some 20 seconds.
+        assert told.left == 5 and told.rate > MIB / 30 and told.seconds_left == 1
+        self.pass_time(120)
+        assert (self.progress().left, self.progress().rate, self.progress().seconds_left) == (len(rest), 0, None)
+
     def test_one_owner_lacks_it(self) -> None:
         """Two of three copies are not enough, however long that takes."""
         self.make(chunks=1)

@@ -197,6 +197,15 @@ class PaceTests(SynchronousTestCase):
         assert meter.rate(20.0) == pytest.approx(10 * MIB, rel=0.1)
         assert meter.rate(40.0) < 1000
 
+    def test_meter_at_the_beginning(self) -> None:
+        """What has only just begun to move is shown as fast as it is; after a silence it is known to be one."""
+        meter = Meter(30.0)
+        meter.begin(100.0)
+        for tick in range(1, 31):
+            meter.note(100.0 + tick / 10, MIB)
+        assert meter.rate(103.0) == pytest.approx(10 * MIB, rel=0.1)
+        assert not meter.is_silent(130.0) and meter.is_silent(134.0)
+
 
 class ProgressTests(SynchronousTestCase):
     def test_time_left(self) -> None:
