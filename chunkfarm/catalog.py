@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred, TimeoutError
@@ -233,7 +233,9 @@ class Catalog:
         return Deferred.fromCoroutine(self._parts(file))
 
     def explain(self, name: str, start: int = 0, limit: int = EXPLAINED_MAX) -> Deferred[Explanation]:
-        """Who holds the chunks `start`, `start + 1` ... of a file, `limit` at most; with chunk 0, its manifest too.
+        """Who holds the chunks `start`, `start + 1` ... of a file, `limit` at most, and when they were last read whole.
+
+        With chunk 0 those of its manifest, too.
 
         All servers are asked, and who does not answer counts as holding nothing. Fails as `find` and `manifest` do.
         """
@@ -489,10 +491,12 @@ class Catalog:
         numbers = range(start, end)
         named = [digest for level in above for digest in level] if start == 0 else []
         held = await self._transfer.have([*named, *(digests[number] for number in numbers)], enough=EVERY_COPY)
-        parts = [Part(digest, held[digest]) for digest in named]
-        parts += [
-            Part(digests[number], held[digests[number]], number, manifest.chunk_length(number)) for number in numbers
-        ]
+        times = await self._transfer.verified(held)
+        parts = [Part(digest, held[digest], verified=_times(times, digest, held[digest])) for digest in named]
+        for number in numbers:
+            digest = digests[number]
+            holders, length = held[digest], manifest.chunk_length(number)
+            parts.append(Part(digest, holders, number, length, verified=_times(times, digest, holders)))
         return Explanation(found.file, self._options().replicas, tuple(parts), end < len(digests), found.stale)
 
     async def _check(self, name: str, start: int, limit: int, read: bool) -> Explanation:
@@ -576,6 +580,10 @@ def _file_in(page: Page, key: bytes) -> File | None:
         row = page.rows[0]
         return File.from_row(row.key, row.value, row.revision)
     return None
+
+
+def _times(times: Mapping[tuple[bytes, str], int], digest: bytes, holders: Sequence[str]) -> tuple[int, ...]:
+    return tuple(times.get((digest, holder), 0) for holder in holders)
 
 
 def _manifest_length(file: File) -> int:

@@ -22,6 +22,8 @@ class Part:
     """Bytes of the file in it."""
     damaged: tuple[str, ...] = ()
     """Ids of the servers that found their copy damaged when they were made to read it."""
+    verified: tuple[int, ...] = ()
+    """When each of the holders last read its copy whole and found it right, in ms; 0 where that is not known."""
 
 
 @frozen
@@ -49,6 +51,8 @@ class Share:
     """Those that no other server which answered has: they are lost if this one is."""
     bytes: int
     """Bytes of the file in those."""
+    verified: int = 0
+    """When it last read whole the one of these that it has not read for longest, in ms; 0 if that is not known."""
 
 
 def shares(parts: Iterable[Part], servers: Iterable[Server]) -> tuple[Share, ...]:
@@ -56,13 +60,22 @@ def shares(parts: Iterable[Part], servers: Iterable[Server]) -> tuple[Share, ...
     held: dict[str, set[bytes]] = {}
     only: dict[str, set[bytes]] = {}
     lost: dict[str, int] = {}
+    verified: dict[str, int] = {}
     for part in parts:
         for holder in part.holders:
             held.setdefault(holder, set()).add(part.digest)
+        for holder, ms in zip(part.holders, part.verified, strict=False):
+            verified[holder] = min(verified.get(holder, ms), ms)
         if len(part.holders) == 1:
             only.setdefault(part.holders[0], set()).add(part.digest)
             lost[part.holders[0]] = lost.get(part.holders[0], 0) + part.length
     return tuple(
-        Share(server, len(held.get(server.id, ())), len(only.get(server.id, ())), lost.get(server.id, 0))
+        Share(
+            server,
+            len(held.get(server.id, ())),
+            len(only.get(server.id, ())),
+            lost.get(server.id, 0),
+            verified.get(server.id, 0),
+        )
         for server in servers
     )

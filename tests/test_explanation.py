@@ -85,6 +85,19 @@ class ExplainTests(ExplainTestCase):
             self.links.on(third)[digests[0]] = data
         assert sorted(self.explain().parts[0].holders) == [server.id for server in self.servers]
 
+    def test_verified(self) -> None:
+        """Each holder says when it read its copy last, if it knows; one that does not say so is asked in vain."""
+        digests = self.put(8)
+        for number, digest in enumerate(digests):
+            self.links.times[self.servers[1].id, digest] = 1000 + number
+        parts = self.explain().parts
+        for number, part in enumerate(parts):
+            known = dict(zip(part.holders, part.verified, strict=True))
+            assert known.get(self.servers[1].id, 1000 + number) == 1000 + number
+            assert not known.get(self.servers[2].id) and known.get(self.servers[0].id, 1)
+        oldest = next(1000 + number for number, part in enumerate(parts) if self.servers[1].id in part.holders)
+        assert [share.verified for share in shares(parts, self.servers)][1:] == [oldest, 0]
+
     def test_who_does_not_answer(self) -> None:
         """A server that does not answer counts as holding nothing, and what it leaves to one other shows."""
         self.put(8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -70,6 +70,32 @@ class Checker:
             )
         await self._tell(found, servers)
         return found
+
+    async def verified(self, held: Mapping[bytes, Sequence[str]]) -> dict[tuple[bytes, str], int]:
+        """When the holders of these chunks last read them whole, in ms; who does not say that is left out."""
+        rows = {server.id: server for server in self.servers()}
+        of: dict[str, list[bytes]] = {}
+        for digest, holders in held.items():
+            for id in holders:
+                of.setdefault(id, []).append(digest)
+        told = await together(self._ask_when(rows[id], digests) for id, digests in of.items() if id in rows)
+        return {known: ms for one in told for known, ms in one.items()}
+
+    async def _ask_when(self, server: Server, digests: list[bytes]) -> dict[tuple[bytes, str], int]:
+        known: dict[tuple[bytes, str], int] = {}
+        try:
+            for start in range(0, len(digests), HAVE_DIGESTS_MAX):
+                batch = digests[start : start + HAVE_DIGESTS_MAX]
+                asked = self.store.verified(batch) if server.id == self.self_id else self.links.verified(server, batch)
+                times = await asked.addTimeout(ANSWER_SECONDS, self.clock)
+                known |= {(digest, server.id): ms for digest, ms in zip(batch, times, strict=True) if ms}
+        except CancelledError:
+            raise
+        except Exception:
+            # It may be of a version that does not know; only people miss it.
+            reason = reason_of(Failure())
+            self._log.debug("{server} does not say when it read its chunks: {why}", server=server.name, why=reason)
+        return known
 
     async def _ask(self, server: Server, digests: list[bytes], read: bool) -> list[int]:
         """What one server says; empty if it does not answer."""

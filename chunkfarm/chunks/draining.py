@@ -43,8 +43,8 @@ REST_FACTOR = 4
 RATE_SECONDS = 30.0
 """Over which the rate that is shown is measured."""
 TOLD_PART = 100
-"""A rate is told once one part in so many of the bytes has arrived: of a few small chunks, which are there at once while
-the large ones are still copied, a time left of days would follow."""
+"""A rate is told once one part in so many of the bytes has arrived: from a few small chunks, which are there at once
+while the large ones are still copied, a time left of days would follow."""
 
 
 @define

@@ -1,9 +1,9 @@
 """`index.sqlite`: what is known of the chunks on this disk and can be found out, or waited for, anew.
 
-It holds where each packed chunk is (`packs`) and until when chunks must be kept (`pins`), in one SQLite file beside
-the directory of the chunks. Nothing is lost with it: the packs are read again, and a chunk of which nothing is known
-counts as pinned. So one that cannot be read at a start is thrown away. It is made with the first thing that is
-written into it, for a start that is refused must leave nothing behind.
+It holds where each packed chunk is (`packs`), until when chunks must be kept (`pins`), and when they were last found to
+be whole (`verified`), in one SQLite file beside the directory of the chunks. Nothing is lost with it: the packs are
+read again, and a chunk of which nothing is known counts as pinned. So one that cannot be read at a start is thrown
+away. It is made with the first thing that is written into it, for a start that is refused must leave nothing behind.
 
 Everything here blocks, and is called on a thread.
 """
@@ -34,6 +34,9 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS chunks (digest BLOB PRIMARY KEY, pack INT, at INT, length INT) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS pins (digest BLOB PRIMARY KEY, held REAL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY, seconds REAL)",
+    "CREATE TABLE IF NOT EXISTS written (pack INT, at INT, ms INT, PRIMARY KEY (pack, at)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS passes (prefix INTEGER PRIMARY KEY, ms INT)",
+    "CREATE TABLE IF NOT EXISTS verified (digest BLOB PRIMARY KEY, ms INT) WITHOUT ROWID",
 )
 
 

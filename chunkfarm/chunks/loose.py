@@ -84,6 +84,13 @@ class LooseChunks:
         file.close()
         return file.length
 
+    def written(self, digest: bytes) -> int:
+        """When the chunk's file was written, in ms; 0 if there is none."""
+        try:
+            return os.stat(self.path(digest)).st_mtime_ns // 1_000_000
+        except FileNotFoundError:
+            return 0
+
     def settle(self, digest: bytes) -> None:
         """Make the chunk's name durable: whoever writes the same chunk may not have come to that."""
         sync_directory(os.path.dirname(self.path(digest)))

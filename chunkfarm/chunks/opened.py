@@ -18,9 +18,11 @@ OpenChunk = ChunkFile | PackedChunk
 
 
 class Disk(Protocol):
-    """What of the store is needed here: both work away from the reactor."""
+    """What of the store is needed here: the first and the last work away from the reactor."""
 
     def read_piece(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> Deferred[memoryview]: ...
+
+    def was_whole(self, digest: bytes) -> None: ...
 
     def close_file(self, file: OpenChunk) -> None: ...
 
@@ -38,6 +40,7 @@ class ChunkReader:
         self._file = file
         self._position = start
         self._end = end
+        self._is_whole = self.length == file.length
         self._ahead: Deferred[memoryview] | None = None
         self._closed = False
 
@@ -74,6 +77,8 @@ class ChunkReader:
         self._position += len(piece)
         if self._position < self._end and not self._closed:
             self._ahead = self._read()
+        elif self._is_whole and self._position == self._end:
+            self._store.was_whole(self._digest)
         return piece
 
     def _read(self) -> Deferred[memoryview]:

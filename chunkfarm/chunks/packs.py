@@ -44,6 +44,8 @@ STEP = 4 * MIB
 UNINDEXED_MOST = 64
 """Chunks that the index is told of together: it need not be durable, and a statement for each took longer than what
 else is done for a small chunk beside waiting for the disk."""
+MARK_MS = 60_000
+"""A minute in which chunks are written costs one row that tells from which place of a pack on they are not older."""
 SCAN_STEP = 8 * MIB
 """Bytes of a pack in memory while it is read at the start: many times the largest record."""
 
@@ -110,7 +112,9 @@ class Packs:
         index: Index,
         room: Callable[[int], None],
         promise: Callable[[Sequence[bytes]], None] = lambda digests: None,
+        now: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`now` is the wall clock in ms."""
         self._directory = directory
         self._index = index
         self._room = room
@@ -124,6 +128,11 @@ class Packs:
         self._descriptor = -1
         self._end = 0
         self._recent = Recent()
+        self._now = now
+        self._marks: list[tuple[int, int, int]] = []
+        """Packs, places in them and times: what follows there was not written before. To be told to the index."""
+        self._marked = 0
+        """The last of these times, in the current pack; 0 if it has none."""
         self._unindexed: dict[bytes, Place] = {}
         """Chunks of the current pack that are durable, and not in the index yet."""
 
@@ -179,6 +188,13 @@ class Packs:
             return None
         place = Place(*rows[0])
         return place if place.offset + place.size <= self._sizes.get(place.pack, 0) else None
+
+    def written(self, place: Place) -> int:
+        """When the record there was written, in ms and at most a minute too early; 0 if that is not known."""
+        question = "SELECT max(ms) FROM written WHERE pack = ? AND at <= ?"
+        found = [ms for (ms,) in self._index.read(question, (place.pack, place.offset)) if ms is not None]
+        marks = [ms for pack, at, ms in tuple(self._marks) if pack == place.pack and at <= place.offset]
+        return max(found + marks, default=0)
 
     def read(self, digest: bytes) -> PackedChunk | None:
         """A chunk, verified, if it is here; raises `DamagedChunk`."""
@@ -297,7 +313,11 @@ class Packs:
         gone = [(number,) for number in known.keys() - found.keys()]
         if gone:
             self._index.write(
-                [("DELETE FROM chunks WHERE pack = ?", gone), ("DELETE FROM packs WHERE number = ?", gone)]
+                [
+                    ("DELETE FROM chunks WHERE pack = ?", gone),
+                    ("DELETE FROM packs WHERE number = ?", gone),
+                    ("DELETE FROM written WHERE pack = ?", gone),
+                ]
             )
         for number in sorted(found):
             scanned, self._live[number] = known.get(number, (0, 0))
@@ -362,6 +382,9 @@ class Packs:
             self._bring_up()
             self._begin()
         start = self._end
+        if abs((now := self._now()) - self._marked) >= MARK_MS:
+            self._marks.append((self._current, start, now))
+            self._marked = now
         try:
             _write_all(self._descriptor, memoryview(b"".join(records)), start)
             os.fdatasync(self._descriptor)
@@ -390,7 +413,7 @@ class Packs:
         self._let_go()
         number = self._current + 1
         self._descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._current, self._end = number, 0
+        self._current, self._end, self._marked = number, 0, 0
         self._sizes[number] = self._live[number] = 0
         try:
             sync_directory(self._directory)
@@ -415,14 +438,17 @@ class Packs:
         live = {pack: self._live.get(pack, 0) - size for pack, size in freed.items() if pack in self._sizes}
         live[number] = live.get(number, self._live.get(number, 0)) + sum(_HEAD.size + length for _, _, length in rows)
         put = "INSERT OR REPLACE INTO chunks (digest, pack, at, length) VALUES (?, ?, ?, ?)"
+        marks = self._marks[:]
         self._index.write(
             [
+                ("INSERT OR REPLACE INTO written VALUES (?, ?, ?)", marks),
                 (put, [(digest, number, offset, length) for digest, offset, length in rows]),
                 (_SET_LIVE, [(pack, 0, size) for pack, size in live.items()]),
                 ("UPDATE packs SET scanned = ? WHERE number = ?", [(scanned, number)]),
             ]
         )
         self._live.update(live)
+        del self._marks[: len(marks)]
 
     def _freed(self, digests: Sequence[bytes]) -> dict[int, int]:
         """Bytes of each pack that are used for these chunks."""
@@ -457,6 +483,7 @@ class Packs:
             [
                 ("DELETE FROM chunks WHERE digest = ?", [(digest,) for digest in lost]),
                 ("DELETE FROM packs WHERE number = ?", [(number,)]),
+                ("DELETE FROM written WHERE pack = ?", [(number,)]),
             ]
         )
         self._recent.forget_pack(number)

@@ -45,6 +45,8 @@ class Position:
     last: bytes = b""
     """The chunk that was read last; all digests up to it are done."""
     done: bool = False
+    entered: int = 0
+    """When it came to the chunks that begin like the last one; ms since 1970, 0 if that is not known."""
 
     @property
     def percent(self) -> int:
@@ -52,14 +54,16 @@ class Position:
         return 100 if self.done else 100 * int.from_bytes(self.last[:2].ljust(2, b"\0"), "big") // 65_536
 
     def to_json(self) -> bytes:
-        return json.dumps({"began": self.began, "last": self.last.hex(), "done": self.done}).encode()
+        told = {"began": self.began, "last": self.last.hex(), "done": self.done, "entered": self.entered}
+        return json.dumps(told).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Position:
         """The reverse; what cannot be read is the beginning."""
         try:
             told = json.loads(text)
-            position = cls(int(told["began"]), bytes.fromhex(told["last"]), bool(told["done"]))
+            last = bytes.fromhex(told["last"])
+            position = cls(int(told["began"]), last, bool(told["done"]), int(told.get("entered", 0)))
         except (ValueError, KeyError, TypeError):
             return cls()
         return position if len(position.last) in (0, DIGEST_LENGTH) else cls()
@@ -110,6 +114,7 @@ class Scrub(Loop):
 
     async def _wait_for_round(self) -> None:
         while self._position.done and 0 <= self._now() - self._position.began < ROUND_SECONDS * 1000:
+            await self._store.save_verified()
             await deferLater(self._clock, SAVE_SECONDS)
         if self._position.done or not self._position.began:
             self._position = Position(self._now())
@@ -117,23 +122,28 @@ class Scrub(Loop):
     async def _round(self) -> None:
         begin = self._position.last
         for prefix in range(begin[0] if begin else 0, PREFIXES):
+            goes_on = begin and begin[0] == prefix
+            entered = self._position.entered if goes_on else self._now()
             for digest in await self._store.scan(prefix):
                 if digest > begin:
-                    await self._verify(digest)
+                    await self._verify(digest, entered)
+            if entered:
+                await self._store.passed(prefix, entered)
         self._position = Position(self._position.began, b"\xff" * DIGEST_LENGTH, True)
         await self._run_in_thread(self._save)
 
-    async def _verify(self, digest: bytes) -> None:
+    async def _verify(self, digest: bytes, entered: int) -> None:
         await self._make_room(BUSY_SECONDS)
         try:
-            length = await self._store.check(digest)
+            length = await self._store.check(digest, note=False)
         except NotFound:
             # It was removed, or was damaged: then the store has told of it.
             length = 0
-        self._position = Position(self._position.began, digest)
+        self._position = Position(self._position.began, digest, entered=entered)
         if self._clock.seconds() - self._saved_at >= SAVE_SECONDS:
             self._saved_at = self._clock.seconds()
             await self._run_in_thread(self._save)
+            await self._store.save_verified()
         await deferLater(self._clock, length / max(RATE_MIN, self._used() / ROUND_SECONDS))
 
     # On a thread.

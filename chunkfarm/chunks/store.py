@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 from typing import ParamSpec, TypeVar
 
 from attrs import frozen
@@ -33,6 +33,7 @@ from chunkfarm.chunks.packs import PACKED_MOST, Given, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
 from chunkfarm.chunks.pins import Pins
 from chunkfarm.chunks.promises import Promises
+from chunkfarm.chunks.verified import Verified
 from chunkfarm.durable import is_broken, is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, FarmOptions, digest_of
@@ -71,7 +72,7 @@ class ChunkStore:
     `on_damaged(digest, reason)` is called in the reactor's thread after a chunk was put aside, `on_broken(failure)`
     when the index can no longer be used, `on_stored(digest)` when a chunk was put.
     `room` answers like `room_of`. Chunks of at most `packed_most` bytes share files. `grace` gives `collect_grace` in
-    seconds, and `seconds` is a monotonic clock.
+    seconds, `seconds` is a monotonic clock, and `now` the wall clock in ms.
     """
 
     _log = Logger()
@@ -90,6 +91,7 @@ class ChunkStore:
         packed_most: int = PACKED_MOST,
         grace: Callable[[], float] = lambda: FarmOptions().collect_grace,
         seconds: Callable[[], float] = monotonic,
+        now: Callable[[], int] = lambda: time_ns() // 1_000_000,
     ) -> None:
         self._directory = str(directory)
         self._run_in_thread = run_in_thread
@@ -110,7 +112,8 @@ class ChunkStore:
         self._index = Index(str(index))
         self._promises = Promises(Pins(self._index, seconds, grace), self._lock)
         self._loose = LooseChunks(self._directory, self._lock)
-        self._packs = Packs(f"{self._directory}/packs", self._index, self._check_room, self._promises.keep)
+        self._verified = Verified(self._index, now)
+        self._packs = Packs(f"{self._directory}/packs", self._index, self._check_room, self._promises.keep, now)
         self._packing = Packing(self._packs, self._append, run_in_thread, self._report)
 
     def start(self) -> Deferred[None]:
@@ -216,9 +219,24 @@ class ChunkStore:
         """Forget the pins that have run out of chunks that begin with this byte, but not those of the `unused`."""
         return self._run(self._promises.pins.tidy, prefix, frozenset(unused))
 
-    def check(self, digest: bytes) -> Deferred[int]:
-        """Read the whole chunk and compare its digest; fires with its length, fails as `size` does."""
-        return self._watched(digest, self._run(self._check, digest))
+    def check(self, digest: bytes, note: bool = True) -> Deferred[int]:
+        """Read the whole chunk and compare its digest; fires with its length, fails as `size` does.
+
+        With `note` it is noted when that was; who reads all chunks says so by `passed`.
+        """
+        return self._watched(digest, self._run(self._check, digest, note))
+
+    def passed(self, prefix: int, began: int) -> Deferred[None]:
+        """All chunks that begin with this byte were checked, none of them before `began` (ms)."""
+        return self._run(self._verified.passed, prefix, began)
+
+    def save_verified(self) -> Deferred[None]:
+        """Write down which chunks were read whole, for a later process."""
+        return self._run(self._verified.save)
+
+    def verified(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """When each chunk was last read whole and found right, or written, in ms; 0 if it is not here or not known."""
+        return self._run(self._when_verified, digests)
 
     def delete(self, digest: bytes) -> Deferred[bool]:
         """Remove a chunk, whatever was promised; fires with whether there was one. Readers that have it open go on."""
@@ -384,7 +402,18 @@ class ChunkStore:
         file.close()
         return file.length
 
-    def _check(self, digest: bytes) -> int:
+    def _when_verified(self, digests: Sequence[bytes]) -> Sequence[int]:
+        times = self._verified.times(digests)
+        written = map(self._written, digests)
+        return [0 if at is None else max(at, read) for at, read in zip(written, times, strict=True)]
+
+    def _written(self, digest: bytes) -> int | None:
+        """When a chunk was written, in ms, 0 if that is not known; None if it is not here."""
+        if (place := self._packs.place(digest)) is not None:
+            return self._packs.written(place)
+        return self._loose.written(digest) or None
+
+    def _check(self, digest: bytes, note: bool) -> int:
         file = self._open_file(digest)
         try:
             if file.digest() != digest:
@@ -394,6 +423,8 @@ class ChunkStore:
             raise
         finally:
             file.close()
+        if note:
+            self._verified.note(digest)
         return file.length
 
     def _open(self, digest: bytes, offset: int, length: int | None) -> ChunkReader:
@@ -481,6 +512,10 @@ class ChunkStore:
     def read_piece(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> Deferred[memoryview]:
         """For the reader: the verified bytes from `start` to `end`; the file is closed when `end` is the `last`."""
         return self._watched(digest, self._run(self._read, digest, file, start, end, last))
+
+    def was_whole(self, digest: bytes) -> None:
+        """For the reader: all of it has been read, and was verified."""
+        self._verified.note(digest)
 
     def close_file(self, file: OpenChunk) -> None:
         """For the reader: close a file, away from the reactor because closing may wait for the disk."""

@@ -160,6 +160,13 @@ class Transfer:
         """
         return Deferred.fromCoroutine(self._checker.check(digests, read))
 
+    def verified(self, held: Mapping[bytes, Sequence[str]]) -> Deferred[dict[tuple[bytes, str], int]]:
+        """By chunk and holder when the holder last read its copy whole and found it right, in ms, where that is known.
+
+        `held` names the holders (ids) of each chunk.
+        """
+        return Deferred.fromCoroutine(self._checker.verified(held))
+
     def silent(self) -> frozenset[str]:
         """Ids of the servers that did not answer `check` of late."""
         return self._checker.silent()

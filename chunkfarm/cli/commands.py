@@ -251,7 +251,7 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
-    """Show which servers hold each chunk of NAME, and what is lost with which of them."""
+    """Show which servers hold each chunk of NAME, since when each copy was read whole, and what is lost with which."""
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> explaining.Explained:
         return await explaining.explain(farm, name)
@@ -263,8 +263,9 @@ def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
     for line in explaining.lines(told):
         click.echo(line)
     if told.parts:
-        screen.show_table(["CHUNKS", "SIZE", "COPIES", "ON"], explaining.chunk_table(told), right=["SIZE", "COPIES"])
-        columns = ["SERVER", "STATE", "HOLDS", "LOST IF IT DIES"]
+        columns = ["CHUNKS", "SIZE", "COPIES", "VERIFIED", "ON"]
+        screen.show_table(columns, explaining.chunk_table(told), right=["SIZE", "COPIES"])
+        columns = ["SERVER", "STATE", "HOLDS", "VERIFIED", "LOST IF IT DIES"]
         screen.show_table(columns, explaining.server_table(told), right=["HOLDS"])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 from attrs import define, field
 
@@ -67,6 +68,21 @@ def holders(part: Row) -> list[str]:
     return [holder for holder in part["holders"].split(",") if holder]
 
 
+def verified(part: Row) -> dict[str, str | None]:
+    """When each holder of a part last read it whole and found it right; None where that is not known."""
+    times = part.get("verified", "").split(",")
+    return {id: None if time in ("", "-") else time for id, time in zip_longest(holders(part), times) if id}
+
+
+def oldest(parts: Iterable[Row], server_id: str = "") -> str:
+    """Since when every copy of these parts, or every one of a server, has been verified; for people."""
+    times = {time for part in parts for id, time in verified(part).items() if server_id in ("", id)}
+    known = sorted(time for time in times if time is not None)
+    if not known:
+        return "not known" if times else ""
+    return screen.readable_time(known[0]) if None not in times else "not all"
+
+
 async def explain(farm: Farm, name: str) -> Explained:
     """Ask page by page."""
     told: Explained | None = None
@@ -108,7 +124,7 @@ def lines(told: Explained) -> Iterator[str]:
 
 
 def chunk_table(told: Explained) -> list[list[str]]:
-    """Runs of chunks that lie on the same servers: which, their size, copies, and the servers' names."""
+    """Runs of chunks that lie on the same servers: which, their size, copies, since when verified, and where."""
     names = {server["id"]: server["name"] for server in told.servers}
     runs: list[tuple[list[Row], list[str]]] = []
     for part in told.parts:
@@ -122,6 +138,7 @@ def chunk_table(told: Explained) -> list[list[str]]:
             _numbers(run),
             screen.readable_size(sum(int(part["length"]) for part in run)) if "number" in run[0] else "",
             str(len(on)),
+            oldest(run),
             ", ".join(names.get(server_id, server_id) for server_id in on) or "nobody who answered",
         ]
         for run, on in runs
@@ -129,7 +146,7 @@ def chunk_table(told: Explained) -> list[list[str]]:
 
 
 def server_table(told: Explained) -> list[list[str]]:
-    """Each server: its state, what it holds, and what is lost if it dies."""
+    """Each server: its state, what it holds, since when that is verified, and what is lost if it dies."""
     rows = []
     for server in told.servers:
         loss = told.loss(server["id"])
@@ -139,7 +156,9 @@ def server_table(told: Explained) -> list[list[str]]:
             lost = f"{_count(len(loss.chunks))}, {screen.readable_size(loss.bytes)}"
         else:
             lost = "nothing"
-        rows.append([server["name"], server["state"], str(told.held(server["id"])), lost])
+        rows.append(
+            [server["name"], server["state"], str(told.held(server["id"])), oldest(told.parts, server["id"]), lost]
+        )
     return rows
 
 
@@ -148,7 +167,8 @@ def as_value(told: Explained) -> dict[str, object]:
 
     def part(row: Row) -> dict[str, object]:
         numbers: dict[str, object] = {name: int(row[name]) for name in ("number", "length") if name in row}
-        return {**numbers, "digest": row["digest"], "copies": len(holders(row)), "holders": holders(row)}
+        where = {"digest": row["digest"], "copies": len(holders(row)), "holders": holders(row)}
+        return {**numbers, **where, "verified": verified(row)}
 
     servers = []
     for server in told.servers:

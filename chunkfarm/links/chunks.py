@@ -26,6 +26,7 @@ from chunkfarm.links.interface import (
     DAMAGED,
     HAVE_DIGESTS_MAX,
     KEEP_DIGESTS_MAX,
+    VERIFIED_TIME,
     VERIFY_DIGESTS_MAX,
     IChunkLinks,
 )
@@ -42,6 +43,8 @@ IDLE_LINKS_MAX = 8
 """Connections to one server that are kept for later."""
 IDLE_SECONDS = 45.0
 """How long they are kept: less than the 60 s after which the other side closes them."""
+TIME_MAX = 253_402_300_799_999
+"""In ms since 1970: the last moment that can be shown as a date."""
 REFUSAL_BYTES_MAX = 64 * KIB
 """The body of an answer that is an error: one line of text."""
 
@@ -388,6 +391,11 @@ class ChunkClient:
         assert len(digests) <= VERIFY_DIGESTS_MAX
         return Deferred.fromCoroutine(self._have(server, digests, "verify"))
 
+    def verified(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """When `server` last found each of these chunks whole; see `IChunkLinks`."""
+        assert len(digests) <= HAVE_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._verified(server, digests))
+
     def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
         """Have these chunks looked at first on `server`; see `IChunkLinks`."""
         assert len(digests) <= HAVE_DIGESTS_MAX
@@ -437,6 +445,19 @@ class ChunkClient:
             if all(length <= CHUNK_SIZE_MAX or length in damaged for length in lengths):
                 return lengths
         raise BadResponse(f"{server.name} did not answer about the chunks that it was asked for")
+
+    async def _verified(self, server: Server, digests: Sequence[bytes]) -> list[int]:
+        body = b"".join(digests)
+        head = self._head(b"POST", "verified", server, b"Content-Length: %d\r\n" % len(body))
+        told = await self._ask(server, Ask(head, body, answer_max=VERIFIED_TIME.size * len(digests)))
+        if told.head.status != 200:
+            raise refused(server, told)
+        times = (
+            [ms for (ms,) in VERIFIED_TIME.iter_unpack(told.body)] if not len(told.body) % VERIFIED_TIME.size else []
+        )
+        if len(times) != len(digests) or not all(ms <= TIME_MAX for ms in times):
+            raise BadResponse(f"{server.name} did not answer about the chunks that it was asked for")
+        return times
 
     def _head(self, method: bytes, what: str, server: Server, lines: bytes) -> bytes:
         host = str(server.files_address).encode()

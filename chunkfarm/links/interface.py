@@ -56,6 +56,12 @@ class IChunkLinks(Interface):
         At most `VERIFY_DIGESTS_MAX`. It takes as long as its disk takes to read them.
         """
 
+    def verified(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """When `server` last read each of at most `HAVE_DIGESTS_MAX` chunks whole and found it right; for people.
+
+        In ms since 1970, by its clock; 0 if it does not know, or has none.
+        """
+
     def look(server: Server, digests: Sequence[bytes]) -> Deferred[None]:
         """Let the caretaker of `server` look at these chunks (`HAVE_DIGESTS_MAX` at most) before all others."""
 
@@ -65,6 +71,9 @@ HAVE_DIGESTS_MAX = 1000
 
 CHUNK_LENGTH = struct.Struct("!I")
 """One chunk in the answer to that question."""
+
+VERIFIED_TIME = struct.Struct("!Q")
+"""One chunk in the answer to when it was verified: ms since 1970."""
 
 VERIFY_DIGESTS_MAX = 64
 """Digests in one question that makes the other server read whole chunks."""

@@ -87,6 +87,8 @@ class MemoryLinks:
     def __init__(self) -> None:
         self.held: dict[str, dict[bytes, bytes]] = {}
         self.looked: dict[str, list[bytes]] = {}
+        self.times: dict[tuple[str, bytes], int] = {}
+        """When a server has verified a chunk."""
         self.dead: set[str] = set()
         self.silent: set[str] = set()
         self.full: set[str] = set()
@@ -136,6 +138,9 @@ class MemoryLinks:
             return len(data)
 
         return self._answer("verify", server, lambda: [verify(digest) for digest in digests])
+
+    def verified(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._answer("verified", server, lambda: [self.times.get((server.id, one), 0) for one in digests])
 
     def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
         return self._answer("look", server, lambda: self.looked.setdefault(server.id, []).extend(digests))

@@ -25,6 +25,7 @@ class ScrubTests(SynchronousTestCase):
         )
         self.addCleanup(self.store.close)
         self.busy = False
+        self.wall = 1_000_000
         self.digests = sorted(self.successResultOf(self.store.put(None, pattern(SIZE, seed))) for seed in range(10))
 
     def start(self) -> Scrub:
@@ -32,7 +33,7 @@ class ScrubTests(SynchronousTestCase):
             self.store,
             self.directory / "scrub.json",
             self.clock,
-            lambda: 1_000_000 + int(self.clock.seconds() * 1000),
+            lambda: self.wall + int(self.clock.seconds() * 1000),
             run_now,
             lambda: 10 * SIZE,
             lambda: self.busy,
@@ -86,6 +87,20 @@ class ScrubTests(SynchronousTestCase):
         self.pass_time(START_SECONDS + 5)
         assert self.damaged == [self.digests[9]]
 
+    def test_when_it_was(self) -> None:
+        """When each chunk was read last is known afterwards, a restart in the middle or not."""
+        before = self.successResultOf(self.store.verified(self.digests))
+        first = self.start()
+        self.wall = max(before)
+        self.pass_time(START_SECONDS + 0.4)
+        self.successResultOf(first.stop())
+        half = self.successResultOf(self.store.verified(self.digests))
+        assert half[0] >= self.wall + START_SECONDS * 1000 and half[-1] == before[-1]
+        self.start()
+        self.pass_time(START_SECONDS + 5)
+        whole = self.successResultOf(self.store.verified(self.digests))
+        assert half[0] == whole[0] < whole[-1] and list(whole) == sorted(whole)
+
     def test_makes_room(self) -> None:
         """While users read and write a lot it waits five seconds before each chunk."""
         self.busy = True
@@ -102,5 +117,5 @@ class ScrubTests(SynchronousTestCase):
 
     def test_position(self) -> None:
         """What is written is read back."""
-        position = Position(17, bytes(range(32)), False)
+        position = Position(17, bytes(range(32)), False, 23)
         assert Position.from_json(position.to_json()) == position

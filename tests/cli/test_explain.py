@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -21,16 +22,18 @@ class ExplainTests(SynchronousTestCase):
     def test_table(self) -> None:
         """Runs of chunks that lie on the same servers, and what is lost with which server."""
         self.world.catalog.transfer.only.update(self.file.digests[3:])
+        for number, digest in enumerate(self.file.digests[3:]):
+            self.world.catalog.transfer.store.times[digest] = 1_800_000_000_000 + number
         result = self.world.run("explain", "lab/a")
         assert result.exit_code == 0
-        assert [line.split(maxsplit=5) for line in result.stdout.splitlines()] == [
-            ["lab/a:", "16.0", "KiB", "in", "5", "chunks, 2 copies wanted, at least 1 there"],
-            ["CHUNKS", "SIZE", "COPIES", "ON"],
-            ["0-2", "12.0", "KiB", "2", "alpha,", "beta"],
-            ["3-4", "4.0", "KiB", "1", "alpha"],
-            ["SERVER", "STATE", "HOLDS", "LOST", "IF", "IT DIES"],
-            ["alpha", "up", "5", "2", "chunks,", "4.0 KiB"],
-            ["beta", "up", "3", "nothing"],
+        assert [re.split("  +", line) for line in result.stdout.splitlines()] == [
+            ["lab/a: 16.0 KiB in 5 chunks, 2 copies wanted, at least 1 there"],
+            ["CHUNKS", "SIZE", "COPIES", "VERIFIED", "ON"],
+            ["0-2", "12.0 KiB", "2", "not known", "alpha, beta"],
+            ["3-4", "4.0 KiB", "1", "2027-01-15 08:00:00", "alpha"],
+            ["SERVER", "STATE", "HOLDS", "VERIFIED", "LOST IF IT DIES"],
+            ["alpha", "up", "5", "not all", "2 chunks, 4.0 KiB"],
+            ["beta", "up", "3", "not known", "nothing"],
         ]
 
     def test_lost(self) -> None:
@@ -52,6 +55,7 @@ class ExplainTests(SynchronousTestCase):
             "digest": self.file.digests[0].hex(),
             "copies": 1,
             "holders": [SERVER_ID],
+            "verified": {SERVER_ID: None},
         }
         assert [(one["name"], one["held"], one["only"], one["bytes"]) for one in told["servers"]] == [
             ("alpha", 5, 1, 4096),

@@ -211,6 +211,17 @@ class ChunkClientTests(SynchronousTestCase):
         assert self.result(net, net.client.verify(net.beta, digests)) == [0, len(DATA), DAMAGED]
         assert self.result(net, net.client.have(net.beta, digests)) == [0, len(DATA), 0]
 
+    def test_verified(self) -> None:
+        """When the other server last read these chunks whole; an answer that no clock gives is none."""
+        net = self.make()
+        net.backend.store.times[DIGEST] = 1_800_000_000_123
+        assert self.result(net, net.client.verified(net.beta, [bytes(32), DIGEST])) == [0, 1_800_000_000_123]
+        for body in (b"", bytes(8), bytes(17), bytes(8) + b"\xff" * 8):
+            net = self.make(silent=True)
+            asked = net.client.verified(net.beta, [DIGEST, DIGEST])
+            net.wires[0].client.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            self.error(net, asked, BadResponse)
+
     def test_look(self) -> None:
         """The other server's caretaker is told what to look at."""
         net = self.make()

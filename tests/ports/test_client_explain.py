@@ -19,12 +19,14 @@ class ExplainTests(SynchronousTestCase):
         file = self.link.backend.catalog.add("a/b", b"1" * 4096 + b"22")
         first, second = (digest.hex() for digest in file.digests)
         self.link.backend.transfer.only.add(file.digests[1])
+        self.link.backend.catalog.transfer.store.times[file.digests[0]] = 1_800_000_000_000
+        self.link.backend.catalog.transfer.store.times[file.digests[1]] = 1_700_000_000_000
         assert self.link.say("EXPLAIN a/b").split("\r\n") == [
             "EXPLAIN 4 name=a/b size=4098 chunksize=4096 chunks=2 wanted=2 revision=1",
-            f"CHUNK number=0 length=4096 digest={first} copies=2 holders={BOTH}",
-            f"CHUNK number=1 length=2 digest={second} copies=1 holders={SERVER_ID}",
-            f"HOLDER id={SERVER_ID} name=alpha state=up held=2 only=1 bytes=2",
-            f"HOLDER id={OTHER_ID} name=beta state=up held=1 only=0 bytes=0",
+            f"CHUNK number=0 length=4096 digest={first} copies=2 holders={BOTH} verified=2027-01-15T08:00:00.000Z,-",
+            f"CHUNK number=1 length=2 digest={second} copies=1 holders={SERVER_ID} verified=2023-11-14T22:13:20.000Z",
+            f"HOLDER id={SERVER_ID} name=alpha state=up held=2 only=1 bytes=2 verified=2023-11-14T22:13:20.000Z",
+            f"HOLDER id={OTHER_ID} name=beta state=up held=1 only=0 bytes=0 verified=-",
             "END",
             "",
         ]

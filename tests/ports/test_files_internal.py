@@ -153,7 +153,11 @@ class ChunkTests(SynchronousTestCase):
         assert self.ask(caller, "POST", "/-/chunks/verify", body=DIGEST).body == b"\xff" * 4
         assert self.ask(caller, "POST", "/-/chunks/look", body=DIGEST).status == 204
         assert caller.backend.caretaker.asked == [DIGEST]
-        for what, most in (("verify", VERIFY_DIGESTS_MAX), ("look", HAVE_DIGESTS_MAX)):
+        for what, most in (
+            ("verify", VERIFY_DIGESTS_MAX),
+            ("verified", HAVE_DIGESTS_MAX),
+            ("look", HAVE_DIGESTS_MAX),
+        ):
             assert self.ask(self.make(), "GET", f"/-/chunks/{what}").headers["allow"] == "POST"
             too_many = self.ask(self.make(), "POST", f"/-/chunks/{what}", body=bytes(32) * (most + 1))
             assert too_many.status == 413

@@ -487,6 +487,9 @@ class Links:
     def verify(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         return self._ask(server, lambda other: Deferred.fromCoroutine(verify_here(other.store, digests)))
 
+    def verified(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        return self._ask(server, lambda other: other.store.verified(digests))
+
     def look(self, server: Server, digests: Sequence[bytes]) -> Deferred[None]:
         return self._ask(server, partial(_look, digests=digests))
 

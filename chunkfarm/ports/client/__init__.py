@@ -154,12 +154,13 @@ the first 32 hexadecimal digits of SHA-256 over `<size> <chunk size> ` and the r
 EXPLAIN asks all servers which chunks of the file they hold; who does not answer counts as holding none. It shows
 at most 1,000 chunks, from number `from` (0 is the first); `more` says that others follow. Rows:
 
-    MANIFEST digest= copies=<n> holders=<id>,<id>            with chunk 0, for a manifest of more than 128 digests
-    CHUNK number= length= digest= copies=<n> holders=<id>,<id>
-    HOLDER id= name= state= held=<chunks> only=<chunks> bytes=<bytes>
+    MANIFEST digest= copies=<n> holders=<id>,<id> verified=<time>,-    with chunk 0, for more than 128 digests
+    CHUNK number= length= digest= copies=<n> holders=<id>,<id> verified=<time>,-
+    HOLDER id= name= state= held=<chunks> only=<chunks> bytes=<bytes> verified=<time>
 
 HOLDER rows come last, one for each server: how many of the chunks shown it holds, how many of them nobody else that
-answered does, and how many bytes of the file are in those. When a chunk was last verified is not known.
+answered does, and how many bytes of the file are in those. `verified` tells for each holder when it last read its copy
+whole and found it right, or wrote it, by its own clock; `-` if that is not known. For a server it is the oldest.
 
 CHECK makes the holders read and compare their copies first (not if the fourth word is `quick`), 64 MiB of the file at
 a time; each row ends with `damaged=<id>,<id>`, and damaged copies are put aside and count no more. `wanted` is no more

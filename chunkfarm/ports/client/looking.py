@@ -186,7 +186,7 @@ async def explain(session: Session, request: Request) -> Answer:
     if not 0 < limit <= EXPLAINED_MAX:
         raise LimitExceeded(f"one EXPLAIN shows 1 to {EXPLAINED_MAX} chunks; ask again from the next number")
     told = await session.catalog.explain(name, start, limit)
-    rows = [_part_row(part) for part in told.parts]
+    rows = [f"{_part_row(part)} verified={','.join(map(_when, part.verified))}" for part in told.parts]
     rows += [
         "HOLDER "
         + format_fields(
@@ -197,6 +197,7 @@ async def explain(session: Session, request: Request) -> Answer:
                 ("held", share.held),
                 ("only", share.only),
                 ("bytes", share.bytes),
+                ("verified", _when(share.verified)),
             ]
         )
         for share in shares(told.parts, session.backend.servers())
@@ -244,6 +245,10 @@ def _header(told: Explanation) -> str:
         ]
     )
     return f"{header} {stale_mark(told.stale)}".rstrip() + (" more" if told.more else "")
+
+
+def _when(ms: int) -> str:
+    return timestamp(ms) if ms else "-"
 
 
 def _part_row(part: Part) -> str:

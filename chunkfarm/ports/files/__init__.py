@@ -19,7 +19,8 @@ the names, no bucket is ever made.
     POST       /-/chunks/have        between servers only, known by their farm certificate; `have` takes raw
                                      digests one after the other and answers, for each, four bytes: the length of
                                      the chunk (big-endian), 0 if it is not there; `hold` is the same and keeps what it
-                                     answers for; `keep`, `verify` and `look` are told of in docs/protocol.md
+                                     answers for; `keep`, `verify`, `verified` and `look` are told of in
+                                     docs/protocol.md
 
 A key stands in `Authorization`: Basic (key id and secret) or Bearer (`<key id>.<secret>`). Reading and
 listing take the role read, PUT and DELETE the role write.

@@ -6,7 +6,13 @@ import re
 
 from chunkfarm.chunks.checking import verify_here
 from chunkfarm.errors import Busy, InvalidRequest, LimitExceeded
-from chunkfarm.links.interface import CHUNK_LENGTH, HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, VERIFY_DIGESTS_MAX
+from chunkfarm.links.interface import (
+    CHUNK_LENGTH,
+    HAVE_DIGESTS_MAX,
+    KEEP_DIGESTS_MAX,
+    VERIFIED_TIME,
+    VERIFY_DIGESTS_MAX,
+)
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, MIB, split_digests
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, MethodNotAllowed
@@ -50,6 +56,10 @@ class Chunks:
             if method != b"POST":
                 raise MethodNotAllowed("verify answers POST", "POST")
             return await self._verify(request)
+        if rest == "verified":
+            if method != b"POST":
+                raise MethodNotAllowed("verified answers POST", "POST")
+            return await self._verified(request)
         if rest == "look":
             if method != b"POST":
                 raise MethodNotAllowed("look answers POST", "POST")
@@ -110,6 +120,10 @@ class Chunks:
     async def _verify(self, request: Request) -> Answer:
         lengths = await verify_here(self._backend.store, await self._digests(request, VERIFY_DIGESTS_MAX))
         return Answer(200, BYTES, b"".join(map(CHUNK_LENGTH.pack, lengths)))
+
+    async def _verified(self, request: Request) -> Answer:
+        times = await self._backend.store.verified(await self._digests(request, HAVE_DIGESTS_MAX))
+        return Answer(200, BYTES, b"".join(map(VERIFIED_TIME.pack, times)))
 
     async def _digests(self, request: Request, most: int) -> tuple[bytes, ...]:
         return split_digests(bytes(await request.body.gather(most * DIGEST_LENGTH)))
