@@ -60,6 +60,7 @@ class ChunkParts:
             room=parts.machine.room,
             grace=lambda: parts.options().collect_grace,
             seconds=parts.reactor.seconds,
+            now=parts.now,
         )
         self.links = ChunkClient(parts.reactor, parts.contexts, parts.machine.connect)
         self.transfer = Transfer(

@@ -11,6 +11,7 @@ What has been promised about chunks, and which of them may be deleted, is told i
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -131,6 +132,9 @@ class ChunkStore:
     def close(self) -> None:
         """Close what is open for good, once nothing is written or read any more. Blocks for a moment."""
         self._packs.close()
+        with suppress(sqlite3.Error, OSError):
+            # A full disk, say: what is lost with it is only when chunks were read last.
+            self._verified.save()
         self._index.close()
 
     def __del__(self) -> None:

@@ -70,16 +70,17 @@ class VerifiedTests(SynchronousTestCase):
             assert self.when(digest) == self.now - BEGIN > before
 
     def test_checked(self) -> None:
-        """A check counts, also for a process that starts later; what was noted and not saved does not."""
-        digest = self.put(LARGE)
+        """A check counts, also for a process that starts later, after a proper end or once it was saved."""
+        digest, other = self.put(LARGE), self.put(SMALL)
         self.now += 5000
         self.successResultOf(self.store.check(digest))
         self.successResultOf(self.store.save_verified())
+        assert self.store._index.read("SELECT * FROM verified") == [(digest, BEGIN + 5000)]
         self.now += 1000
-        self.successResultOf(self.store.check(digest))
+        self.successResultOf(self.store.check(other))
         self.store.close()
         self.store = self.make()
-        assert self.when(digest) == 5000
+        assert (self.when(digest), self.when(other)) == (5000, 6000)
 
     def test_once_an_hour(self) -> None:
         """A chunk that everybody reads is not written down each time."""
