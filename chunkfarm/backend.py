@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chunkfarm.metrics import Metrics
     from chunkfarm.model import Drain, FarmOptions, Principal, Server
     from chunkfarm.parts import Parts
+    from chunkfarm.rotation import Authorities
     from chunkfarm.state import ServerState
     from chunkfarm.table.interface import ITable
     from chunkfarm.table.registry import Registered
@@ -133,6 +134,12 @@ class ServerBackend:
 
     def export(self, number: int = 0) -> Progress:
         return self._parts.chunks.exports.progress(number) if number else self._parts.chunks.exports.begin()
+
+    def authorities(self) -> Authorities:
+        return self._parts.authorities()
+
+    def rotate(self) -> Deferred[None]:
+        return self._parts.rotating.want("an admin wanted it")
 
     def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
         return self._parts.forgetting.look(server)

@@ -26,7 +26,7 @@ from chunkfarm.exports.form import EXPORT_KEY
 from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker
 from chunkfarm.links.chunks import ChunkClient
-from chunkfarm.model import JOIN_DIGEST_KEY, KEYS_CHANGED_KEY
+from chunkfarm.model import JOIN_DIGEST_KEY, KEYS_CHANGED_KEY, ROTATION_KEY
 from chunkfarm.reference_index import ReferenceIndex
 from chunkfarm.references import References
 from chunkfarm.references_link import ReferencesLink
@@ -217,8 +217,8 @@ class ChunkParts:
         )
 
     def _export_is_urgent(self) -> bool:
-        """Whether keys were changed, or a server was forgotten, since the newest export."""
-        rows = [self._parts.roster.farm_row(key) for key in (KEYS_CHANGED_KEY, JOIN_DIGEST_KEY)]
+        """Whether keys were changed, a server was forgotten, or the CA is being changed, since the newest export."""
+        rows = [self._parts.roster.farm_row(key) for key in (KEYS_CHANGED_KEY, JOIN_DIGEST_KEY, ROTATION_KEY)]
         exported = max((one.revision for one in self.export_keeper.kept), default=0)
         return any(row is not None and row.revision > exported for row in rows)
 

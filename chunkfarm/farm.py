@@ -116,6 +116,7 @@ class Farm(MultiService):
         peers = self._peer_factory
         parts.metrics.count_connections("peer", lambda: len(peers.connections))
         parts.cutting.append(peers.cut)
+        parts.judging.append(peers.judge_again)
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:
@@ -124,6 +125,7 @@ class Farm(MultiService):
         parts.metrics.count_connections("client", lambda: len(clients.connections))
         parts.on_keys_changed = clients.keys_changed
         parts.cutting.append(clients.cut)
+        parts.judging.append(clients.judge_again)
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
@@ -289,6 +291,8 @@ class Farm(MultiService):
             *parts.chunks.loops_to_stop(),
             parts.forgetting.stop,
             parts.join_file.stop,
+            parts.rotating.stop,
+            parts.beliefs.stop,
             parts.renewal.stop,
             parts.reporter.stop,
             parts.takeover.stop,

@@ -1,5 +1,7 @@
 """Forgetting a server (FORGET): its row goes for good, it may never be one of the farm again, the join key is new.
 
+If it could open the farm's secrets the CA is changed too, in the steps of `rotation`.
+
 The first does it, whoever was asked. By itself the first removes rows of servers that have been down for
 `forget_after`, if nothing can be lost with them; those are not barred, and come back with their certificate if they
 come back at all.
@@ -21,7 +23,8 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.losses import Losses, LossSurvey
 from chunkfarm.model import FarmOptions, Server
-from chunkfarm.table.interface import TableError
+from chunkfarm.rotating import wanted
+from chunkfarm.table.interface import Operation, TableError
 from chunkfarm.table.registry import Registry
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.proof import make_join_key
@@ -55,6 +58,11 @@ def objection(server: Server) -> str:
         return f"{server.name} is leaving: ask again in a few seconds"
     drained = "" if server.is_emptied else f", or say DRAIN {server.name} and stop it once it is drained"
     return f"{server.name} is {server.state}, and only a server that is down can be forgotten: stop it first{drained}"
+
+
+def knows_secrets(server: Server) -> bool:
+    """Whether what lies on a server's disk opens the farm's secrets, the key of its CA among them."""
+    return server.master or server.secrets
 
 
 def is_due(server: Server, options: FarmOptions, now: int) -> bool:
@@ -140,7 +148,8 @@ class Forgetting:
         return server
 
     def forget(self, server_id: str) -> Deferred[Server]:
-        """On the first: remove the row, bar the id, and make the join key anew, in one transaction.
+        """On the first: remove the row, bar the id, make the join key anew, and have the CA changed too if that server
+        could open its key; in one transaction.
 
         Fails with `NotFound`, `PreconditionFailed`, or `Busy` if the join key cannot be made here.
         """
@@ -148,9 +157,13 @@ class Forgetting:
 
     async def _forget(self, server_id: str) -> Server:
         try:
-            also = self._issuer.join_key_rows(make_join_key())
+            join_key = self._issuer.join_key_rows(make_join_key())
         except TrustError as error:
             raise Busy(str(error)) from None
+
+        def also(row: Server) -> tuple[Operation, ...]:
+            return (*join_key, wanted(f"{row.name} was forgotten")) if knows_secrets(row) else join_key
+
         row = await self._registry.forget(server_id, objection, bar=True, also=also)
         self._log.warn("{name} ({id}) was forgotten: it is barred, and the join key is new.", name=row.name, id=row.id)
         return row

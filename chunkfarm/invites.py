@@ -71,6 +71,11 @@ class _Row:
             raise TrustError("an invitation's row in the table is damaged") from error
 
 
+def sealed_secret(value: bytes) -> bytes:
+    """The sealed secret in a row's value; raises `TrustError` if it is damaged."""
+    return _Row.from_value(value).sealed
+
+
 class Invites:
     """The rows under `invites/`. `seal` gives this server's seal key if it may have one, `now` the time in ms."""
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from chunkfarm.model import JOIN_DIGEST_KEY, SECRET
+from chunkfarm.model import CA_CERTIFICATE_KEY, JOIN_DIGEST_KEY, ROTATION_KEY, SECRET
+from chunkfarm.rotation import Rotation
 from chunkfarm.table.interface import ITable, Operation, Put
 from chunkfarm.trust.authority import Authority, requested_names
 from chunkfarm.trust.private import TrustError
@@ -18,7 +19,8 @@ from chunkfarm.trust.proof import digest_of_key
 from chunkfarm.trust.seal import SealKey
 
 CA_KEY = SECRET + b"ca"
-CA_CERTIFICATE = b"farm/ca"
+CA_CERTIFICATE = CA_CERTIFICATE_KEY
+NEXT_CA_KEY = SECRET + b"ca/next"
 JOIN_KEY = SECRET + b"join"
 
 
@@ -54,13 +56,36 @@ class Issuer:
         return Put(JOIN_KEY, sealed), Put(JOIN_DIGEST_KEY, digest_of_key(key).encode())
 
     def sign(self, request: bytes, server_id: str, host: str) -> Deferred[tuple[bytes, bytes]]:
-        """A certificate for a server, and the CA's, both PEM; fails with `TrustError` for a bad request."""
+        """A certificate for a server, and the CA's, both PEM; fails with `TrustError` for a bad request.
+
+        Behind the certificate stands what introduces the CA to those who know the one before it.
+        """
         return Deferred.fromCoroutine(self._sign(request, server_id, host))
 
     async def _sign(self, request: bytes, server_id: str, host: str) -> tuple[bytes, bytes]:
         names = (host, *requested_names(request))
-        authority = Authority.load(await self._row(CA_CERTIFICATE), await self._secret(CA_KEY))
-        return authority.sign(request, server_id, names, self._now()), authority.certificate_pem
+        authority = await self._authority()
+        certificate = authority.sign(request, server_id, names, self._now())
+        return certificate + await self._introduction(authority), authority.certificate_pem
+
+    def authority(self) -> Deferred[Authority]:
+        """The farm's CA with its key; fails with `TrustError` if this server cannot open it."""
+        return Deferred.fromCoroutine(self._authority())
+
+    async def _authority(self) -> Authority:
+        certificate = await self._row(CA_CERTIFICATE)
+        while True:
+            key = await self._secret(CA_KEY)
+            before, certificate = certificate, await self._row(CA_CERTIFICATE)
+            if certificate == before:
+                return Authority.load(certificate, key)
+
+    async def _introduction(self, authority: Authority) -> bytes:
+        """What goes along with certificates, for those who know the CA before this one."""
+        row = await self._find(ROTATION_KEY)
+        rotation = Rotation.from_value(row) if row is not None else None
+        is_of_it = rotation is not None and rotation.ca.encode() == authority.certificate_pem
+        return rotation.introduction.encode() if rotation is not None and is_of_it else b""
 
     def _sealing(self) -> SealKey:
         seal = self._seal()
@@ -72,8 +97,11 @@ class Issuer:
         return self._sealing().unseal(key.decode(), await self._row(key))
 
     async def _row(self, key: bytes) -> bytes:
+        value = await self._find(key)
+        if value is None:
+            raise TrustError(f"the table has no row {key.decode()}")
+        return value
+
+    async def _find(self, key: bytes) -> bytes | None:
         page = await self._table.read(key, limit=1)
-        for row in page.rows:
-            if row.key == key:
-                return row.value
-        raise TrustError(f"the table has no row {key.decode()}")
+        return next((row.value for row in page.rows if row.key == key), None)

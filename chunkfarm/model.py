@@ -49,6 +49,14 @@ KEYS_CHANGED_KEY = b"farm/keys"
 """Put anew with each change of a key: everybody follows `farm/`, and nobody may follow `keys/`."""
 BARRED = b"farm/barred/"
 """Ids of servers that were forgotten, and may never be one of the farm again; the value says which name and when."""
+CA_CERTIFICATE_KEY = b"farm/ca"
+"""The certificate of the CA that signs for servers."""
+ROTATION_KEY = b"farm/rotation"
+"""How far the farm is with changing its CA, or which one it had before (see `rotation`)."""
+ROTATION_WANTED_KEY = b"farm/rotation/wanted"
+"""Somebody wants the CA to be changed; whoever leads begins, and takes this row away."""
+SEAL_DIGEST_KEY = b"farm/seal"
+"""By which masters know that secret rows are sealed with another key: its digest, once it was made anew."""
 JOIN_DIGEST_KEY = b"farm/join"
 """By which servers know that the join key has changed: its digest, once it was made anew."""
 LINES_KEY = b"farm/lines"
@@ -172,6 +180,10 @@ class Server:
     """
     draining: bool = False
     """Whether an admin wants it emptied (DRAIN). Unlike `state` it says so while the server is down, too."""
+    public_key: str = ""
+    """SHA-256 of the public key by which it proves who it is, in hexadecimal; empty if that was not noted yet."""
+    secrets: bool = False
+    """Whether it ever had the key that opens the farm's secrets: every server that may be a master, or might."""
 
     @property
     def key(self) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from chunkfarm import __version__, membership
 from chunkfarm.access import Access
 from chunkfarm.addresses import AddressBook, advertised_host
+from chunkfarm.believing import Beliefs
 from chunkfarm.by_hand import Seen, TakeoverByHand
 from chunkfarm.chronicle import CHRONICLE_FILE, THREAD, Chronicle, NotesFile
 from chunkfarm.chunk_parts import ChunkParts
@@ -42,14 +43,25 @@ from chunkfarm.ledger import Ledger
 from chunkfarm.links import commands, lines
 from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
-from chunkfarm.links.peers import Peers
+from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.losses import LossSurvey
 from chunkfarm.machine import Machine
 from chunkfarm.metrics import Metrics
-from chunkfarm.model import GIB, Address, Drain, FarmOptions, Server
+from chunkfarm.model import (
+    CA_CERTIFICATE_KEY,
+    GIB,
+    ROTATION_WANTED_KEY,
+    SEAL_DIGEST_KEY,
+    Address,
+    Drain,
+    FarmOptions,
+    Server,
+)
 from chunkfarm.old_disks import OLD_DISKS
 from chunkfarm.renewal import Renewal
 from chunkfarm.reporter import Reporter
+from chunkfarm.rotating import Rotating
+from chunkfarm.rotation import Authorities
 from chunkfarm.said import note_of
 from chunkfarm.state import ServerState
 from chunkfarm.survey import Questions, Told
@@ -66,6 +78,7 @@ from chunkfarm.trust.contexts import Certificate, Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.proof import JOIN_FILE
 from chunkfarm.trust.seal import SealKey
+from chunkfarm.trust.verify import chain_of
 from chunkfarm.witness import Witness
 
 INCARNATION_BITS = 64
@@ -105,7 +118,6 @@ class Parts:
         """Called when a key was made, changed or removed."""
         self.note = ""
         self.space = Space(0, 0, False)
-        self.seal: SealKey | None = None
         self._line: tuple[str, ...] = ()
         self.state = ServerState(
             server_id=data.server_id,
@@ -130,6 +142,10 @@ class Parts:
         self.run_in_thread: RunInThread = pool.run
         self.cutting: list[Callable[[str], None]] = []
         """What ends the links of a server that was forgotten."""
+        self.judging: list[Callable[[], None]] = []
+        """What ends the links whose certificates prove nothing any more."""
+        self.shown: dict[str, str] = {}
+        """By which public keys other servers have proved to this one who they are, as digests."""
         self._barred: frozenset[str] = frozenset()
         self.line = OwnLine()
         self.book = AddressBook(self.servers, reactor)
@@ -144,6 +160,7 @@ class Parts:
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self._member_of, self.book.lookup, lines=self.line)
         self.cutting += [self.peers.cut, self.streams.cut]
+        self.judging += [self.peers.judge_again, self.streams.judge_again]
         self.journal = machine.open_journal(os.fspath(data.path / "table.sqlite"))
         self._build_table(on_fatal)
         self.chunks = ChunkParts(self)
@@ -208,17 +225,7 @@ class Parts:
             heard=self.witness.hears,
         )
         self._build_history(on_fatal)
-        self.renewal = Renewal(
-            self.data.path,
-            self.contexts,
-            self.issuer,
-            self.peers,
-            self.first,
-            self.certificate_names,
-            self.reactor,
-            self.now,
-            self.run_in_thread,
-        )
+        self._build_trust()
         self.access = Access(
             self.embedded,
             lambda: self.embedded.holds_rows,
@@ -229,6 +236,51 @@ class Parts:
         )
         self.keyring = Keyring(self.embedded, lambda: self.seal, self.now)
         self.invites = Invites(self.embedded, lambda: self.seal, self.now, self.servers, self.options)
+
+    def _build_trust(self) -> None:
+        turn = DeferredLock()
+        self.contexts.key_of = self._key_of
+        self.renewal = Renewal(
+            self.data.path,
+            self.contexts,
+            self.issuer,
+            self.peers,
+            self.first,
+            self.certificate_names,
+            self.reactor,
+            self.now,
+            self.run_in_thread,
+            self._signing_ca,
+            turn,
+        )
+        self.beliefs = Beliefs(
+            directory=self.data.path,
+            contexts=self.contexts,
+            turn=turn,
+            row=self.roster.farm_row,
+            may_be_master=lambda: self.config.server.master,
+            ask=self._ask_seal_key,
+            renew=self.renewal.look,
+            changed=self._judge_again,
+            clock=self.reactor,
+            run_in_thread=self.run_in_thread,
+        )
+        self.rotating = Rotating(
+            farm_id=lambda: self.options().id,
+            table=self.embedded,
+            registry=self.registry,
+            issuer=self.issuer,
+            row=self.roster.farm_row,
+            seal=lambda: self.seal,
+            hold=self.beliefs.hold,
+            servers=lambda: self.roster.servers,
+            told=self.duties.reports,
+            shown=self._keys_shown,
+            leads=lambda: self.embedded.is_leader,
+            clock=self.reactor,
+            now=self.now,
+            run_in_thread=self.run_in_thread,
+        )
 
     def _build_history(self, on_fatal: Callable[[Failure], None]) -> None:
         questions = Questions(self.peers, self._probe_arguments)
@@ -356,6 +408,64 @@ class Parts:
         key: Deferred[dict[str, Any]] = self.peers.call(self.first(), commands.JoinKey)
         return key.addCallback(lambda box: box["key"])
 
+    def authorities(self) -> Authorities:
+        """The farm's CA, and how far the farm is with changing it."""
+        return Authorities(
+            signs=self._signing_ca().decode(),
+            rotation=self.beliefs.rotation,
+            wanted=self.roster.farm_row(ROTATION_WANTED_KEY) is not None,
+            waits_for=self.rotating.waits_for,
+            problem=self.rotating.problem,
+        )
+
+    @property
+    def seal(self) -> SealKey | None:
+        """The keys that seal secret rows, if this server may have them."""
+        return self.beliefs.seal
+
+    @seal.setter
+    def seal(self, seal: SealKey | None) -> None:
+        self.beliefs.seal = seal
+
+    def seal_key(self, digest: str) -> bytes | None:
+        """The seal key of that digest, if it is held here and the rows name it."""
+        rotation, row = self.beliefs.rotation, self.roster.farm_row(SEAL_DIGEST_KEY)
+        named = {row.value.decode()} if row is not None else set()
+        named |= {rotation.seal} if rotation is not None and rotation.is_running else set()
+        return self.seal.key_of(digest) if self.seal is not None and digest in named else None
+
+    def _ask_seal_key(self, digest: str) -> Deferred[bytes]:
+        async def ask() -> bytes:
+            line = dict.fromkeys([self.first(), *(server.id for server in membership.candidates(self.servers()))])
+            problem = "nobody who may hold it is known"
+            for server_id in line:
+                if server_id and server_id != self.data.server_id:
+                    try:
+                        box = await self.peers.call(server_id, commands.SealKey, digest=digest)
+                    except (LinkFailed, commands.NotNow, commands.BadRequest) as error:
+                        problem = str(error)
+                        continue
+                    return bytes(box["key"])
+            raise LinkFailed(f"nobody gives the new key that seals secrets: {problem}")
+
+        return Deferred.fromCoroutine(ask())
+
+    def _signing_ca(self) -> bytes:
+        row = self.roster.farm_row(CA_CERTIFICATE_KEY)
+        return row.value if row is not None else b""
+
+    def _key_of(self, server_id: str) -> str:
+        row = self.roster.server(server_id)
+        return row.public_key if row is not None else self.roster.barred_key(server_id)
+
+    def _keys_shown(self) -> dict[str, str]:
+        identity = self.contexts.identity
+        return self.shown | ({identity.server_id: identity.key_digest} if identity is not None else {})
+
+    def _judge_again(self) -> None:
+        for judge in self.judging:
+            judge()
+
     def _member_of(self, certificate: Any) -> str | None:
         """The server of this farm that a certificate proves, unless it was forgotten."""
         server_id = self.contexts.peer_of(certificate)
@@ -368,7 +478,13 @@ class Parts:
 
     def _open_link(self, address: Address, factory: Factory, timeout: float) -> Deferred[Any]:
         tls = self.contexts.peer_client_factory()
-        return self.machine.connect(self.reactor, address.host, address.port, factory, tls, timeout)
+        opening = self.machine.connect(self.reactor, address.host, address.port, factory, tls, timeout)
+
+        def introduced(link: Any) -> Any:
+            self.beliefs.introduced(chain_of(link.transport))
+            return link
+
+        return opening.addCallback(introduced)
 
     def _may_take_over(self) -> bool:
         """Whether this process has a place among the masters, and keeps it."""
@@ -400,6 +516,7 @@ class Parts:
         for server_id in sorted(new):
             for cut in self.cutting:
                 cut(server_id)
+        self.beliefs.table_changed()
         self.join_file.table_changed()
         self.chunks.table_changed()
         if self._keys_seen != self.roster.keys_revision:
@@ -439,6 +556,7 @@ class Parts:
 
     def make_report(self) -> Report:
         """What this server says of itself once a second."""
+        ca, ready = self.beliefs.report()
         return Report(
             incarnation=self.state.incarnation,
             free=self.space.free,
@@ -450,6 +568,8 @@ class Parts:
             table_full=self.embedded.disk_full,
             short=self.chunks.caretaker.progress.short,
             drain=self.chunks.draining.progress,
+            ca=ca,
+            ready=ready,
             risk=self.chunks.caretaker.risk,
         )
 
@@ -470,6 +590,7 @@ class Parts:
             full=self.space.full,
             version=__version__,
             master=options.master,
+            public_key=self.contexts.identity.key_digest if self.contexts.identity is not None else "",
             incarnation=self.state.incarnation,
             note=self.note,
         )

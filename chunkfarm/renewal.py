@@ -6,19 +6,22 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from chunkfarm.chunks.pieces import RunInThread
+from chunkfarm.errors import FarmError
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
-from chunkfarm.links.peers import Peers
-from chunkfarm.trust.authority import certified_names, usable_names
+from chunkfarm.links.peers import LinkFailed, Peers
+from chunkfarm.table.interface import TableError
+from chunkfarm.trust.authority import certified_names, fingerprint, usable_names
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
 
+UNANSWERED = (LinkFailed, commands.NotFirst, commands.NotNow, commands.BadRequest)
 LOOK_SECONDS = 6 * 3600.0
 """A certificate is renewed months before its end, so a look every few hours leaves hundreds of tries."""
 
@@ -39,7 +42,12 @@ class Renewal:
         clock: IReactorTime,
         now: Callable[[], int],
         run_in_thread: RunInThread,
+        authority: Callable[[], bytes] = lambda: b"",
+        turn: DeferredLock | None = None,
     ) -> None:
+        """`authority` gives the CA that signs now (PEM), as far as that is known; `turn` who may write the identity."""
+        self._authority = authority
+        self._turn = turn or DeferredLock()
         self._directory = directory
         self._contexts = contexts
         self._issuer = issuer
@@ -71,17 +79,24 @@ class Renewal:
         identity = self._contexts.identity
         if identity is None or not identity.ca_pem:
             return succeed(None)
-        if not identity.renew_due(self._now()) and not self._lacks_names(identity):
+        due = identity.renew_due(self._now()) or self._lacks_names(identity) or self._is_of_another_ca(identity)
+        if not due:
             return succeed(None)
-        self._asking = Deferred.fromCoroutine(self._renew())
+        self._asking = self._turn.run(lambda: Deferred.fromCoroutine(self._renew()))
         return self._asking.addErrback(self._failed)
 
     def _lacks_names(self, identity: Identity) -> bool:
         wanted = frozenset(usable_names(self._names()))
         return wanted != self._asked_for and not wanted <= set(certified_names(identity.certificate))
 
+    def _is_of_another_ca(self, identity: Identity) -> bool:
+        signs = self._authority()
+        return bool(signs) and fingerprint(signs) != identity.ca_fingerprint
+
     def _failed(self, failure: Any) -> None:
-        if not failure.check(CancelledError):
+        if failure.check(FarmError, TableError, *UNANSWERED):
+            self._log.warn("The certificate cannot be renewed now: {reason}", reason=str(failure.value))
+        elif not failure.check(CancelledError):
             self._log.failure("while renewing the certificate", failure)
 
     async def _renew(self) -> None:
@@ -95,7 +110,8 @@ class Renewal:
         else:
             box = await self._peers.call(first, commands.Renew, request=request)
             certificate, ca = box["certificate"], box["ca"]
-        renewed = identity.certified(certificate, ca)
+        # What else is believed now is for the rows to say.
+        renewed = identity.certified(certificate, ca + identity.ca_pem)
         await self._run_in_thread(renewed.save, self._directory)
         self._contexts.replace(renewed)
         self._asked_for = frozenset(names)

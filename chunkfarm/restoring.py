@@ -27,12 +27,21 @@ from chunkfarm.exports.finding import Candidate, CannotRestore, Pieces
 from chunkfarm.exports.form import EXPORT_KEY, Kept, write_kept
 from chunkfarm.history import NOTE, HistoryError, Memory
 from chunkfarm.issuer import CA_CERTIFICATE, CA_KEY
-from chunkfarm.model import GENERATION_KEY, LINES_KEY, OPTIONS_KEY, SERVERS, FarmOptions, Server, timestamp
+from chunkfarm.model import (
+    GENERATION_KEY,
+    LINES_KEY,
+    OPTIONS_KEY,
+    ROTATION_WANTED_KEY,
+    SERVERS,
+    FarmOptions,
+    Server,
+    timestamp,
+)
 from chunkfarm.table.interface import Row
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.journal_file import JournalError
 from chunkfarm.table.lines import LINES_MAX, TERM_LEAP, Chain, Fork, longer, read_chain
-from chunkfarm.trust.authority import fingerprint
+from chunkfarm.trust.authority import fingerprint, fingerprint_of
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.seal import SealKey
@@ -176,6 +185,12 @@ class Restoring:
         changed[LINES_KEY] = json.dumps([fork.as_item() for fork in chain]).encode()
         changed[GENERATION_KEY] = b"%d" % (max(generation, self._generation) + GENERATION_LEAP)
         changed[EXPORT_KEY] = write_kept([kept])
+        if self._is_of_the_ca_before(known):
+            changed[ROTATION_WANTED_KEY] = b"an export of before the last change was restored"
+            notes.append(
+                "The farm has changed its CA after the export. It has the one of before again, whose key others may "
+                "know, and changes it anew by itself as soon as it serves."
+            )
         replaced = frozenset(changed) | {key for key in known if key.startswith(SERVERS)}
         return Plan(
             candidate=candidate,
@@ -230,7 +245,8 @@ class Restoring:
     def _seal_note(self, known: dict[bytes, Row]) -> str:
         """Raises `CannotRestore` if the export is not of the farm whose certificate this server has."""
         certificate, key = known.get(CA_CERTIFICATE), known.get(CA_KEY)
-        if certificate is None or fingerprint(certificate.value) != self._identity.ca_fingerprint:
+        is_own = certificate is not None and fingerprint(certificate.value) == self._identity.ca_fingerprint
+        if not (is_own or self._is_of_the_ca_before(known)):
             raise CannotRestore("the export is of a farm with another CA than this server's certificate is from")
         try:
             seal = SealKey.load(self._data.path)
@@ -242,6 +258,12 @@ class Restoring:
                 "can join and no certificate be renewed until seal.key of a lost master is put into this data directory"
             )
         return ""
+
+    def _is_of_the_ca_before(self, known: dict[bytes, Row]) -> bool:
+        """Whether the export was made before the farm changed its CA to that of this server's certificate."""
+        certificate = known.get(CA_CERTIFICATE)
+        before = {fingerprint_of(link) for link in self._identity.introductions}
+        return certificate is not None and fingerprint(certificate.value) in before
 
     def _chain(self, known: dict[bytes, Row], fork: Fork) -> Chain:
         """The line that begins. This server may have learned of a takeover that came after the export."""

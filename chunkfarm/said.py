@@ -28,9 +28,10 @@ NOTE_LENGTH_MAX = 500
 _NUMBERS = frozenset(
     ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
 ) | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown"}
-_FLAGS = frozenset(["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted"])
+_FLAGS = frozenset(["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted", "secrets"])
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
+_FINGERPRINT = re.compile(r"(sha256:[0-9a-f]{64})?\Z")
 _REPORT_FIELDS = tuple(attribute.name for attribute in fields(Report))
 _RISK_NUMBERS = tuple(attribute.name for attribute in fields(Risk) if attribute.name != "sets")
 _DRAIN_FIELDS = tuple(attribute.name for attribute in fields(Drain))
@@ -40,7 +41,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+
 def row_of(text: str) -> Server:
     """The row that a server gives of itself; raises `ValueError` for anything that may not stand in the table.
 
-    Its place in the line, its state and when it joined are for the farm to say, so they are left out.
+    Its place in the line, its state, when it joined and its key are for the farm to say, so they are left out.
     """
     if len(text) > ROW_CHARACTERS_MAX:
         raise ValueError("it is too long")
@@ -54,7 +55,16 @@ def row_of(text: str) -> Server:
     for name, value in asdict(row).items():
         _check(name, value)
     return evolve(
-        row, joined=0, seniority=0, state="up", since=0, note=note_of(row.note), given_up=False, draining=False
+        row,
+        joined=0,
+        seniority=0,
+        state="up",
+        since=0,
+        note=note_of(row.note),
+        given_up=False,
+        draining=False,
+        public_key="",
+        secrets=row.master,
     )
 
 
@@ -142,6 +152,11 @@ def _word(text: str) -> None:
         raise ValueError("expected one word")
 
 
+def _fingerprint(text: str) -> None:
+    if not _FINGERPRINT.match(text):
+        raise ValueError("expected a fingerprint")
+
+
 def _port(number: int) -> None:
     read_port(str(number))
 
@@ -152,6 +167,8 @@ def _weight(number: int) -> None:
 
 
 _READERS: Mapping[str, Callable[[Any], object]] = {
+    "ca": _fingerprint,
+    "ready": _fingerprint,
     "id": check_server_id,
     "name": read_server_name,
     "host": read_host,

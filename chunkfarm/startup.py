@@ -161,6 +161,8 @@ class Startup:
             uses=parts.chunks.references.uses,
             barred=parts.barred,
             forget=parts.forgetting.forget,
+            seal_key=parts.seal_key,
+            shown=parts.shown,
         )
         return parts
 
@@ -450,6 +452,8 @@ class Startup:
     def _keep_up(self, parts: Parts) -> None:
         """What only a server does that belongs."""
         parts.ledger.start()
+        parts.beliefs.start()
+        parts.rotating.start()
         parts.renewal.start()
         parts.chunks.start()
         parts.forgetting.start()

@@ -38,6 +38,8 @@ def status_pairs(parts: Parts) -> list[tuple[str, str]]:
         ("full", "yes" if parts.space.full else "no"),
         ("failed-attempts", str(parts.failed_attempts.total)),
     ]
+    if sentence := parts.authorities().sentence:
+        pairs.append(("ca-change", sentence))
     if state.halted:
         pairs.append(("halted", state.halted))
     pairs += risk.pairs(parts.reporter.risk, servers)

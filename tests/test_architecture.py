@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"machine"},
     {"ports"},
     {"by_hand", "forgetting", "restoring"},
-    {"join_file", "losses"},
+    {"believing", "join_file", "losses", "rotating"},
     {"exports"},
     {"references_link"},
     {"references"},
@@ -40,6 +40,7 @@ FLOORS: list[set[str]] = [
         "ledger",
         "renewal",
         "reporter",
+        "sealed_rows",
         "said",
         "settings",
         "takeover",
@@ -51,6 +52,7 @@ FLOORS: list[set[str]] = [
     {"table"},
     {"chronicle"},
     {"links", "addresses", "data_directory", "systemd", "logs", "metrics"},
+    {"rotation"},
     {"trust"},
     {"wire"},
     {"cures", "old_disks"},
@@ -101,6 +103,8 @@ PURE = [
     "failed_attempts",
     "timeline",
     "witness",
+    "rotation",
+    "sealed_rows",
 ]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 

@@ -107,7 +107,7 @@ class ForgettingTests(SynchronousTestCase):
         assert len(self.table.transactions) == before + 1
         assert self.names() == ["s1", "s2"]
         told = json.loads(self.table.rows[BARRED + server_id(3).encode()].value)
-        assert told == {"name": "gone", "since": NOW}
+        assert told == {"name": "gone", "since": NOW, "key": ""}
         key = self.successResultOf(self.issuer.join_key())
         assert self.table.rows[JOIN_DIGEST_KEY].value.decode() == digest_of_key(key)
         failure = self.failureResultOf(self.registry.join(make_server(3, incarnation="again")), TableError)

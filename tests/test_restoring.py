@@ -14,12 +14,14 @@ from chunkfarm.config import ConfigError
 from chunkfarm.data_directory import DataDirectoryError
 from chunkfarm.exports.form import EXPORT_KEY, read_kept
 from chunkfarm.history import NOTE, Memory
-from chunkfarm.model import GENERATION_KEY, LINES_KEY, SERVERS, Server
+from chunkfarm.model import GENERATION_KEY, LINES_KEY, ROTATION_WANTED_KEY, SERVERS, Server
 from chunkfarm.restoring import GENERATION_LEAP, REVISION_LEAP, CannotRestore
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.journal_file import JournalError
 from chunkfarm.table.lines import TERM_LEAP, Fork, read_chain
 from chunkfarm.table.records import Configuration
+from chunkfarm.trust.authority import Authority
+from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
 from tests.builders import make_server, server_id
 from tests.survivor import FARM, ME, NOW, Survivor
@@ -359,6 +361,23 @@ class SecretsTests(RestoringTestCase):
             note = survivor.plan().notes[0]
             assert "no server can join" in note and "seal.key" in note
             survivor.restore()
+
+    def test_an_export_of_before_the_ca_was_changed(self) -> None:
+        """It is restored, by a server whose CA that one introduced, and the CA is to be changed again."""
+        survivor = self.make()
+        survivor.export()
+        identity = Identity.load(survivor.data, server_id(ME))
+        assert identity is not None
+        after = Authority.create(FARM, NOW)
+        signed = after.sign(identity.signing_request(), server_id(ME), [], NOW)
+        introduction = survivor.authority.introduce(after.certificate)
+        identity.certified(signed + introduction, after.certificate_pem).save(survivor.data)
+        seal = SealKey.load(survivor.data)
+        new = SealKey.create()
+        seal.beside(new.material).led_by(new.digest).save(survivor.data)
+        assert any("changed its CA after the export" in note for note in survivor.plan().notes)
+        survivor.restore()
+        assert ROTATION_WANTED_KEY in survivor.restored()
 
     def test_what_is_told(self) -> None:
         """A person is told what is lost, and what comes back that should not."""

@@ -11,8 +11,8 @@ import click
 from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
+from chunkfarm.cli import authority, draining, exits, exporting, forgetting, keys, restoring, screen, taking_over
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import draining, exits, exporting, forgetting, keys, restoring, screen, taking_over
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.download import Download, NewFile
@@ -76,6 +76,7 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
     surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
 
 
+chunkfarm.add_command(authority.ca)
 chunkfarm.add_command(keys.key)
 chunkfarm.add_command(invite)
 

@@ -82,6 +82,11 @@ def lines(outlook: Outlook) -> Iterator[str]:
     if "silent" in outlook.fields:
         silent = screen.clean(outlook.fields["silent"]).replace(",", ", ")
         yield f"Without an answer: {silent}; what they have is not counted."
+    if outlook.fields.get("secrets") == "yes":
+        yield (
+            f"{outlook.name} can open the farm's secrets, so the farm changes its CA too, within seconds: "
+            "whoever reaches it from elsewhere needs a newer config.ini or ca.pem within a day."
+        )
 
 
 def _count(number: int, what: str) -> str:

@@ -103,7 +103,10 @@ class Join(amp.Command):
 
 
 class Renew(amp.Command):
-    """A fresh certificate for a server of the farm, for the key it shows in this link."""
+    """A fresh certificate for a server of the farm, for the key it shows in this link.
+
+    Behind the certificate may stand what introduces its CA to those who know the one before it.
+    """
 
     arguments = [(b"request", amp.String())]
     response = [(b"certificate", amp.String()), (b"ca", amp.String())]
@@ -113,7 +116,7 @@ class Renew(amp.Command):
 class Report(amp.Command):
     """I am alive. `report` is JSON.
 
-    Its fields: `incarnation, free, used, full, revision, note, leaving, table_full, short, drain, risk`.
+    Its fields: `incarnation, free, used, full, revision, note, leaving, table_full, short, drain, ca, ready, risk`.
 
     The answer is JSON: `term, first, voters, learners, revision, known, short, drains, risk` (`known` says whether the
     sender's row carries this incarnation; if not, it must give its row anew with PutServer).
@@ -216,6 +219,17 @@ class JoinKey(amp.Command):
     arguments: ClassVar[list[tuple[bytes, amp.Argument]]] = []
     response = [(b"key", amp.String())]
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
+class SealKey(amp.Command):
+    """The key that seals secret rows, for a server that may be a master and holds an earlier one.
+
+    `digest` says which. Answered by every server that holds it, if the table names it: the farm seals with it, or will.
+    """
+
+    arguments = [(b"digest", amp.Unicode())]
+    response = [(b"key", amp.String())]
+    errors = _REFUSALS
 
 
 class Authenticate(amp.Command):

@@ -261,6 +261,12 @@ class Peers:
         if place is not None and place.link is not None:
             place.link.close()
 
+    def judge_again(self) -> None:
+        """End the links whose other side does not prove any more that it is the server it was opened to."""
+        for server_id, place in self._places.items():
+            if place.link is not None and place.link.alive and self.identity(place.link) != server_id:
+                place.link.close()
+
     def close(self) -> None:
         """End all links; no new ones are opened."""
         self._closed = True

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from attrs import asdict
-from cryptography.hazmat.primitives import serialization
+from attrs import asdict, evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
@@ -34,7 +32,7 @@ from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
 from chunkfarm.table.registry import Registry
 from chunkfarm.trust.authority import public_key_digest
-from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.contexts import Contexts, key_digest_of
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
 
@@ -86,12 +84,16 @@ class PeerAnswers:
         barred: Callable[[str], str] = lambda server_id: "",
         forget: Callable[[str], Deferred[Server]] | None = None,
         uses: Callable[[Sequence[bytes]], Deferred[list[int]]],
+        seal_key: Callable[[str], bytes | None] = lambda digest: None,
+        shown: dict[str, str] | None = None,
     ) -> None:
         """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks.
 
-        `barred` is as in the backend.
+        `barred` is as in the backend. `seal_key` gives the key of a digest, if it is held and the table names it;
+        `shown` takes by which public key each server proved who it is.
         """
         self._uses = uses
+        self._seal_key = seal_key
         self._barred = barred
         self._forget_here = forget
         self._tell = tell
@@ -114,11 +116,16 @@ class PeerAnswers:
         self._strange: set[tuple[str, int]] = set()
         self._reports: dict[str, tuple[str, Report]] = {}
         """The last report of each server, as it came and as it was read."""
+        self.shown = shown if shown is not None else {}
+        """By which public keys servers have proved to this one who they are."""
         self._answered: tuple[object, str] = (None, "")
         """The last answer to a report, and what it depends on."""
 
     def peer_of(self, certificate: Any) -> str | None:
-        return self._contexts.peer_of(certificate)
+        server_id = self._contexts.peer_of(certificate)
+        if server_id is not None:
+            self.shown[server_id] = key_digest_of(certificate)
+        return server_id
 
     def barred(self, server_id: str) -> str:
         return self._barred(server_id)
@@ -197,12 +204,14 @@ class PeerAnswers:
                     f"it advertises {row.host}, which only its own machine can reach: set host in its config.ini"
                 )
             await self._call_back(
-                row, lambda link: _key_digest(link.certificate()) == public_key_digest(joiner.request)
+                row, lambda link: key_digest_of(link.certificate()) == public_key_digest(joiner.request)
             )
             certificate, ca = await self._issuer.sign(joiner.request, row.id, row.host)
             seal = self._issuer.seal_key if row.master else b""
             joined = await self._registry.join(
-                row, also=used.also if used is not None else (), compares=used.compares if used is not None else ()
+                evolve(row, public_key=public_key_digest(joiner.request)),
+                also=used.also if used is not None else (),
+                compares=used.compares if used is not None else (),
             )
         except TrustError as error:
             self._log.warn("A server at {host} may not join: {reason}.", host=joiner.host, reason=str(error))
@@ -258,6 +267,8 @@ class PeerAnswers:
         self._must_lead()
         row = self._known(server_id)
         try:
+            if row.public_key not in ("", public_key_digest(request)):
+                raise TrustError("the request is for another key than the one by which this server is known")
             certificate, ca = await self._issuer.sign(request, row.id, row.host)
         except TrustError as error:
             raise commands.BadRequest(str(error)) from None
@@ -313,12 +324,12 @@ class PeerAnswers:
             self._answered = (key, json.dumps(answer))
         return self._answered[1]
 
-    def put_server(self, server_id: str, row: str) -> Deferred[str]:
-        return Deferred.fromCoroutine(self._put_server(server_id, row))
+    def put_server(self, server_id: str, row: str, key: str = "") -> Deferred[str]:
+        return Deferred.fromCoroutine(self._put_server(server_id, row, key))
 
-    async def _put_server(self, server_id: str, text: str) -> str:
+    async def _put_server(self, server_id: str, text: str, key: str) -> str:
         self._must_lead()
-        row = _row(text)
+        row = evolve(_row(text), public_key=key)
         if row.id != server_id:
             raise commands.BadRequest("a server gives its own row only")
         # One without a row was down for so long that the farm has removed it by itself, and is taken in again.
@@ -453,6 +464,14 @@ class PeerAnswers:
         except (TrustError, TableError) as error:
             raise commands.NotNow(str(error)) from None
 
+    def seal_key(self, server_id: str, digest: str) -> bytes:
+        if not self._known(server_id).master:
+            raise commands.BadRequest("this key is for servers that may be masters")
+        key = self._seal_key(digest)
+        if key is None:
+            raise commands.NotNow("this server does not hold the key that is asked for, or the farm does not name it")
+        return key
+
     def authenticate(self, key: str, proof: bytes) -> Deferred[Principal | None]:
         return Deferred.fromCoroutine(self._authenticate(key, proof))
 
@@ -465,12 +484,6 @@ class PeerAnswers:
             return None
         except FarmError as error:
             raise commands.NotNow(str(error)) from None
-
-
-def _key_digest(certificate: Any) -> str:
-    key = certificate.to_cryptography().public_key()
-    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(key.public_bytes(*form)).hexdigest()
 
 
 def _keys_of(request: bytes) -> list[bytes]:

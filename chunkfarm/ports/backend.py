@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chunkfarm.exports.maker import Progress
     from chunkfarm.forgetting import ForgetOutlook
     from chunkfarm.keyring import Keyring
+    from chunkfarm.rotation import Authorities
 
 
 class Backend(Protocol):
@@ -114,6 +115,12 @@ class Backend(Protocol):
 
         Raises `ReadOnly` if this server does not hold the table, and `NotFound` for a number that is not known.
         """
+
+    def authorities(self) -> Authorities:
+        """The farm's CA, and how far the farm is with changing it."""
+
+    def rotate(self) -> Deferred[None]:
+        """Have the CA changed."""
 
     def look_at_forgetting(self, server: str) -> Deferred[ForgetOutlook]:
         """What would be lost if a server (id or name) were forgotten; changes nothing. Fails with `NotFound`."""

@@ -21,6 +21,7 @@ from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes, Lines, answer_box, line_in, named, question
 from chunkfarm.model import KIB, Address, Principal
+from chunkfarm.trust.contexts import key_digest_of
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import end_when_silent
@@ -95,7 +96,8 @@ class PeerBackend(Protocol):
 
     def report(self, server_id: str, report: str) -> str: ...
 
-    def put_server(self, server_id: str, row: str) -> Deferred[str]: ...
+    def put_server(self, server_id: str, row: str, key: str = "") -> Deferred[str]:
+        """Take a server's own row; `key` is the digest of the public key by which it has proved who it is."""
 
     def get_server(self, server_id: str) -> str: ...
 
@@ -117,6 +119,8 @@ class PeerBackend(Protocol):
 
     def join_key(self, server_id: str) -> Deferred[bytes]: ...
 
+    def seal_key(self, server_id: str, digest: str) -> bytes: ...
+
 
 class PeerPort(Boxes):
     """One accepted connection."""
@@ -133,6 +137,12 @@ class PeerPort(Boxes):
     def peer(self) -> str | None:
         """The server that has said who it is, if one has."""
         return self._peer
+
+    def judge_again(self) -> None:
+        """End this link if its certificate does not prove any more what it did."""
+        certificate = cast(Any, self.transport).getPeerCertificate()
+        if self._peer is not None and self._backend.peer_of(certificate) != self._peer:
+            self.abort()
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -312,7 +322,10 @@ class PeerPort(Boxes):
 
     @commands.PutServer.responder
     def put_server(self, row: str) -> Deferred[dict[str, str]]:
-        return self._backend.put_server(self._sender(), row).addCallback(lambda text: {"row": text})
+        sender = self._sender()
+        certificate = cast(Any, self.transport).getPeerCertificate()
+        key = key_digest_of(certificate) if certificate is not None else ""
+        return self._backend.put_server(sender, row, key).addCallback(lambda text: {"row": text})
 
     @commands.GetServer.responder
     def get_server(self, server: str) -> dict[str, str]:
@@ -355,6 +368,10 @@ class PeerPort(Boxes):
     @commands.JoinKey.responder
     def join_key(self) -> Deferred[dict[str, bytes]]:
         return self._backend.join_key(self._sender()).addCallback(lambda key: {"key": key})
+
+    @commands.SealKey.responder
+    def seal_key(self, digest: str) -> dict[str, bytes]:
+        return {"key": self._backend.seal_key(self._sender(), digest)}
 
 
 def _told_of_key(principal: Principal | None) -> dict[str, str]:
@@ -408,6 +425,11 @@ class PeerPortFactory(Factory):
         for connection in list(self.connections):
             if connection.peer == server_id:
                 connection.abort()
+
+    def judge_again(self) -> None:
+        """End the links whose certificates prove nothing any more."""
+        for connection in list(self.connections):
+            connection.judge_again()
 
     def close_all(self) -> None:
         """End every link."""

@@ -64,6 +64,10 @@ class Report:
     """Chunks with too few copies for which this server answers."""
     drain: Drain | None = None
     """How far it is, if it is emptied."""
+    ca: str = ""
+    """While the farm changes its CA: the fingerprint of that which signed this server's certificate."""
+    ready: str = ""
+    """And of that which this server believes, durably, and whose seal key it holds if it may be a master."""
     risk: Risk | None = None
     """Which of the chunks for which it answers are on one disk or two; None from a version that does not tell."""
 
@@ -322,6 +326,17 @@ class Duties:
         self._index()
         told = {id: heard.report.drain for id in self._emptied if (heard := self._heard.get(id)) and heard.report}
         return {id: drain for id, drain in told.items() if drain is not None}
+
+    def reports(self) -> dict[str, Report]:
+        """What the servers told last that are there, by the very processes that their rows name."""
+        self._index()
+        told = {id: heard.report for id, heard in self._heard.items() if heard.report is not None}
+        rows = self._rows
+        return {
+            id: report
+            for id, report in told.items()
+            if id in rows and rows[id].state != "down" and rows[id].incarnation == report.incarnation
+        }
 
     def heard(self) -> dict[str, float]:
         """Seconds since each server was heard."""

@@ -213,6 +213,7 @@ class Registry:
                     since=moment,
                     seniority=0,
                     draining=old is not None and old.draining,
+                    **_kept_of(old, server),
                 )
             )
             return Change(put=(joined,), delete=replaced, also=also, compares=compares, result=joined)
@@ -220,9 +221,16 @@ class Registry:
         return self.edit(decide)
 
     def forget(
-        self, server: str, objection: Callable[[Server], str], *, bar: bool, also: tuple[Operation, ...] = ()
+        self,
+        server: str,
+        objection: Callable[[Server], str],
+        *,
+        bar: bool,
+        also: Callable[[Server], tuple[Operation, ...]] = lambda row: (),
     ) -> Deferred[Server]:
         """Remove a row, by id or name, unless `objection` has a sentence; with `bar` that server never comes back.
+
+        `also` says what else is done in the same transaction.
 
         Fires with the row that it was. Fails with `NotFound` or `PreconditionFailed`.
         """
@@ -237,9 +245,10 @@ class Registry:
                 raise PreconditionFailed(why)
             barring: tuple[Operation, ...] = ()
             if bar:
-                told = {"name": row.name, "since": self._now()}
+                # By its key it is known when it comes back, and told why it may not.
+                told = {"name": row.name, "since": self._now(), "key": row.public_key}
                 barring = (Put(BARRED + row.id.encode(), json.dumps(told).encode()),)
-            return Change(delete=(row.id,), also=(*barring, *also), result=row)
+            return Change(delete=(row.id,), also=(*barring, *also(row)), result=row)
 
         return self.edit(decide)
 
@@ -260,6 +269,7 @@ class Registry:
                                 seniority=old.seniority,
                                 since=old.since if old.state == old.live_state else self._now(),
                                 draining=old.draining,
+                                **_kept_of(old, new),
                             )
                         )
                     )
@@ -363,6 +373,13 @@ def forgotten_sentence(server_id: str) -> str:
 
 def _live(server: Server) -> Server:
     return evolve(server, state=server.live_state, given_up=False)
+
+
+def _kept_of(old: Server | None, new: Server) -> dict[str, Any]:
+    """What a row keeps of the one before: the key by which its server is known, and that it had the farm's secrets."""
+    had = old is not None and (old.secrets or old.master)
+    key = new.public_key or (old.public_key if old is not None else "")
+    return {"public_key": key, "secrets": new.secrets or new.master or had}
 
 
 def _entered(server: Server, state: str, now: int) -> Server:

@@ -7,6 +7,7 @@ back until the rows of `servers/` are at least as new: whoever sees a generation
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 
 from attrs import define, field
@@ -126,6 +127,14 @@ class Roster:
     def farm_row(self, key: bytes) -> Row | None:
         """One row under `farm/`, or None."""
         return self._farm.rows.get(key)
+
+    def barred_key(self, server_id: str) -> str:
+        """The digest of the public key of a server that was forgotten; empty if there is none."""
+        row = self._farm.rows.get(BARRED + server_id.encode())
+        try:
+            return str(json.loads(row.value).get("key", "")) if row is not None else ""
+        except (ValueError, AttributeError):
+            return ""
 
     def start(self) -> Deferred[None]:
         """Read both prefixes and follow them; fires when both have been read once.

@@ -12,7 +12,8 @@ import datetime
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from attrs import field, frozen
 from cryptography import x509
@@ -62,6 +63,34 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
         raise TrustError("this is not a certificate in PEM form") from error
 
 
+def certificates_in(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """All certificates of a PEM text; raises `TrustError` if there is none."""
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except ValueError as error:
+        raise TrustError("this is not a certificate in PEM form") from error
+
+
+def pem_of(certificate: x509.Certificate) -> bytes:
+    """A certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def bundle(certificates: Iterable[x509.Certificate]) -> bytes:
+    """Certificates as one PEM text, each of them once."""
+    return b"".join(pem_of(certificate) for certificate in dict.fromkeys(certificates))
+
+
+def key_digest(certificate: x509.Certificate) -> str:
+    """SHA-256 (hexadecimal) of a certificate's public key, whoever signed it."""
+    return _digest_of_key(certificate.public_key())
+
+
+def _digest_of_key(key: Any) -> str:
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key.public_bytes(*form)).hexdigest()
+
+
 def parse_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """An unencrypted P-256 key of ours; raises `TrustError`."""
     try:
@@ -82,10 +111,7 @@ def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def public_key_digest(request_pem: bytes) -> str:
     """SHA-256 (hexadecimal) of the public key in a signing request: what an invite is bound to; raises `TrustError`."""
-    key = _parse_request(request_pem).public_key()
-    return hashlib.sha256(
-        key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    ).hexdigest()
+    return _digest_of_key(_parse_request(request_pem).public_key())
 
 
 def general_name(name: str) -> x509.GeneralName:
@@ -174,6 +200,34 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     return not constraints.ca
 
 
+def introduces(link: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether by `link` a farm's CA says of another key that it is the farm's next CA.
+
+    Such a certificate has the CA's own name as its subject; whatever else a CA may have signed is none.
+    """
+    try:
+        link.verify_directly_issued_by(authority)
+        constraints = link.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    except (x509.ExtensionNotFound, x509.DuplicateExtension):
+        return False
+    return constraints.ca and link.subject == authority.subject
+
+
+def introduced(
+    chain: Sequence[x509.Certificate], authorities: Iterable[x509.Certificate]
+) -> tuple[x509.Certificate, x509.Certificate] | None:
+    """The CA that signed the first of a chain, and by what one of `authorities` introduces it there; else None."""
+    known = tuple(authorities)
+    for link in chain[1:]:
+        if issued_by(chain[0], link) and any(introduces(link, authority) for authority in known):
+            for ca in chain[1:]:
+                if ca != link and ca.public_key() == link.public_key() and introduces(ca, ca):
+                    return ca, link
+    return None
+
+
 def moment(milliseconds: int) -> datetime.datetime:
     """A time as certificates have it, in whole seconds."""
     return datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC)
@@ -197,21 +251,9 @@ class Authority:
             ]
         )
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(moment(now - BACKDATED_MS))
-            .not_valid_after(moment(now + AUTHORITY_LIFE_MS))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
-            .add_extension(identifier, critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return cls(certificate.public_bytes(serialization.Encoding.PEM), key_to_pem(key))
+        life = moment(now - BACKDATED_MS), moment(now + AUTHORITY_LIFE_MS)
+        certificate = _authority_certificate(name, key.public_key(), name, identifier, life).sign(key, hashes.SHA256())
+        return cls(pem_of(certificate), key_to_pem(key))
 
     @classmethod
     def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
@@ -232,6 +274,24 @@ class Authority:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.certificate_pem)
+
+    def introduce(self, successor: x509.Certificate) -> bytes:
+        """What says to those who know this CA that `successor` is the farm's next one: two certificates (PEM).
+
+        The first is for the successor's key and signed by this CA, the second is this CA's own. Servers send both along
+        with their own certificate, so that who knows either of the two CAs knows them. Raises `TrustError` for a
+        successor of another farm.
+        """
+        own = self.certificate
+        if successor.subject != own.subject:
+            raise TrustError("a farm's CA is followed only by one of the same farm")
+        identifier = own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        life = (
+            max(own.not_valid_before_utc, successor.not_valid_before_utc),
+            min(own.not_valid_after_utc, successor.not_valid_after_utc),
+        )
+        link = _authority_certificate(successor.subject, successor.public_key(), own.subject, identifier, life)
+        return bundle((link.sign(self.key, hashes.SHA256()), own))
 
     def sign(self, request_pem: bytes, server_id: str, names: Iterable[str], now: int) -> bytes:
         """A certificate (PEM) for one year from `now` (ms), for the key of a signing request.
@@ -287,6 +347,29 @@ class Authority:
             .sign(self.key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
         )
+
+
+def _authority_certificate(
+    subject: x509.Name,
+    key: Any,
+    issuer: x509.Name,
+    issuer_key: x509.SubjectKeyIdentifier,
+    life: tuple[datetime.datetime, datetime.datetime],
+) -> x509.CertificateBuilder:
+    """What stands in a certificate of a CA. One for another CA of the same name is no step of a path of its own."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(life[0])
+        .not_valid_after(life[1])
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key), critical=False)
+    )
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, server_id: str, names: Iterable[str]) -> bytes:

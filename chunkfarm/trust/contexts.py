@@ -29,7 +29,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from chunkfarm.trust.authority import issued_by, server_id_of
+from chunkfarm.trust.authority import issued_by, key_digest, server_id_of
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError, read_private, read_public
 from chunkfarm.wire.tls import explain
@@ -155,6 +155,12 @@ class Contexts:
 
     identity: Identity | None = None
     file_certificate: Certificate | None = None
+    in_force: tuple[x509.Certificate, ...] = ()
+    """The CAs whose signature alone is enough between servers, by the table; without any, all that are believed."""
+    key_of: Callable[[str], str] = lambda server_id: ""
+    """The digest of the public key that stands in a server's row; empty if none does."""
+    introduces_to_clients: bool = False
+    """Whether client and file port also show what introduces this server's CA to those who know the one before."""
     _made: dict[object, SSL.Context] = field(factory=dict, init=False, repr=False)
 
     def replace(self, identity: Identity) -> None:
@@ -167,25 +173,38 @@ class Contexts:
         self.file_certificate = certificate
         self._made.clear()
 
+    def introduce_to_clients(self, shown: bool) -> None:
+        """Show it, or do not any more, on all connections from now on."""
+        if shown != self.introduces_to_clients:
+            self.introduces_to_clients = shown
+            self._made.clear()
+
     def peer_of(self, certificate: x509.Certificate | crypto.X509 | None) -> str | None:
         """The server id that a peer's certificate proves, or None.
 
-        It must be signed by this farm's CA itself and state a server id. Its dates do not count: whether that server
-        is one of the farm is for the table to say. None while this server has no CA. It costs a check of a signature
-        (0.1 ms), so ask once a connection, not once a request.
+        It must state a server id, and be signed by a CA in force itself; or its key must be the one that stands in that
+        server's row, whoever signed it, for a CA whose key is known to others proves nothing. Its dates do not count:
+        whether that server is one of the farm is for the table to say. None while this server has no CA. It costs a
+        check of a signature (0.1 ms), so ask once a connection, not once a request.
         """
         if certificate is None or self.identity is None or self.identity.ca is None:
             return None
         try:
             shown = certificate.to_cryptography() if isinstance(certificate, crypto.X509) else certificate
-            return server_id_of(shown) if issued_by(shown, self.identity.ca) else None
-        except ValueError:
+            server_id = server_id_of(shown)
+            if server_id is None:
+                return None
+            if any(issued_by(shown, ca) for ca in self.in_force or self.identity.believed):
+                return server_id
+            key = self.key_of(server_id)
+            return server_id if key and key == key_digest(shown) else None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             # Bytes that OpenSSL lets pass and a stricter reader does not are no certificate of ours.
             return None
 
     def peer_server(self) -> SSL.Context:
         """For the peer port: TLS 1.3, asks for a certificate."""
-        return self._cached("peer server", lambda: self._server(SSL.TLS1_3_VERSION))
+        return self._cached("peer server", lambda: self._server(SSL.TLS1_3_VERSION, introduces=True))
 
     def peer_client(self) -> SSL.Context:
         """For links to peer ports: TLS 1.3, shows this server's certificate."""
@@ -193,7 +212,9 @@ class Contexts:
 
     def client_port(self) -> SSL.Context:
         """For STARTTLS on the client port."""
-        return self._cached("client port", lambda: self._server(SSL.TLS1_2_VERSION))
+        return self._cached(
+            "client port", lambda: self._server(SSL.TLS1_2_VERSION, introduces=self.introduces_to_clients)
+        )
 
     def file_port(self) -> SSL.Context:
         """For the file port: speaks HTTP/1.1 only, and says so."""
@@ -234,30 +255,33 @@ class Contexts:
             self._made[name] = make()
         return self._made[name]
 
-    def _with_identity(self, context: SSL.Context) -> SSL.Context:
+    def _with_identity(self, context: SSL.Context, introduces: bool = False) -> SSL.Context:
         assert self.identity is not None, "a server has an identity, if only a provisional one"
         context.use_certificate(self.identity.certificate)
         context.use_privatekey(self.identity.key)
+        for link in self.identity.introductions if introduces else ():
+            # Before the CA: OpenSSL takes the first that fits, and has the CA itself if it is to be trusted.
+            context.add_extra_chain_cert(link)
         if self.identity.ca is not None:
             # With the CA in the chain, its fingerprint is all that a client needs to know.
             context.add_extra_chain_cert(self.identity.ca)
         return context
 
-    def _server(self, minimum: int, own: Certificate | None = None) -> SSL.Context:
+    def _server(self, minimum: int, own: Certificate | None = None, *, introduces: bool) -> SSL.Context:
         context = _new_context(minimum, STRICT if own is None else own.level)
         # Without a name of our own for sessions, OpenSSL refuses to resume one when a certificate was asked for.
         context.set_session_id(b"chunkfarm")
         assert self.identity is not None
-        if self.identity.ca is not None:
-            # A browser then does not bother people who have certificates of other CAs.
-            context.add_client_ca(self.identity.ca)
+        for ca in self.identity.believed[:1]:
+            # A browser then does not bother people who have certificates of other CAs. All CAs of a farm have one name.
+            context.add_client_ca(ca)
         if own is None:
-            return self._with_identity(context)
+            return self._with_identity(context, introduces)
         own.show_in(context)
         return context
 
     def _make_file_port(self) -> SSL.Context:
-        context = self._server(SSL.TLS1_2_VERSION)
+        context = self._server(SSL.TLS1_2_VERSION, introduces=self.introduces_to_clients)
         context.set_alpn_select_callback(_choose_http)
         if self.file_certificate is None:
             return context
@@ -268,7 +292,7 @@ class Contexts:
             if connection.get_servername() == farm_name:
                 connection.set_context(farm)
 
-        context = self._server(SSL.TLS1_2_VERSION, self.file_certificate)
+        context = self._server(SSL.TLS1_2_VERSION, self.file_certificate, introduces=False)
         context.set_alpn_select_callback(_choose_http)
         context.set_tlsext_servername_callback(choose_certificate)
         return context
@@ -279,6 +303,11 @@ class Contexts:
             context.set_alpn_protos(list(protocols))
         # A provisional certificate would prove nothing.
         return self._with_identity(context) if self.identity is not None and self.identity.ca_pem else context
+
+
+def key_digest_of(certificate: x509.Certificate | crypto.X509) -> str:
+    """SHA-256 (hexadecimal) of the public key in a certificate as a connection gives it."""
+    return key_digest(certificate.to_cryptography() if isinstance(certificate, crypto.X509) else certificate)
 
 
 def _new_context(minimum: int, level: int) -> SSL.Context:

@@ -15,8 +15,11 @@ from chunkfarm.durable import sync_directory
 from chunkfarm.trust.authority import (
     CURVE,
     Authority,
+    bundle,
+    certificates_in,
     fingerprint,
     issued_by,
+    key_digest,
     key_to_pem,
     moment,
     parse_certificate,
@@ -51,7 +54,9 @@ class Identity:
     server_id: str
     key_pem: bytes = field(repr=False)
     certificate_pem: bytes
+    """Behind the certificate may stand what introduces its CA to those who know the one before it."""
     ca_pem: bytes = b""
+    """The CA that signed it, and behind it others that are believed while the farm changes from one to the next."""
 
     @classmethod
     def provisional(cls, server_id: str, now: int) -> Identity:
@@ -96,6 +101,21 @@ class Identity:
         return parse_certificate(self.ca_pem) if self.ca_pem else None
 
     @functools.cached_property
+    def introductions(self) -> tuple[x509.Certificate, ...]:
+        """What introduces the CA of this certificate to others."""
+        return certificates_in(self.certificate_pem)[1:]
+
+    @functools.cached_property
+    def believed(self) -> tuple[x509.Certificate, ...]:
+        """The CAs that this server believes, the one of its own certificate first; none while provisional."""
+        return certificates_in(self.ca_pem) if self.ca_pem else ()
+
+    @functools.cached_property
+    def key_digest(self) -> str:
+        """SHA-256 of the public key, in hexadecimal."""
+        return key_digest(self.certificate)
+
+    @functools.cached_property
     def key(self) -> ec.EllipticCurvePrivateKey:
         return parse_key(self.key_pem)
 
@@ -111,16 +131,21 @@ class Identity:
     def certified(self, certificate_pem: bytes, ca_pem: bytes) -> Identity:
         """This identity with a certificate that it has been given.
 
-        Raises `TrustError` if that is for another key or another server, or was not signed by that CA.
+        Raises `TrustError` if that is for another key or another server, or was signed by none of those CAs.
         """
-        certificate, ca = parse_certificate(certificate_pem), parse_certificate(ca_pem)
+        certificate, authorities = parse_certificate(certificate_pem), certificates_in(ca_pem)
         if certificate.public_key() != self.key.public_key():
             raise TrustError("it is for another key than this server's")
-        if not issued_by(certificate, ca):
+        ca = next((one for one in authorities if issued_by(certificate, one)), None)
+        if ca is None:
             raise TrustError("it was not signed by the farm's CA")
         if server_id_of(certificate) != self.server_id:
             raise TrustError(f"it is not for the server {self.server_id}")
-        return evolve(self, certificate_pem=certificate_pem, ca_pem=ca_pem)
+        return evolve(self, certificate_pem=certificate_pem, ca_pem=bundle((ca, *authorities)))
+
+    def believing(self, authorities: Iterable[x509.Certificate]) -> Identity:
+        """This identity, believing these CAs beside that of its own certificate, and no others."""
+        return evolve(self, ca_pem=bundle((*self.believed[:1], *authorities)))
 
     def signed_by(self, authority: Authority, names: Iterable[str], now: int) -> Identity:
         """This identity with a certificate from an authority that this server itself holds."""
@@ -139,8 +164,9 @@ class Identity:
         """
         assert self.ca_pem, "a provisional identity is not kept"
         folder = Path(directory)
-        if not self._same_key_and_ca_in(folder):
-            # A certificate beside a key or CA that is not its own would be taken for damage.
+        there = self._authorities_in(folder)
+        if there is None:
+            # A certificate beside a key that is not its own would be taken for damage.
             try:
                 (folder / CERTIFICATE_FILE).unlink(missing_ok=True)
                 sync_directory(folder)
@@ -148,10 +174,20 @@ class Identity:
                 raise TrustError(f"cannot write in {folder}: {error.strerror}") from error
             write_private(folder / KEY_FILE, self.key_pem)
             write_public(folder / CA_FILE, self.ca_pem)
+        elif there != self.ca_pem:
+            # Whichever of the two certificates a crash leaves, its CA stands here.
+            write_public(folder / CA_FILE, bundle((*certificates_in(there), *self.believed)))
         write_public(folder / CERTIFICATE_FILE, self.certificate_pem)
+        if there is not None and there != self.ca_pem:
+            write_public(folder / CA_FILE, self.ca_pem)
 
-    def _same_key_and_ca_in(self, folder: Path) -> bool:
+    def _authorities_in(self, folder: Path) -> bytes | None:
+        """The CAs that stand there with this very key; None if it is another, or something cannot be read."""
         try:
-            return (read_private(folder / KEY_FILE), read_public(folder / CA_FILE)) == (self.key_pem, self.ca_pem)
+            if read_private(folder / KEY_FILE) != self.key_pem:
+                return None
+            text = read_public(folder / CA_FILE)
+            certificates_in(text)
         except TrustError:
-            return False
+            return None
+        return text

@@ -18,7 +18,7 @@ from service_identity.cryptography import extract_patterns
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 
 from chunkfarm.model import check_server_id
-from chunkfarm.trust.authority import fingerprint_of, issued_by, moment, server_id_of
+from chunkfarm.trust.authority import fingerprint_of, introduced, issued_by, moment, server_id_of
 from chunkfarm.trust.private import TrustError
 
 
@@ -45,7 +45,8 @@ def check_chain(chain: Sequence[x509.Certificate], fingerprint: str, expected: s
 
     `fingerprint` is the farm CA's, as in `config.ini`. `expected` is a host name, an address or a server id that the
     certificate must carry, or None if any server of the farm will do. `now` is in ms; None leaves the dates out, as
-    between servers, where the table decides. Raises `Untrusted` with the reason.
+    between servers, where the table decides. The server's certificate may be signed by a CA that the one of this
+    fingerprint introduces in the chain. Raises `Untrusted` with the reason.
     """
     if not chain:
         raise Untrusted("the server showed no certificate")
@@ -54,15 +55,21 @@ def check_chain(chain: Sequence[x509.Certificate], fingerprint: str, expected: s
     if ca is None:
         shown = fingerprint_of(chain[-1])
         raise Untrusted(
-            f"the server is not of this farm: the farm's CA is {fingerprint or 'not known'}, and it showed {shown}"
+            f"the server is not of this farm: the farm's CA is {fingerprint or 'not known'}, and it showed {shown}; if "
+            "the farm has changed its CA, take a newer config.ini from one of its servers"
         )
+    links: tuple[tuple[x509.Certificate, str], ...] = ((leaf, "the server's certificate"), (ca, "the farm's CA"))
     if not issued_by(leaf, ca):
-        raise Untrusted("the server's certificate was not signed by the farm's CA that it showed")
+        # The farm has changed its CA, or does so now, and this side has yet to be told.
+        found = introduced(chain, (ca,))
+        if found is None:
+            raise Untrusted("the server's certificate was not signed by the farm's CA that it showed")
+        links += ((found[0], "the farm's next CA"), (found[1], "the introduction of the farm's next CA"))
     server_id = server_id_of(leaf)
     if server_id is None or not _may_serve(leaf):
         raise Untrusted("the server's certificate is not one of a farm's server")
     if now is not None:
-        for link, whose in ((leaf, "the server's certificate"), (ca, "the farm's CA")):
+        for link, whose in links:
             _check_dates(link, whose, now)
     if expected is not None:
         _check_name(leaf, server_id, expected)

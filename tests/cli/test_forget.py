@@ -25,6 +25,8 @@ class ForgetTests(SynchronousTestCase):
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines() == [
             "Nothing is lost with beta: others have every chunk of 7 files.",
+            "beta can open the farm's secrets, so the farm changes its CA too, within seconds: whoever reaches it from "
+            "elsewhere needs a newer config.ini or ca.pem within a day.",
             "beta is forgotten. Servers that are to join need the new farm.join.",
         ]
         assert [row.name for row in self.backend.rows] == ["alpha"]

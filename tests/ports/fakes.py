@@ -54,6 +54,7 @@ from chunkfarm.model import (
     digest_of,
     etag_of,
 )
+from chunkfarm.rotation import Authorities
 from chunkfarm.settings import changed_table, read_table
 from chunkfarm.state import ServerState
 from chunkfarm.survey import Told
@@ -526,6 +527,9 @@ class MemoryBackend:
         self.forgotten: set[str] = set()
         self.objection = ""
         self.taken_over: list[str] = []
+        self.told_of_ca = [Authorities(signs="")]
+        """What CA tells, one after the other; the last one again and again."""
+        self.rotated = 0
         self.exports: list[Progress] = []
         """How an export is, each time somebody asks."""
 
@@ -614,6 +618,13 @@ class MemoryBackend:
     def _put(self, row: Server, position: int) -> Server:
         self.rows[position] = row
         return row
+
+    def authorities(self) -> Authorities:
+        return self.told_of_ca.pop(0) if len(self.told_of_ca) > 1 else self.told_of_ca[0]
+
+    def rotate(self) -> Deferred[None]:
+        self.rotated += 1
+        return succeed(None)
 
     def export(self, number: int = 0) -> Progress:
         if not self.exports:

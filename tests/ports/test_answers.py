@@ -132,6 +132,7 @@ class PeerAnswersTests(SynchronousTestCase):
         self.leading = server_id(1)
         self.forgotten: set[str] = set()
         self.forgot: list[str] = []
+        self.sealed: dict[str, bytes] = {}
         self.forget_fails: Exception | None = None
         return PeerAnswers(
             state=self.state,
@@ -153,6 +154,7 @@ class PeerAnswersTests(SynchronousTestCase):
             forget=self.forget,
             tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
             uses=self.uses,
+            seal_key=lambda digest: self.sealed.get(digest),
         )
 
     def uses(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
@@ -562,6 +564,38 @@ class PeerAnswersTests(SynchronousTestCase):
         assert b"BEGIN CERTIFICATE" in box["certificate"]
         self.failureResultOf(answers.renew(server_id(5), request), commands.BadRequest)
         self.failureResultOf(answers.renew(server_id(2), b"junk"), commands.BadRequest)
+
+    def test_renewing_for_another_key(self) -> None:
+        """Where the row says by which key a server is known, only that key is certified."""
+        answers = self.make_answers()
+        identity = Identity.provisional(server_id(2), NOW)
+        row = make_server(2, public_key=identity.key_digest)
+        self.table.put(row.key, row.to_value())
+        self.successResultOf(answers.renew(server_id(2), identity.signing_request()))
+        other = Identity.provisional(server_id(2), NOW).signing_request()
+        self.failureResultOf(answers.renew(server_id(2), other), commands.BadRequest)
+
+    def test_the_key_stands_in_the_row(self) -> None:
+        """That of a joiner is the one it asks a certificate for; a row that is given later keeps it."""
+        answers = self.make_answers()
+        self.successResultOf(answers.join(self.make_joiner(row=make_server(9, public_key="a lie"))))
+        (row,) = (server for server in self.servers() if server.id == server_id(9))
+        assert row.public_key == self.joiner_identity.key_digest and row.secrets
+        again = evolve(row, incarnation="again", public_key="a lie", master=False, secrets=False)
+        self.successResultOf(answers.put_server(server_id(9), again.to_value().decode(), row.public_key))
+        (after,) = (server for server in self.servers() if server.id == server_id(9))
+        assert (after.public_key, after.master, after.secrets) == (row.public_key, False, True)
+
+    def test_the_seal_key(self) -> None:
+        """It is for servers of the table that may be masters, if the farm names it and it is held here."""
+        answers = self.make_answers()
+        self.sealed = {"a digest": b"s" * 32}
+        assert answers.seal_key(server_id(2), "a digest") == b"s" * 32
+        self.assertRaises(commands.NotNow, answers.seal_key, server_id(2), "another")
+        self.assertRaises(commands.BadRequest, answers.seal_key, server_id(7), "a digest")
+        row = make_server(3, master=False)
+        self.table.put(row.key, row.to_value())
+        self.assertRaises(commands.BadRequest, answers.seal_key, server_id(3), "a digest")
 
     def test_a_probe_while_starting_is_remembered(self) -> None:
         """Who asks a starting server is a candidate that it must count."""

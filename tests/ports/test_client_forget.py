@@ -19,7 +19,7 @@ class ForgetTests(SynchronousTestCase):
     def test_looking(self) -> None:
         """Without the farm's name it says what would be lost, and changes nothing."""
         link = self.make_link()
-        header = f"FORGET 0 may=yes name=beta id={OTHER_ID} state=down farm=lab done=yes files=7 chunks=9 lostfiles=0"
+        header = f"FORGET 0 may=yes name=beta id={OTHER_ID} state=down secrets=yes farm=lab done=yes files=7 chunks=9"
         assert link.say("FORGET beta").startswith(header)
         link.backend.losses = Losses(
             files=7, lost_files=1, lost_chunks=2, lost_bytes=30, silent=("gamma", "delta"), named=(

@@ -55,7 +55,7 @@ class FakePeerBackend:
             raise commands.BadRequest("expected a JSON object")
         return json.dumps({"known": True, "sender": sender, "told": report})
 
-    def put_server(self, sender: str, row: str) -> Deferred[str]:
+    def put_server(self, sender: str, row: str, key: str = "") -> Deferred[str]:
         return succeed(row)
 
     def get_server(self, server: str) -> str:
@@ -93,6 +93,9 @@ class FakePeerBackend:
 
     def join_key(self, sender: str) -> Deferred[bytes]:
         return succeed(b"k" * 32)
+
+    def seal_key(self, sender: str, digest: str) -> bytes:
+        return b"s" * 32
 
 
 class FakeLines:

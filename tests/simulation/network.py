@@ -150,7 +150,7 @@ class SimulatedTransport:
         self.secure = True
         identity = self.process.identity()
         if identity is not None:
-            self.stated = (identity.certificate, *((identity.ca,) if identity.ca is not None else ()))
+            self.stated = (identity.certificate, *identity.introductions, *identity.believed[:1])
 
     def getPeerCertificate(self) -> Any:
         if not self.secure or not self.other.stated:

@@ -19,8 +19,11 @@ from chunkfarm.trust.authority import (
     NAMES_MAX,
     REQUEST_BYTES_MAX,
     Authority,
+    certificates_in,
     fingerprint,
     general_name,
+    introduced,
+    introduces,
     issued_by,
     key_to_pem,
     parse_certificate,
@@ -41,6 +44,7 @@ from tests.trust.support import (
     handshake_with_python,
     make_authority,
     make_contexts,
+    make_identity,
     new_key,
     to_pem,
 )
@@ -286,3 +290,34 @@ class StatedIdTests(SynchronousTestCase):
         """A long farm id still makes a certificate that strict readers take."""
         authority = Authority.create(FARM_ID * 4, NOW)
         assert parse_certificate(to_pem(authority.certificate)) == authority.certificate
+
+
+class SuccessionTests(SynchronousTestCase):
+    """One CA introduces the next, to those who know nothing but the one before."""
+
+    def setUp(self) -> None:
+        self.old, self.new = make_authority(), make_authority()
+        self.introduction = certificates_in(self.old.introduce(self.new.certificate))
+        leaf = make_identity(self.new).certificate
+        self.chain = (leaf, *self.introduction, self.new.certificate)
+
+    def test_introduced(self) -> None:
+        """A chain shows the next CA, and by what the old one introduces it; the old one's own certificate is there."""
+        assert introduced(self.chain, (self.old.certificate,)) == (self.new.certificate, self.introduction[0])
+        assert self.introduction[1] == self.old.certificate
+        assert introduces(self.introduction[0], self.old.certificate)
+
+    def test_not_by_others(self) -> None:
+        """Nor by a CA that is not known, by a chain that lacks the new CA, for another CA's certificate."""
+        stranger = make_authority()
+        assert introduced(self.chain, (stranger.certificate,)) is None
+        assert introduced(self.chain[:-1], (self.old.certificate,)) is None
+        assert introduced((make_identity(stranger).certificate, *self.chain[1:]), (self.old.certificate,)) is None
+        # A server's certificate introduces nobody, whoever signed it.
+        server = make_identity(self.old)
+        forged = forge(new_key(), issuer=server.certificate.subject, signer=server.key)
+        assert introduced((forged, server.certificate, self.old.certificate), (self.old.certificate,)) is None
+
+    def test_another_farm(self) -> None:
+        """A farm's CA introduces none of another farm."""
+        self.assertRaises(TrustError, self.old.introduce, Authority.create("0" * 32, NOW).certificate)

@@ -35,10 +35,12 @@ from chunkfarm.trust.contexts import (
 )
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.proof import exporter_of
+from chunkfarm.trust.verify import Untrusted, chain_of, check_chain
 from tests.trust.support import (
     ALPHA,
     BETA,
     FARM_ID,
+    NOW,
     Side,
     forge,
     handshake_with_python,
@@ -113,6 +115,63 @@ class PeerTests(SynchronousTestCase):
         assert self.alpha.peer_server() is self.alpha.peer_server()
         assert self.alpha.client([HTTP_1_1]) is self.alpha.client([HTTP_1_1])
         assert self.alpha.client([HTTP_1_1]) is not self.alpha.client()
+
+
+class SuccessionTests(SynchronousTestCase):
+    """While the farm goes from one CA to the next, and afterwards."""
+
+    def setUp(self) -> None:
+        self.old, self.new = make_authority(), make_authority()
+        self.alpha = make_contexts(self.old)
+        self.beta = make_identity(self.old, BETA)
+        self.keys = {BETA: self.beta.key_digest}
+        self.alpha.key_of = lambda server_id: self.keys.get(server_id, "")
+        self.alpha.in_force = (self.new.certificate,)
+
+    def renewed(self) -> Contexts:
+        assert self.alpha.identity is not None
+        request = self.alpha.identity.signing_request()
+        chain = self.new.sign(request, ALPHA, ["10.0.0.1"], NOW) + self.old.introduce(self.new.certificate)
+        self.alpha.replace(self.alpha.identity.certified(chain, self.new.certificate_pem))
+        return self.alpha
+
+    def test_the_next_ca(self) -> None:
+        """Its signature is enough."""
+        assert self.alpha.peer_of(make_identity(self.new, BETA).certificate) == BETA
+
+    def test_the_key_in_the_row(self) -> None:
+        """A certificate of the old CA counts for the key that is known, and for no other: its CA may be stolen."""
+        assert self.alpha.peer_of(self.beta.certificate) == BETA
+        assert self.alpha.peer_of(make_identity(self.old, BETA).certificate) is None
+        self.keys.clear()
+        assert self.alpha.peer_of(self.beta.certificate) is None
+
+    def test_clients_that_know_the_old_one(self) -> None:
+        """They are shown what introduces the next CA for as long as the farm wants, other servers always."""
+        contexts = self.renewed()
+        for context, shown in (
+            (contexts.client_port, False),
+            (contexts.file_port, False),
+            (contexts.peer_server, True),
+        ):
+            for wanted in (False, True):
+                contexts.introduce_to_clients(wanted)
+                link = make_link(Contexts().client(), context()).handshake()
+                chain = chain_of(link.client)
+                assert (len(chain) == 4) is (shown or wanted)
+                for authority in (self.old, self.new) if shown or wanted else (self.new,):
+                    assert check_chain(chain, authority.fingerprint, "10.0.0.1", NOW) == ALPHA
+                if not (shown or wanted):
+                    error = self.assertRaises(Untrusted, check_chain, chain, self.old.fingerprint, "10.0.0.1", NOW)
+                    assert "take a newer config.ini" in str(error)
+
+    def test_other_programs_that_know_the_old_one(self) -> None:
+        """OpenSSL finds its way from either CA, with no setting of its own."""
+        contexts = self.renewed()
+        contexts.introduce_to_clients(True)
+        for authority in (self.old, self.new):
+            context = ssl.create_default_context(cadata=authority.certificate_pem.decode())
+            handshake_with_python(context, contexts.file_port(), "10.0.0.1")
 
 
 class PeerOfTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.trust import identity as identity_module
-from chunkfarm.trust.authority import DAY_MS, server_id_of
+from chunkfarm.trust.authority import DAY_MS, fingerprint_of, server_id_of
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError, write_public
 from tests.trust.support import ALPHA, BETA, NOW, make_authority, make_identity
@@ -125,6 +125,43 @@ class IdentityTests(SynchronousTestCase):
             assert Identity.load(self.folder, ALPHA) is None
         successor.save(self.folder)
         assert Identity.load(self.folder, ALPHA) == successor
+
+    def test_crash_while_the_ca_changes(self) -> None:
+        """Whatever a crash leaves of a renewal by the next CA can be used: the old certificate, or the new one."""
+        identity = make_identity(self.authority)
+        successor = make_authority()
+        renewed = identity.certified(
+            successor.sign(identity.signing_request(), ALPHA, [], NOW), successor.certificate_pem + identity.ca_pem
+        )
+        assert renewed.ca_fingerprint == successor.fingerprint
+        assert [fingerprint_of(ca) for ca in renewed.believed] == [successor.fingerprint, self.authority.fingerprint]
+        for crash_at in range(4):
+            identity.save(self.folder)
+            written: list[str] = []
+
+            def crash(path: Path, data: bytes, crash_at: int = crash_at, written: list[str] = written) -> None:
+                if len(written) == crash_at:
+                    raise KeyboardInterrupt
+                written.append(path.name)
+                write_public(path, data)
+
+            patch = self.patch(identity_module, "write_public", crash)
+            if crash_at < 3:
+                self.assertRaises(KeyboardInterrupt, renewed.save, self.folder)
+            else:
+                renewed.save(self.folder)
+            patch.restore()
+            found = Identity.load(self.folder, ALPHA)
+            assert found is not None and found.key_pem == identity.key_pem
+            assert found.ca_fingerprint == (successor if crash_at >= 2 else self.authority).fingerprint, crash_at
+        assert found == renewed
+
+    def test_beliefs(self) -> None:
+        """The CA of the own certificate comes first, each one once, and what is not believed any more is gone."""
+        identity, other = make_identity(self.authority), make_authority()
+        believing = identity.believing([other.certificate, self.authority.certificate])
+        assert believing.believed == (self.authority.certificate, other.certificate)
+        assert believing.believing([]).ca_pem == identity.ca_pem
 
     def test_renew_due(self) -> None:
         """A certificate is renewed well before it ends, and also when the clock says it is not yet valid."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.trust.private import NoSuchFile, TrustError
-from chunkfarm.trust.seal import SEAL_KEY_LENGTH, SealKey
+from chunkfarm.trust.seal import KEYS_HELD_MAX, SEAL_KEY_LENGTH, SealKey
 
 
 class SealTests(SynchronousTestCase):
@@ -27,6 +27,24 @@ class SealTests(SynchronousTestCase):
         sealed = self.seal.seal(name, secret)
         assert self.seal.unseal(name, sealed) == secret
         assert len(secret) < 8 or secret not in sealed
+
+    def test_from_one_key_to_the_next(self) -> None:
+        """Both are held for a while: what either sealed is opened, and only one of them seals."""
+        other = SealKey.create()
+        before = self.seal.seal("a", b"secret")
+        both = self.seal.beside(other.material)
+        assert (both.digest, both.key_of(other.digest)) == (self.seal.digest, other.material)
+        after = both.led_by(other.digest)
+        assert after.unseal("a", before) == b"secret"
+        assert after.alone().unseal("a", after.seal("a", b"secret")) == b"secret"
+        self.assertRaises(TrustError, after.alone().unseal, "a", before)
+        self.assertRaises(TrustError, self.seal.unseal, "a", after.seal("a", b"secret"))
+        assert after.led_by("nobody's") == after
+        after.save(self.folder)
+        assert SealKey.load(self.folder) == after
+        for _ in range(10):
+            after = after.beside(SealKey.create().material)
+        assert len(after.held) == KEYS_HELD_MAX and after.digest == other.digest
 
     def test_never_the_same(self) -> None:
         """Sealing a secret twice does not show that it is the same one."""

@@ -14,7 +14,17 @@ from chunkfarm.errors import (
     Waiting,
 )
 from chunkfarm.model import CHUNK_SIZE_MAX, Principal
-from chunkfarm.ports.client import emptying, exporting, forgetting, keys, looking, moving, taking_over, watching
+from chunkfarm.ports.client import (
+    authority,
+    emptying,
+    exporting,
+    forgetting,
+    keys,
+    looking,
+    moving,
+    taking_over,
+    watching,
+)
 from chunkfarm.ports.client.session import (
     ADMIN,
     ANYONE,
@@ -296,6 +306,23 @@ _ALL = (
         access=ADMIN,
         least=1,
         most=2,
+        once_begun=True,
+        audited=True,
+    ),
+    Command(
+        name="CA",
+        usage="",
+        summary="The certificate of the farm's CA, and how far the farm is with changing it.",
+        run=authority.show,
+        by_certificate=True,
+    ),
+    Command(
+        name="ROTATE",
+        usage="",
+        summary="Has the farm change its CA, its seal key and its join key, step by step; CA tells how far that is.",
+        run=authority.rotate,
+        access=ADMIN,
+        by_master=True,
         once_begun=True,
         audited=True,
     ),

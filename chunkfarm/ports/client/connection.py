@@ -90,6 +90,11 @@ class ClientConnection(Protocol):
         principal = self._session.principal
         return principal.id if principal is not None and principal.role == "server" else ""
 
+    @property
+    def proves_server(self) -> bool:
+        """Whether that certificate still proves it."""
+        return self._session.backend.peer_of(self._certificate()) == self.server
+
     # What Twisted calls.
 
     def connectionMade(self) -> None:

@@ -103,6 +103,13 @@ class ClientFactory(Factory):
                 transport: Any = connection.transport
                 transport.abortConnection()
 
+    def judge_again(self) -> None:
+        """End the links of servers whose certificates prove nothing any more."""
+        for connection in list(self.connections):
+            if connection.server and not connection.proves_server:
+                transport: Any = connection.transport
+                transport.abortConnection()
+
     def abort(self) -> None:
         """End all links at once."""
         for connection in list(self.connections):

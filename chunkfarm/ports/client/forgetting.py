@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chunkfarm.forgetting import ForgetOutlook
+from chunkfarm.forgetting import ForgetOutlook, knows_secrets
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.wire.lines import Sentence, format_fields
 
@@ -21,6 +21,7 @@ def _shown(session: Session, outlook: ForgetOutlook) -> Answer:
         ("name", outlook.server.name),
         ("id", outlook.server.id),
         ("state", outlook.server.state),
+        ("secrets", "yes" if knows_secrets(outlook.server) else "no"),
         ("farm", session.backend.options().name),
         ("done", "yes" if losses.done else "no"),
         ("files", losses.files),
