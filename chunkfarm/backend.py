@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
+
 from chunkfarm import changes, membership
 from chunkfarm.emptying import emptied, kept
 from chunkfarm.status import status_pairs
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-
     from chunkfarm.by_hand import Outlook
     from chunkfarm.catalog import Catalog
     from chunkfarm.chronicle import Chronicle
@@ -163,4 +163,11 @@ class ServerBackend:
         return changes.set_farm(self._parts.registry, fields)
 
     def status(self) -> Deferred[list[tuple[str, str]]]:
-        return self._parts.measure_space().addCallback(lambda _: status_pairs(self._parts))
+        return Deferred.fromCoroutine(self._status())
+
+    async def _status(self) -> list[tuple[str, str]]:
+        await self._parts.measure_space()
+        known = self._parts.reporter.risk
+        # Most of the time nothing can be lost, and nobody needs to be asked.
+        lost_files = await self._parts.chunks.lost_files() if known is not None and known.sets else None
+        return status_pairs(self._parts, lost_files)

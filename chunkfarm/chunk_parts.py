@@ -25,6 +25,7 @@ from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.exports.form import EXPORT_KEY
 from chunkfarm.exports.keeper import EXPORTS_FILE, ExportKeeper, keepers
 from chunkfarm.exports.maker import ExportMaker
+from chunkfarm.files_at_risk import FilesAtRisk, RiskLink, told_by
 from chunkfarm.links.chunks import ChunkClient
 from chunkfarm.model import JOIN_DIGEST_KEY, KEYS_CHANGED_KEY, ROTATION_KEY
 from chunkfarm.reference_index import ReferenceIndex
@@ -33,8 +34,11 @@ from chunkfarm.references_link import ReferencesLink
 from chunkfarm.table.lines import newest
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from chunkfarm.config import ServerOptions
     from chunkfarm.parts import Parts
+    from chunkfarm.risk import LostFiles
 
 
 class ChunkParts:
@@ -47,6 +51,7 @@ class ChunkParts:
         self._build_chunks(parts)
         self._build_exports(parts)
         self._build_references(parts)
+        self._build_risk(parts)
 
     def _build_chunks(self, parts: Parts) -> None:
         self.store = ChunkStore(
@@ -192,6 +197,21 @@ class ChunkParts:
             lambda: membership.masters(parts.servers()),
         )
 
+    def _build_risk(self, parts: Parts) -> None:
+        self.risk_link = RiskLink(parts.data.server_id, parts.peers, self.caretaker.at_risk, parts.first)
+        self.files_at_risk = FilesAtRisk(
+            lambda: told_by(parts.duties.risk().sets, parts.duties.told_risk()) if parts.embedded.is_leader else (),
+            self.risk_link.ask,
+            self.references,
+            parts.reactor,
+        )
+
+    def lost_files(self) -> Deferred[LostFiles | None]:
+        """What can be lost in files, by this server's own count or that of the first; None if nobody tells."""
+        if self._parts.embedded.is_leader:
+            return self.files_at_risk.known()
+        return self.risk_link.lost_files()
+
     def start(self) -> None:
         """Begin what only a server does that belongs to a farm."""
         self.references.start()
@@ -206,6 +226,7 @@ class ChunkParts:
     def loops_to_stop(self) -> Sequence[Callable[[], Any]]:
         """What ends each of these, in order; `transfer` and `store`, which they use, are to be stopped later."""
         return (
+            self.files_at_risk.stop,
             self.exports.stop,
             self.export_keeper.stop,
             self.collector.stop,

@@ -38,6 +38,8 @@ FROM_STATUS: dict[str, tuple[str, str]] = {
     "one-copy-bytes": ("chunkfarm_one_copy_bytes", "Bytes of them"),
     "two-copies": ("chunkfarm_two_copies_chunks", "Chunks of which two servers have the only copies"),
     "two-copies-bytes": ("chunkfarm_two_copies_bytes", "Bytes of them"),
+    "one-copy-files": ("chunkfarm_one_copy_files", "Files of which one server has the only copy of something"),
+    "two-copies-files": ("chunkfarm_two_copies_files", "Files of which two servers have the only copies of something"),
     "risk-unknown-servers": ("chunkfarm_risk_unknown_servers", "Servers that have yet to look at all their chunks"),
     "under-replicated": ("chunkfarm_under_replicated_chunks", "Chunks with too few copies in the whole farm"),
     "under-replicated-here": ("chunkfarm_under_replicated_chunks_here", "Chunks with too few copies, by this server"),
@@ -65,7 +67,8 @@ def _number(text: str) -> float | None:
     if text in ("yes", "no"):
         return float(text == "yes")
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        # What was not counted to its end is at least so much.
+        return float(text.removesuffix("%").removesuffix("+")) / (100 if text.endswith("%") else 1)
     except ValueError:
         return None
 

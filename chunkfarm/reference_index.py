@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from attrs import evolve, frozen
 
-from chunkfarm.model import FILES, File
+from chunkfarm.model import DIGEST_LENGTH, FILES, File
 from chunkfarm.table.interface import Event, Row
 
 FORMAT = 1
@@ -165,6 +165,30 @@ class ReferenceIndex:
         with self._lock:
             connection = self._opened()
             return [connection.execute(query, (digest, USES_COUNTED_MAX)).fetchone()[0] for digest in digests]
+
+    def files_with(self, keys: Sequence[bytes]) -> tuple[frozenset[int], bool]:
+        """Numbers of the files that use chunks whose digests begin with one of these keys.
+
+        Of one chunk `USES_COUNTED_MAX` at most; whether there were more is the second part.
+        """
+        query = "SELECT file FROM uses WHERE digest >= ? AND digest <= ? LIMIT ?"
+        files: set[int] = set()
+        is_cut = False
+        with self._lock:
+            connection = self._opened()
+            for key in keys:
+                last = key + b"\xff" * (DIGEST_LENGTH - len(key))
+                rows = connection.execute(query, (key, last, USES_COUNTED_MAX)).fetchall()
+                files.update(file for (file,) in rows)
+                is_cut = is_cut or len(rows) == USES_COUNTED_MAX
+        return frozenset(files), is_cut
+
+    def names_of(self, files: Sequence[int]) -> list[str]:
+        """Names of the files with these numbers; one that is gone is left out."""
+        with self._lock:
+            query = "SELECT name FROM files WHERE id = ?"
+            found = [self._opened().execute(query, (file,)).fetchone() for file in files]
+        return [_name_of(row[0]) for row in found if row is not None]
 
     def names(self, digest: bytes, limit: int) -> list[str]:
         """Names of files that use this chunk, `limit` at most."""

@@ -156,6 +156,18 @@ class References:
         """
         return Deferred.fromCoroutine(self._names(digest, limit))
 
+    def files_with(self, keys: Sequence[bytes]) -> Deferred[tuple[frozenset[int], bool]]:
+        """The files that use chunks whose digests begin with these keys, as far as this server knows by now.
+
+        As numbers that stand for them in this index; the second part says whether some were left out. Fails with
+        `CannotTell` on a server that does not hold the table.
+        """
+        return Deferred.fromCoroutine(self._files_with(tuple(keys)))
+
+    def names_of(self, files: Sequence[int]) -> Deferred[list[str]]:
+        """The names of files that such numbers stand for; fails as `files_with` does."""
+        return Deferred.fromCoroutine(self._names_of(tuple(files)))
+
     @property
     def hindrance(self) -> str:
         """Why nothing can be told now, in words; empty if it can, or need not on a server that does not hold rows."""
@@ -185,6 +197,14 @@ class References:
     async def _names(self, digest: bytes, limit: int) -> list[str]:
         self._must_hold()
         return await self._ask_index(self._index.names, digest, limit)
+
+    async def _files_with(self, keys: tuple[bytes, ...]) -> tuple[frozenset[int], bool]:
+        self._must_hold()
+        return await self._ask_index(self._index.files_with, keys)
+
+    async def _names_of(self, files: tuple[int, ...]) -> list[str]:
+        self._must_hold()
+        return await self._ask_index(self._index.names_of, files)
 
     def _must_hold(self) -> None:
         if not self._holds_rows():

@@ -51,6 +51,40 @@ class Risk:
     """Servers that have not looked at all of their chunks since they were started: there may be more."""
 
 
+@frozen
+class FilesOf:
+    """Files of which parts are lost if the disks of all of these servers are."""
+
+    holders: tuple[str, ...]
+    """One id or two, in order."""
+    files: int
+    at_least: bool
+    """Whether there may be more: not all chunks were looked up, or not all files are known."""
+    names: tuple[str, ...] = ()
+    """Of some of them."""
+
+    @property
+    def count(self) -> str:
+        return _count(self.files, self.at_least)
+
+
+@frozen(kw_only=True)
+class LostFiles:
+    """What can be lost, in files, so far as it was counted."""
+
+    sets: tuple[FilesOf, ...] = ()
+    one: int = 0
+    """Files of which parts are lost with some one server."""
+    one_at_least: bool = False
+    two: int = 0
+    """Those of which parts are on two servers alone."""
+    two_at_least: bool = False
+
+
+def _count(files: int, at_least: bool) -> str:
+    return f"{files}+" if at_least else str(files)
+
+
 def ranked(totals: Totals, limit: int, more: Risk | None = None) -> Risk:
     """The most dangerous sets of these; the others are added to what `more` leaves out."""
     more = more or Risk()
@@ -99,14 +133,18 @@ def of_down(risk: Risk, down: Collection[str]) -> Risk:
     return Risk(sets=tuple(one for one in risk.sets if all(holder in down for holder in one.holders)))
 
 
-def pairs(risk: Risk | None, servers: Iterable[Server]) -> list[tuple[str, str]]:
-    """As STATUS shows it; None: nobody has told this server."""
+LOST_FILE = "lost-file"
+"""The name in STATUS of files of which something can be lost: a key that may see some names only is told of those."""
+
+
+def pairs(risk: Risk | None, servers: Iterable[Server], files: LostFiles | None = None) -> list[tuple[str, str]]:
+    """As STATUS shows it; None: nobody has told this server, or the files were not counted."""
     if risk is None:
         return [("can-be-lost", "not known: the first has not told it")]
     names = {server.id: server.name for server in servers}
     ones = [one for one in risk.sets if len(one.holders) == 1]
     twos = [one for one in risk.sets if len(one.holders) == 2]
-    told = [("can-be-lost", _sentence(risk, bool(ones), bool(twos)))]
+    told = [("can-be-lost", _sentence(risk, bool(ones), bool(twos), files))]
     if risk.unknown:
         told.append(("risk-unknown-servers", str(risk.unknown)))
     told += [
@@ -115,27 +153,43 @@ def pairs(risk: Risk | None, servers: Iterable[Server]) -> list[tuple[str, str]]
         ("two-copies", str(sum(one.chunks for one in twos))),
         ("two-copies-bytes", str(sum(one.bytes for one in twos))),
     ]
+    if files is not None:
+        told += [
+            ("one-copy-files", _count(files.one, files.one_at_least)),
+            ("two-copies-files", _count(files.two, files.two_at_least)),
+        ]
+    counted = {one.holders: one for one in files.sets} if files is not None else {}
     for one in risk.sets:
         holders = ",".join(sorted(names.get(holder, holder) for holder in one.holders))
-        told.append(("lost-with", f"{holders} chunks={one.chunks} bytes={one.bytes}"))
+        line = f"{holders} chunks={one.chunks} bytes={one.bytes}"
+        of = counted.get(one.holders)
+        told.append(("lost-with", line if of is None else f"{line} files={of.count}"))
     if risk.more_sets:
         told.append(("lost-with-others", f"sets={risk.more_sets} chunks={risk.more_chunks} bytes={risk.more_bytes}"))
     return told
 
 
-def _sentence(risk: Risk, one: bool, two: bool) -> str:
+def _sentence(risk: Risk, one: bool, two: bool, files: LostFiles | None) -> str:
     """What people read first."""
     if risk.unknown:
         servers = "1 server has" if risk.unknown == 1 else f"{risk.unknown} servers have"
         doubt = f"{servers} yet to look at all chunks"
     else:
         doubt = ""
+    in_one = f"chunks of {_files(files.one, files.one_at_least)}" if files is not None else "chunks"
+    in_two = f"of {_files(files.two, files.two_at_least)}" if files is not None else "more"
     if one:
-        found = "chunks with one server, and more with two" if two else "chunks with one server"
+        found = f"{in_one} with one server, and {in_two} with two" if two else f"{in_one} with one server"
     elif two:
-        found = "chunks with two servers, with no one server alone"
+        in_two = f"chunks {in_two}" if files is not None else "chunks"
+        found = f"{in_two} with two servers, with no one server alone"
     elif doubt:
         return f"not known yet: {doubt}"
     else:
         return "nothing with any one server, and nothing with any two"
     return f"{found}; {doubt}" if doubt else found
+
+
+def _files(files: int, at_least: bool) -> str:
+    told = "1 file" if files == 1 else f"{files} files"
+    return f"at least {told}" if at_least else told

@@ -14,8 +14,9 @@ from typing import Any
 from attrs import asdict, evolve, fields
 
 from chunkfarm.config_values import WEIGHT_MAX, read_host, read_port, read_server_name, read_weight, read_zone
-from chunkfarm.model import Drain, Server, check_server_id
-from chunkfarm.risk import COPIES_MAX, TOLD_MAX, Exposed, Risk
+from chunkfarm.errors import InvalidRequest
+from chunkfarm.model import Drain, Server, check_file_name, check_server_id
+from chunkfarm.risk import COPIES_MAX, SUMMED_MAX, TOLD_MAX, Exposed, FilesOf, LostFiles, Risk
 from chunkfarm.table.duties import Report
 
 ROW_CHARACTERS_MAX = 4096
@@ -27,8 +28,10 @@ NOTE_LENGTH_MAX = 500
 
 _NUMBERS = frozenset(
     ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
-) | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown"}
-_FLAGS = frozenset(["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted", "secrets"])
+) | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown", "in_files"}
+_FLAGS = frozenset(
+    ["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted", "secrets", "at_least"]
+)
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
 _FINGERPRINT = re.compile(r"(sha256:[0-9a-f]{64})?\Z")
@@ -105,15 +108,53 @@ def risk_of(told: Any) -> Risk:
 
 
 def _exposed(told: Any) -> Exposed:
+    holders = _holders(told)
+    chunks, size = told.get("chunks"), told.get("bytes")
+    _check("chunks", chunks)
+    _check("bytes", size)
+    return Exposed(holders, chunks, size)
+
+
+def _holders(told: Any) -> tuple[str, ...]:
     holders = told.get("holders") if isinstance(told, dict) else None
     if not isinstance(holders, list) or not 0 < len(holders) <= COPIES_MAX:
         raise ValueError("holders is not what it should be")
     for holder in holders:
         _check("id", holder)
-    chunks, size = told.get("chunks"), told.get("bytes")
-    _check("chunks", chunks)
-    _check("bytes", size)
-    return Exposed(tuple(sorted(set(holders))), chunks, size)
+    return tuple(sorted(set(holders)))
+
+
+def lost_files_of(text: str) -> LostFiles:
+    """What the first tells of the files that can be lost; raises `ValueError` for what does not say that."""
+    told = json.loads(text)
+    if not isinstance(told, dict) or not isinstance(told.get("sets"), list) or len(told["sets"]) > SUMMED_MAX:
+        raise ValueError("it does not say which files can be lost")
+    _check("in_files", told.get("one"))
+    _check("in_files", told.get("two"))
+    for name in ("one_at_least", "two_at_least"):
+        _check("at_least", told.get(name))
+    return LostFiles(
+        sets=tuple(map(_files_of, told["sets"])),
+        one=told["one"],
+        one_at_least=told["one_at_least"],
+        two=told["two"],
+        two_at_least=told["two_at_least"],
+    )
+
+
+def _files_of(told: Any) -> FilesOf:
+    holders = _holders(told)
+    names = told.get("names")
+    if not isinstance(names, list):
+        raise ValueError("names is not what it should be")
+    for name in names:
+        try:
+            check_file_name(name if isinstance(name, str) else "")
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from None
+    _check("in_files", told.get("files"))
+    _check("at_least", told.get("at_least"))
+    return FilesOf(holders, told["files"], told["at_least"], tuple(names))
 
 
 def note_of(text: str) -> str:

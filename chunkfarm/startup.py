@@ -159,6 +159,8 @@ class Startup:
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
             uses=parts.chunks.references.uses,
+            at_risk=parts.chunks.risk_link.answer,
+            lost_files=parts.chunks.files_at_risk.known,
             barred=parts.barred,
             forget=parts.forgetting.forget,
             seal_key=parts.seal_key,

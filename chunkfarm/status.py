@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from chunkfarm import membership, risk
 from chunkfarm.emptying import sentence_of
 from chunkfarm.exports.maker import export_pairs
+from chunkfarm.wire.lines import quote
 
 if TYPE_CHECKING:
+    from chunkfarm.model import Server
     from chunkfarm.parts import Parts
 
 
-def status_pairs(parts: Parts) -> list[tuple[str, str]]:
+def status_pairs(parts: Parts, lost_files: risk.LostFiles | None = None) -> list[tuple[str, str]]:
     """Everything that a server knows of itself and its farm now; a name may occur more than once."""
     state, servers, options = parts.state, parts.servers(), parts.options()
     first = next((server.name for server in servers if server.id == parts.first()), "-")
@@ -42,7 +45,8 @@ def status_pairs(parts: Parts) -> list[tuple[str, str]]:
         pairs.append(("ca-change", sentence))
     if state.halted:
         pairs.append(("halted", state.halted))
-    pairs += risk.pairs(parts.reporter.risk, servers)
+    pairs += risk.pairs(parts.reporter.risk, servers, lost_files)
+    pairs += _named(lost_files, servers)
     pairs.append(("under-replicated", str(parts.reporter.short)))
     pairs += parts.chunks.caretaker.progress.pairs()
     pairs += parts.chunks.collector.progress.pairs()
@@ -59,3 +63,12 @@ def status_pairs(parts: Parts) -> list[tuple[str, str]]:
     pairs += [("drift", str(difference)) for difference in parts.ledger.drift]
     pairs += [("note", f"{server.name}: {server.note}") for server in servers if server.note]
     return pairs
+
+
+def _named(lost_files: risk.LostFiles | None, servers: Iterable[Server]) -> list[tuple[str, str]]:
+    names = {server.id: server.name for server in servers}
+    return [
+        (risk.LOST_FILE, f"{','.join(sorted(names.get(holder, holder) for holder in one.holders))} {quote(name)}")
+        for one in (lost_files.sets if lost_files is not None else ())
+        for name in one.names
+    ]

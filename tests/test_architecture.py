@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"by_hand", "forgetting", "restoring"},
     {"believing", "join_file", "losses", "rotating"},
     {"exports"},
-    {"references_link"},
+    {"files_at_risk", "references_link"},
     {"references"},
     {"reference_index"},
     {"scoped"},

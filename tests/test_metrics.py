@@ -14,7 +14,7 @@ from chunkfarm.chunks.collecting import Collected
 from chunkfarm.chunks.repair import Progress
 from chunkfarm.chunks.surplus import Given
 from chunkfarm.metrics import FROM_STATUS, Metrics
-from chunkfarm.risk import Risk, pairs
+from chunkfarm.risk import LostFiles, Risk, pairs
 
 MONITORING = Path(chunkfarm.__file__).parents[1] / "monitoring"
 
@@ -71,7 +71,7 @@ class MetricsTests(SynchronousTestCase):
         """Every number that the caretaker tells of itself has its metric."""
         told = dict(Progress(left=1, bytes_left=10, rate=5).pairs())
         assert set(told) - {"repair-seconds-left", "repair-paused"} <= set(FROM_STATUS)
-        told = dict(pairs(Risk(), ()))
+        told = dict(pairs(Risk(), (), LostFiles()))
         assert set(told) - {"can-be-lost"} <= set(FROM_STATUS)
         told = dict([*Collected(paused="x").pairs(), *Given(paused="x").pairs()])
         assert set(told) - {"collect-paused", "surplus-paused"} <= set(FROM_STATUS)

@@ -285,5 +285,12 @@ class Model:
             for digest in (*file.digests, *self.hidden.get((row.key, row.revision), ())):
                 uses[digest].add(row.key)
         assert self.index.count(list(uses)) == [len(files) for files in uses.values()]
+        numbers, is_cut = self.index.files_with([digest[:8] for digest in uses])
+        assert sorted(self.index.names_of(sorted(numbers))) == sorted(
+            key[len(FILES) :].decode() for key in set().union(*uses.values())
+        )
+        assert not is_cut
         for digest, files in uses.items():
+            assert self.index.names_of(sorted(self.index.files_with([digest])[0])) is not None
+            assert len(self.index.files_with([digest])[0]) == len(files)
             assert self.index.names(digest, 100) == sorted(key[len(FILES) :].decode() for key in files)

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.at_risk import AtRisk
 from chunkfarm.model import digest_of
-from chunkfarm.risk import COUNT_MAX, Exposed, Risk, of_down, pairs, ranked, summed
+from chunkfarm.risk import COUNT_MAX, Exposed, FilesOf, LostFiles, Risk, of_down, pairs, ranked, summed
 from tests.builders import make_server, server_id
 
 A, B, C = (server_id(number) for number in (1, 2, 3))
@@ -102,6 +102,14 @@ class SumTests(SynchronousTestCase):
         assert dict(told)["can-be-lost"] == "chunks with one server, and more with two"
         assert dict(told)["lost-with-others"] == "sets=1 chunks=2 bytes=3"
         assert (dict(told)["one-copy-bytes"], dict(told)["two-copies"]) == ("5", "2")
+        files = LostFiles(sets=(FilesOf((A, B), 1, True),), one=0, one_at_least=True, two=1)
+        told = pairs(risk, SERVERS, files)
+        assert [value for name, value in told if name == "lost-with"] == [
+            "gamma chunks=1 bytes=5",
+            "alpha,beta chunks=2 bytes=7 files=1+",
+        ]
+        assert dict(told)["can-be-lost"] == "chunks of at least 0 files with one server, and of 1 file with two"
+        assert (dict(told)["one-copy-files"], dict(told)["two-copies-files"]) == ("0+", "1")
         doubt = dict(pairs(Risk(unknown=2), SERVERS))
         assert doubt["can-be-lost"] == "not known yet: 2 servers have yet to look at all chunks"
         assert doubt["risk-unknown-servers"] == "2"

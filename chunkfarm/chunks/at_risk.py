@@ -15,6 +15,10 @@ from chunkfarm.risk import COPIES_MAX, TOLD_MAX, Risk, ranked
 KEY_BYTES = 8
 """Of a digest: two of a million chunks are the same in them with a chance of one in forty million, and that would make
 a number wrong by one."""
+PAGE_LOOKED = 8_000
+"""Chunks looked at for one page: within a millisecond, and what is found fits one answer between servers."""
+_KEY_BITS = 8 * KEY_BYTES
+_KEY_MAX = (1 << _KEY_BITS) - 1
 _LENGTH_BITS = 32
 _LENGTH_MASK = (1 << _LENGTH_BITS) - 1
 _PREFIXES = 256
@@ -85,6 +89,25 @@ class AtRisk:
                 {holders: total for holders, total in totals.items() if total[0]}, TOLD_MAX, Risk(unknown=unknown)
             )
         return self._told
+
+    def page(self, holders: Collection[str], start: int) -> tuple[list[int], int | None]:
+        """Keys of chunks of which these servers have all copies, from `start` on; and where to go on, or None.
+
+        In order; `PAGE_LOOKED` chunks are looked at, so that a page may hold few keys of many.
+        """
+        number = self._numbers.get(tuple(sorted(holders)))
+        found: list[int] = []
+        looked = 0
+        for prefix in range(start >> _KEY_BITS - 8, _PREFIXES) if number is not None else ():
+            keys, values = self._keys[prefix], self._values[prefix]
+            begin = bisect_left(keys, start)
+            end = min(len(keys), begin + PAGE_LOOKED - looked)
+            pairs = zip(keys[begin:end], values[begin:end], strict=True)
+            found += [key for key, value in pairs if value >> _LENGTH_BITS == number]
+            looked += end - begin
+            if looked == PAGE_LOOKED:
+                return found, keys[end - 1] + 1 if keys[end - 1] < _KEY_MAX else None
+        return found, None
 
     def _number(self, holders: tuple[str, ...]) -> int:
         number = self._numbers.get(holders)

@@ -212,6 +212,10 @@ class Caretaker(Loop):
         """Which of the chunks that this server answers for are lost with one disk, or with two."""
         return self._at_risk.risk(all(part.standing is not None for part in self._parts))
 
+    def at_risk(self, holders: Collection[str], start: int) -> tuple[Sequence[int], int | None]:
+        """Which chunks are lost with the disks of these servers, of those that this one answers for (`AtRisk.page`)."""
+        return self._at_risk.page(holders, start)
+
     @property
     def _copies_possible(self) -> int:
         servers = self._servers()

@@ -29,7 +29,7 @@ from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.links.rows import parse_row
 from chunkfarm.model import check_file_name
 from chunkfarm.table.interface import Compacted, Event, Unavailable
-from chunkfarm.wire.lines import quote
+from chunkfarm.wire.lines import quote, unquote
 
 DEFAULT_BUCKET = "home"
 """Where `put` stores a file that was given no name."""
@@ -336,6 +336,13 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
     reply = surroundings.ask("STATUS")
     pairs = [_pair(row) for row in reply.rows]
     risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
+    for name, value in pairs:
+        if name == LOST_FILE:
+            holders, _, file = value.partition(" ")
+            for risk in risks:
+                if ",".join(risk["servers"]) == holders:
+                    risk.setdefault("names", []).append(unquote(file))
+    pairs = [pair for pair in pairs if pair[0] != LOST_FILE]
     if as_json:
         screen.show_json(dict(pairs) | ({LOST_WITH: risks} if risks else {}))
         return
@@ -346,23 +353,36 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
     if risks:
         click.echo()
         screen.show_table(
-            ["LOST WITH", "CHUNKS", "SIZE"],
+            ["LOST WITH", "CHUNKS", "SIZE", "FILES", "SUCH AS"],
             [
-                [" and ".join(risk["servers"]), str(risk["chunks"]), screen.readable_size(risk["bytes"])]
+                [
+                    " and ".join(risk["servers"]),
+                    str(risk["chunks"]),
+                    screen.readable_size(risk["bytes"]),
+                    f"{risk['files']}{'' if risk['exactly'] else ' or more'}" if "files" in risk else "not known",
+                    ", ".join(map(screen.clean, risk.get("names", ()))),
+                ]
                 for risk in risks
             ],
-            right=["CHUNKS", "SIZE"],
+            right=["CHUNKS", "SIZE", "FILES"],
         )
 
 
 LOST_WITH = "lost-with"
 """The name in STATUS of servers that have all copies of some chunks."""
+LOST_FILE = "lost-file"
+"""That of files which such chunks are parts of."""
 
 
 def _risk(value: str) -> dict[str, Any]:
-    """Who has all copies, and of how much: `alpha,beta chunks=3 bytes=100`."""
+    """Who has all copies, and of how much: `alpha,beta chunks=3 bytes=100 files=2`, or `files=2+`: perhaps more."""
     servers, fields = parse_row(value)
-    return {"servers": servers.split(","), "chunks": int(fields["chunks"]), "bytes": int(fields["bytes"])}
+    risk: dict[str, Any] = {"servers": servers.split(",")}
+    risk |= {name: int(fields[name]) for name in ("chunks", "bytes")}
+    if "files" in fields:
+        files = fields["files"]
+        risk |= {"files": int(files.removesuffix("+")), "exactly": not files.endswith("+")}
+    return risk
 
 
 def _pair(row: str) -> tuple[str, str]:

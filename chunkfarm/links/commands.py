@@ -190,6 +190,29 @@ class Referenced(amp.Command):
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
 
 
+class AtRisk(amp.Command):
+    """Which chunks, of those that you answer for, are on these servers alone (`holders`, one id or two with a comma)?
+
+    `keys` are the first eight bytes of each digest, in order, one after the other, from `start` on (eight bytes).
+    `next` is where to go on, empty if that was all.
+    """
+
+    arguments = [(b"holders", amp.Unicode()), (b"start", amp.String())]
+    response = [(b"keys", amp.String()), (b"next", amp.String())]
+    errors = _REFUSALS
+
+
+class LostFiles(amp.Command):
+    """How many files can be lost now? Answered by the first alone.
+
+    `answer` is JSON: `sets, one, one_at_least, two, two_at_least`; a set is `holders, files, at_least, names`.
+    """
+
+    arguments: ClassVar[list[tuple[bytes, amp.Argument]]] = []
+    response = [(b"answer", amp.Unicode())]
+    errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
+
+
 class Consensus(amp.Command):
     """One encoded message of the consensus core, or one page of a snapshot; the latter waits for its answer."""
 

@@ -23,6 +23,7 @@ from chunkfarm.model import DIGEST_LENGTH, FARM, FILES, SERVERS, Address, Princi
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.references_link import pack_counts
+from chunkfarm.risk import LostFiles
 from chunkfarm.said import report_of, row_of
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
@@ -84,14 +85,19 @@ class PeerAnswers:
         barred: Callable[[str], str] = lambda server_id: "",
         forget: Callable[[str], Deferred[Server]] | None = None,
         uses: Callable[[Sequence[bytes]], Deferred[list[int]]],
+        at_risk: Callable[[str, bytes], dict[str, bytes]],
+        lost_files: Callable[[], Deferred[LostFiles | None]],
         seal_key: Callable[[str], bytes | None] = lambda digest: None,
         shown: dict[str, str] | None = None,
     ) -> None:
         """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks.
 
-        `barred` is as in the backend. `seal_key` gives the key of a digest, if it is held and the table names it;
-        `shown` takes by which public key each server proved who it is.
+        `barred` is as in the backend; `at_risk` and `lost_files` answer the commands of these names. `seal_key` gives
+        the key of a digest, if it is held and the table names it; `shown` takes by which public key each server proved
+        who it is.
         """
+        self._at_risk = at_risk
+        self._count_lost_files = lost_files
         self._uses = uses
         self._seal_key = seal_key
         self._barred = barred
@@ -409,6 +415,23 @@ class PeerAnswers:
             return pack_counts(await self._uses(digests))
         except FarmError as error:
             raise commands.NotNow(str(error)) from None
+
+    def at_risk(self, server_id: str, holders: str, start: bytes) -> dict[str, bytes]:
+        self._known(server_id)
+        try:
+            return self._at_risk(holders, start)
+        except ValueError as error:
+            raise commands.BadRequest(str(error)) from None
+
+    def lost_files(self, server_id: str) -> Deferred[str]:
+        return Deferred.fromCoroutine(self._lost_files(server_id))
+
+    async def _lost_files(self, server_id: str) -> str:
+        self._must_lead()
+        self._known(server_id)
+        if (found := await self._count_lost_files()) is None:
+            raise commands.NotNow("the files that can be lost have not been counted yet")
+        return json.dumps(asdict(found), ensure_ascii=False)
 
     def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]:
         def answer(told: bytes) -> Deferred[bytes]:

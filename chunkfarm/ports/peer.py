@@ -107,6 +107,10 @@ class PeerBackend(Protocol):
 
     def referenced(self, server_id: str, digests: bytes) -> Deferred[bytes]: ...
 
+    def at_risk(self, server_id: str, holders: str, start: bytes) -> dict[str, bytes]: ...
+
+    def lost_files(self, server_id: str) -> Deferred[str]: ...
+
     def get_table(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
     def put_table(self, server_id: str, block: bytes) -> Deferred[int]: ...
@@ -351,6 +355,14 @@ class PeerPort(Boxes):
     @commands.Referenced.responder
     def referenced(self, digests: bytes) -> Deferred[dict[str, bytes]]:
         return self._backend.referenced(self._sender(), digests).addCallback(lambda counts: {"counts": counts})
+
+    @commands.AtRisk.responder
+    def at_risk(self, holders: str, start: bytes) -> dict[str, bytes]:
+        return self._backend.at_risk(self._sender(), holders, start)
+
+    @commands.LostFiles.responder
+    def lost_files(self) -> Deferred[dict[str, str]]:
+        return self._backend.lost_files(self._sender()).addCallback(lambda answer: {"answer": answer})
 
     @commands.Consensus.responder
     def consensus(self, payload: bytes) -> Deferred[dict[str, Any]]:

@@ -321,6 +321,13 @@ class Duties:
             self._risk_at, self._risk_changed = now, False
         return self._risk
 
+    def told_risk(self) -> dict[str, Risk]:
+        """What each server that is up told last of what can be lost, by id; of those that told of something."""
+        self._index()
+        up = {id: self._heard.get(id) for id, server in self._rows.items() if server.state != "down"}
+        said = {id: heard.report.risk for id, heard in up.items() if heard is not None and heard.report is not None}
+        return {id: risk for id, risk in said.items() if risk is not None and risk.sets}
+
     def drains(self) -> dict[str, Drain]:
         """How far those servers are that are emptied, as they told last."""
         self._index()

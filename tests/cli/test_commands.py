@@ -56,19 +56,28 @@ class TableTests(SynchronousTestCase):
         told = [
             ("can-be-lost", "chunks with one server, and more with two"),
             ("lost-with", "gamma chunks=1 bytes=5"),
-            ("lost-with", "alpha,beta chunks=20 bytes=2097152"),
+            ("lost-with", "alpha,beta chunks=20 bytes=2097152 files=7+"),
+            ("lost-file", "alpha,beta lab/a%20b"),
+            ("lost-file", "alpha,beta lab/c"),
         ]
         self.world.servers["alpha"].backend.status = lambda: succeed(told)  # type: ignore[method-assign]
         assert self.world.run("status").stdout.splitlines() == [
             "can-be-lost  chunks with one server, and more with two",
             "",
-            "LOST WITH       CHUNKS     SIZE",
-            "gamma                1      5 B",
-            "alpha and beta      20  2.0 MiB",
+            "LOST WITH       CHUNKS     SIZE      FILES  SUCH AS",
+            "gamma                1      5 B  not known",
+            "alpha and beta      20  2.0 MiB  7 or more  lab/a b, lab/c",
         ]
         assert json.loads(self.world.run("status", "--json").stdout)["lost-with"] == [
             {"servers": ["gamma"], "chunks": 1, "bytes": 5},
-            {"servers": ["alpha", "beta"], "chunks": 20, "bytes": 2097152},
+            {
+                "servers": ["alpha", "beta"],
+                "chunks": 20,
+                "bytes": 2097152,
+                "files": 7,
+                "exactly": False,
+                "names": ["lab/a b", "lab/c"],
+            },
         ]
 
     def test_set(self) -> None:

@@ -26,6 +26,8 @@ from chunkfarm.model import SERVERS, Address, FarmOptions, Principal, Server
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import CALLER_SECONDS, Callers
 from chunkfarm.ports.peer import Joiner, Prober
+from chunkfarm.risk import FilesOf, LostFiles
+from chunkfarm.said import lost_files_of
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
 from chunkfarm.table.duties import Duties
@@ -155,7 +157,16 @@ class PeerAnswersTests(SynchronousTestCase):
             tell=lambda index: {"journal": {"term": 3, "index": 17}, "term_at": index},
             uses=self.uses,
             seal_key=lambda digest: self.sealed.get(digest),
+            at_risk=self.at_risk,
+            lost_files=lambda: succeed(self.lost),
         )
+
+    lost: LostFiles | None = None
+
+    def at_risk(self, holders: str, start: bytes) -> dict[str, bytes]:
+        if not holders:
+            raise ValueError("there are no holders")
+        return {"keys": start, "next": b""}
 
     def uses(self, digests: Sequence[bytes]) -> Deferred[list[int]]:
         return fail(Waiting("the index is being made")) if not digests else succeed([digest[0] for digest in digests])
@@ -467,6 +478,20 @@ class PeerAnswersTests(SynchronousTestCase):
         table = encode_read(ReadRequest(b"servers/", b"", 10))
         self.successResultOf(answers.get_table(server_id(2), table))
         self.failureResultOf(answers.get_table(server_id(5), table), commands.BadRequest)
+
+    def test_what_can_be_lost(self) -> None:
+        """Servers of the farm say which of their chunks are at risk; how many files that is, the first says alone."""
+        answers = self.make_answers()
+        assert answers.at_risk(server_id(2), "x", bytes(8)) == {"keys": bytes(8), "next": b""}
+        for server, holders in ((server_id(5), "x"), (server_id(2), "")):
+            with self.assertRaises(commands.BadRequest):
+                answers.at_risk(server, holders, bytes(8))
+        self.failureResultOf(answers.lost_files(server_id(2)), commands.NotNow)
+        self.lost = LostFiles(sets=(FilesOf((server_id(1),), 3, False, ("a/ü",)),), one=3)
+        assert lost_files_of(self.successResultOf(answers.lost_files(server_id(2)))) == self.lost
+        self.failureResultOf(answers.lost_files(server_id(5)), commands.BadRequest)
+        self.engine.is_leader, self.leading = False, server_id(2)
+        self.failureResultOf(answers.lost_files(server_id(2)), commands.NotFirst)
 
     def test_uses_of_chunks(self) -> None:
         """A server of the farm asks how many files use chunks, of one that holds the table."""

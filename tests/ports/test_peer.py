@@ -73,6 +73,12 @@ class FakePeerBackend:
     def referenced(self, sender: str, digests: bytes) -> Deferred[bytes]:
         return succeed(digests[:4])
 
+    def at_risk(self, sender: str, holders: str, start: bytes) -> dict[str, bytes]:
+        return {"keys": start, "next": b""}
+
+    def lost_files(self, sender: str) -> Deferred[str]:
+        return succeed("{}")
+
     def put_table(self, sender: str, block: bytes) -> Deferred[int]:
         return succeed(len(block))
 
@@ -160,6 +166,8 @@ class PeerPortTests(SynchronousTestCase):
         (commands.Report, {"report": "{}"}),
         (commands.GetTable, {"request": b""}),
         (commands.Referenced, {"digests": b""}),
+        (commands.AtRisk, {"holders": "x", "start": bytes(8)}),
+        (commands.LostFiles, {}),
         (commands.PutTable, {"block": b""}),
         (commands.GetServer, {"server": "x"}),
         (commands.PutServer, {"row": "{}"}),

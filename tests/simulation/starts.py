@@ -160,6 +160,8 @@ class Node:
             callers=self.callers,
             set_table=nothing,
             uses=nothing,
+            at_risk=nothing,
+            lost_files=nothing,
         )
         self.later(self.world.random.uniform(0, 0.4), self._listen)
 

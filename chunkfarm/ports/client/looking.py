@@ -10,7 +10,8 @@ from chunkfarm.explanation import Explanation, Part, shares
 from chunkfarm.links.rows import file_row, server_row
 from chunkfarm.model import KIB, Server, check_file_name, chunk_count, parse_timestamp, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
-from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
+from chunkfarm.risk import LOST_FILE
+from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence, unquote
 
 PROTOCOL = "chunkfarm/1"
 LIST_LIMIT = 1000
@@ -264,5 +265,10 @@ async def remove(session: Session, request: Request) -> Answer:
 
 
 async def status(session: Session, request: Request) -> Answer:
-    pairs = await session.backend.status()
+    prefix = session.principal.prefix if session.principal is not None else ""
+    pairs = [
+        (name, value)
+        for name, value in await session.backend.status()
+        if name != LOST_FILE or unquote(value.partition(" ")[2]).startswith(prefix)
+    ]
     return block("STATUS", [field(quote(name), Sentence(value) if " " in value else value) for name, value in pairs])
