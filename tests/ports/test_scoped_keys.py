@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -50,6 +50,22 @@ class ClientPortTests(SynchronousTestCase):
         assert link.say("STAT lab/a").startswith("OK FILE name=lab/a ")
         assert link.say("FETCH lab/a") == "DATA 1\r\nx"
         assert link.say("REMOVE lab/b").startswith("OK")
+
+    def test_files_that_can_be_lost(self) -> None:
+        """STATUS names those inside, and no others."""
+        link = self.make_link("reader")
+        told = [
+            ("lost-file", "alpha lab/a"),
+            ("lost-file", "alpha home/a"),
+            ("lost-file", "alpha lab%2Fb"),
+            ("lost", "0"),
+        ]
+        link.backend.status = lambda: succeed(told)  # type: ignore[method-assign]
+        assert link.say("STATUS").split("\r\n")[1:4] == [
+            'lost-file="alpha lab/a"',
+            'lost-file="alpha lab%2Fb"',
+            "lost=0",
+        ]
 
     def test_list(self) -> None:
         """A list of everything shows the names inside; one of another folder shows none."""

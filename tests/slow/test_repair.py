@@ -101,11 +101,13 @@ class RepairTests(FarmTestCase):
 
         def is_told() -> bool:
             names = {row["id"]: row["name"] for row in farm.rows("alpha")}
-            totals: dict[tuple[str, ...], tuple[int, int]] = {}
-            for row in (row for name in digests for row in chunks_of(farm, name)):
+            totals: dict[tuple[str, ...], tuple[int, int, str]] = {}
+            files: dict[tuple[str, ...], set[str]] = {}
+            for name, row in ((name, row) for name in digests for row in chunks_of(farm, name)):
                 holders = tuple(sorted(names[holder] for holder in row["holders"].split(",")))
-                chunks, size = totals.get(holders, (0, 0))
-                totals[holders] = chunks + 1, size + int(row["length"])
+                chunks, size, _ = totals.get(holders, (0, 0, ""))
+                files.setdefault(holders, set()).add(name)
+                totals[holders] = chunks + 1, size + int(row["length"]), str(len(files[holders]))
             running = [name for name, server in farm.servers.items() if server.is_running()]
             told = [lost_with(farm, name) for name in running]
             return {len(holders) for holders in totals} == {copies} and all(one == totals for one in told)
@@ -156,14 +158,14 @@ def status(farm: RealFarm, name: str, field: str) -> int:
     return int(farm.status(name)[field])
 
 
-def lost_with(farm: RealFarm, name: str) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Chunks and bytes by the names of the servers that have all copies, as a server tells."""
-    found: dict[tuple[str, ...], tuple[int, int]] = {}
+def lost_with(farm: RealFarm, name: str) -> dict[tuple[str, ...], tuple[int, int, str]]:
+    """Chunks, bytes and files by the names of the servers that have all copies, as a server tells."""
+    found: dict[tuple[str, ...], tuple[int, int, str]] = {}
     for row in farm.ask(name, "STATUS").rows:
         if row.startswith("lost-with="):
-            holders, chunks, size = row.removeprefix("lost-with=").strip('"').split(" ")
-            total = int(chunks.removeprefix("chunks=")), int(size.removeprefix("bytes="))
-            found[tuple(sorted(holders.split(",")))] = total
+            holders, *told = row.removeprefix("lost-with=").strip('"').split(" ")
+            total = dict(field.split("=") for field in told)
+            found[tuple(sorted(holders.split(",")))] = int(total["chunks"]), int(total["bytes"]), total.get("files", "")
     return found
 
 
