@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from chunkfarm import membership, risk
 from chunkfarm.emptying import sentence_of
 from chunkfarm.exports.maker import export_pairs
-from chunkfarm.wire.lines import quote
 
 if TYPE_CHECKING:
     from chunkfarm.model import Server
@@ -68,7 +67,7 @@ def status_pairs(parts: Parts, lost_files: risk.LostFiles | None = None) -> list
 def _named(lost_files: risk.LostFiles | None, servers: Iterable[Server]) -> list[tuple[str, str]]:
     names = {server.id: server.name for server in servers}
     return [
-        (risk.LOST_FILE, f"{','.join(sorted(names.get(holder, holder) for holder in one.holders))} {quote(name)}")
+        (risk.LOST_FILE, f"{','.join(sorted(names.get(holder, holder) for holder in one.holders))} {name}")
         for one in (lost_files.sets if lost_files is not None else ())
         for name in one.names
     ]

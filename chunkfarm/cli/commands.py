@@ -29,7 +29,7 @@ from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.links.rows import parse_row
 from chunkfarm.model import check_file_name
 from chunkfarm.table.interface import Compacted, Event, Unavailable
-from chunkfarm.wire.lines import quote, unquote
+from chunkfarm.wire.lines import quote
 
 DEFAULT_BUCKET = "home"
 """Where `put` stores a file that was given no name."""
@@ -341,7 +341,7 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
             holders, _, file = value.partition(" ")
             for risk in risks:
                 if ",".join(risk["servers"]) == holders:
-                    risk.setdefault("names", []).append(unquote(file))
+                    risk.setdefault("names", []).append(file)
     pairs = [pair for pair in pairs if pair[0] != LOST_FILE]
     if as_json:
         screen.show_json(dict(pairs) | ({LOST_WITH: risks} if risks else {}))

@@ -57,7 +57,7 @@ class TableTests(SynchronousTestCase):
             ("can-be-lost", "chunks with one server, and more with two"),
             ("lost-with", "gamma chunks=1 bytes=5"),
             ("lost-with", "alpha,beta chunks=20 bytes=2097152 files=7+"),
-            ("lost-file", "alpha,beta lab/a%20b"),
+            ("lost-file", "alpha,beta lab/a b"),
             ("lost-file", "alpha,beta lab/c"),
         ]
         self.world.servers["alpha"].backend.status = lambda: succeed(told)  # type: ignore[method-assign]

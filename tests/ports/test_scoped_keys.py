@@ -57,13 +57,13 @@ class ClientPortTests(SynchronousTestCase):
         told = [
             ("lost-file", "alpha lab/a"),
             ("lost-file", "alpha home/a"),
-            ("lost-file", "alpha lab%2Fb"),
+            ("lost-file", "alpha lab/b c"),
             ("lost", "0"),
         ]
         link.backend.status = lambda: succeed(told)  # type: ignore[method-assign]
         assert link.say("STATUS").split("\r\n")[1:4] == [
             'lost-file="alpha lab/a"',
-            'lost-file="alpha lab%2Fb"',
+            'lost-file="alpha lab/b c"',
             "lost=0",
         ]
 

@@ -103,10 +103,10 @@ class RepairTests(FarmTestCase):
             names = {row["id"]: row["name"] for row in farm.rows("alpha")}
             totals: dict[tuple[str, ...], tuple[int, int, str]] = {}
             files: dict[tuple[str, ...], set[str]] = {}
-            for name, row in ((name, row) for name in digests for row in chunks_of(farm, name)):
+            for file, row in ((one, row) for one in digests for row in chunks_of(farm, one)):
                 holders = tuple(sorted(names[holder] for holder in row["holders"].split(",")))
                 chunks, size, _ = totals.get(holders, (0, 0, ""))
-                files.setdefault(holders, set()).add(name)
+                files.setdefault(holders, set()).add(file)
                 totals[holders] = chunks + 1, size + int(row["length"]), str(len(files[holders]))
             running = [name for name, server in farm.servers.items() if server.is_running()]
             told = [lost_with(farm, name) for name in running]

@@ -11,7 +11,7 @@ from chunkfarm.links.rows import file_row, server_row
 from chunkfarm.model import KIB, Server, check_file_name, chunk_count, parse_timestamp, timestamp
 from chunkfarm.ports.client.session import Answer, Request, Session, block, ok
 from chunkfarm.risk import LOST_FILE
-from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence, unquote
+from chunkfarm.wire.lines import Sentence, field, format_fields, quote, quote_sentence
 
 PROTOCOL = "chunkfarm/1"
 LIST_LIMIT = 1000
@@ -269,6 +269,6 @@ async def status(session: Session, request: Request) -> Answer:
     pairs = [
         (name, value)
         for name, value in await session.backend.status()
-        if name != LOST_FILE or unquote(value.partition(" ")[2]).startswith(prefix)
+        if name != LOST_FILE or value.partition(" ")[2].startswith(prefix)
     ]
     return block("STATUS", [field(quote(name), Sentence(value) if " " in value else value) for name, value in pairs])
