@@ -15,6 +15,7 @@ from chunkfarm.cli import authority, draining, exits, exporting, forgetting, key
 from chunkfarm.cli import check as checking
 from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
+from chunkfarm.cli.completion import completion, file_names, server_names, targets, watched
 from chunkfarm.cli.download import Download, NewFile
 from chunkfarm.cli.exits import FAILED, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
@@ -56,8 +57,15 @@ def file_name(context: click.Context, parameter: click.Parameter, value: str | N
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="chunkfarm")
-@click.option("--config", default="config.ini", show_default=True, envvar="CHUNKFARM_CONFIG", help="The farm's file.")
-@click.option("--key", metavar="FILE", help="File with your key: one line, <key id> <secret>.")
+@click.option(
+    "--config",
+    default="config.ini",
+    show_default=True,
+    envvar="CHUNKFARM_CONFIG",
+    type=click.Path(),
+    help="The farm's file, or $CHUNKFARM_CONFIG.",
+)
+@click.option("--key", metavar="FILE", type=click.Path(), help="File with your key: one line, <key id> <secret>.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -111,7 +119,7 @@ def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
 
 @chunkfarm.command()
 @click.argument("file", type=click.Path(path_type=str, allow_dash=True))
-@click.argument("name", callback=file_name, required=False)
+@click.argument("name", callback=file_name, required=False, shell_complete=file_names)
 @as_json
 @click.pass_obj
 def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) -> None:
@@ -158,7 +166,7 @@ def _kept(receipt: dict[str, str]) -> str:
 
 
 @chunkfarm.command()
-@click.argument("name", callback=file_name)
+@click.argument("name", callback=file_name, shell_complete=file_names)
 @click.argument("file", type=click.Path(path_type=str, allow_dash=True), required=False)
 @click.pass_obj
 def get(surroundings: Surroundings, name: str, file: str | None) -> None:
@@ -197,7 +205,7 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
 
 
 @chunkfarm.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=file_names)
 @as_json
 @click.pass_obj
 def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
@@ -226,7 +234,7 @@ def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
 
 
 @chunkfarm.command()
-@click.argument("name", callback=file_name)
+@click.argument("name", callback=file_name, shell_complete=file_names)
 @click.pass_obj
 def rm(surroundings: Surroundings, name: str) -> None:
     """Remove a file."""
@@ -234,7 +242,7 @@ def rm(surroundings: Surroundings, name: str) -> None:
 
 
 @chunkfarm.command()
-@click.argument("name", callback=file_name)
+@click.argument("name", callback=file_name, shell_complete=file_names)
 @as_json
 @click.pass_obj
 def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
@@ -248,7 +256,7 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
 
 
 @chunkfarm.command()
-@click.argument("name", callback=file_name)
+@click.argument("name", callback=file_name, shell_complete=file_names)
 @as_json
 @click.pass_obj
 def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
@@ -392,7 +400,7 @@ def _pair(row: str) -> tuple[str, str]:
 
 
 @chunkfarm.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=file_names)
 @click.option("--repair", is_flag=True, help="Wait until everything is whole.")
 @click.option("--quick", is_flag=True, help="Ask the servers what they have; do not make them read it.")
 @as_json
@@ -429,7 +437,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
 
 
 @chunkfarm.command("set")
-@click.argument("target")
+@click.argument("target", shell_complete=targets)
 @click.argument("assignments", metavar="FIELD=VALUE...", nargs=-1, required=True)
 @click.pass_obj
 def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) -> None:
@@ -443,7 +451,7 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) 
 
 
 @chunkfarm.command()
-@click.argument("server", metavar="[NAME]", required=False)
+@click.argument("server", metavar="[NAME]", required=False, shell_complete=server_names)
 @click.option("--wait", is_flag=True, help="Return once it may be switched off.")
 @click.option("--undo", is_flag=True, help="Let it keep its chunks after all.")
 @click.option("--anyway", is_flag=True, help="Also if the others cannot keep as many copies, or have no room.")
@@ -481,7 +489,7 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
 
 
 @chunkfarm.command()
-@click.argument("server", metavar="NAME")
+@click.argument("server", metavar="NAME", shell_complete=server_names)
 @click.option("--yes", is_flag=True, help="Do it without a question on the terminal.")
 @as_json
 @click.pass_obj
@@ -569,12 +577,13 @@ def _show_outlook(outlook: taking_over.Taken) -> None:
 
 
 chunkfarm.add_command(history)
+chunkfarm.add_command(completion)
 chunkfarm.add_command(exporting.export)
 chunkfarm.add_command(restoring.restore)
 
 
 @chunkfarm.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=watched)
 @as_json
 @click.pass_obj
 def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:

@@ -16,7 +16,12 @@ from chunkfarm.trust.private import write_private
 
 @click.command()
 @click.option("--valid", default="1d", show_default=True, metavar="TIME", help="How long it is good: 10m, 2h, 1d.")
-@click.option("--out", metavar="FILE", help="Write it to a new file that only you can read, instead of showing it.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write it to a new file that only you can read, instead of showing it.",
+)
 @click.pass_obj
 def invite(surroundings: Surroundings, valid: str, out: str | None) -> None:
     """Make a code with which one new server may join; it says where the farm is and how to recognise it.

@@ -28,7 +28,12 @@ def key() -> None:
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it is good for.")
 @click.option("--prefix", default="", metavar="PREFIX", help="Only for files whose names begin so, such as lab/.")
 @click.option("--label", default="", metavar="TEXT", help="Whose it is, to be shown in the list.")
-@click.option("--out", metavar="FILE", help="Write it to a new file that only you can read, instead of showing it.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write it to a new file that only you can read, instead of showing it.",
+)
 @click.pass_obj
 def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str | None) -> None:
     """Make a key and show it, once: one line, <key id> <secret>.

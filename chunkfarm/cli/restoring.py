@@ -31,7 +31,10 @@ Greetings = dict[str, Mapping[str, str] | str]
 
 @click.command("restore")
 @click.option(
-    "--data", metavar="DIR", help="The data directory of the server that goes on; that of config.ini if not given."
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="The data directory of the server that goes on; that of config.ini if not given.",
 )
 @click.option(
     "--from",

@@ -164,9 +164,9 @@ class World:
                     pair.clock.advance(0.1)
         assert done.called, "the command does not end"
 
-    def run(self, *arguments: str, input: bytes = b"") -> Result:
-        """Run the command."""
-        surroundings = Surroundings(
+    def surroundings(self) -> Surroundings:
+        """What a command finds here."""
+        return Surroundings(
             react=self.react,
             probe_with=lambda reactor: self.probe,
             greet_with=lambda reactor: self.greet,
@@ -176,11 +176,14 @@ class World:
             home=self.home,
             now_ms=lambda: self.now_ms,
         )
+
+    def run(self, *arguments: str, input: bytes = b"") -> Result:
+        """Run the command."""
         before = os.getcwd()
         os.chdir(self.directory)
         try:
             return CliRunner().invoke(
-                chunkfarm, ["--config", str(self.config), *arguments], obj=surroundings, input=input
+                chunkfarm, ["--config", str(self.config), *arguments], obj=self.surroundings(), input=input
             )
         finally:
             os.chdir(before)
