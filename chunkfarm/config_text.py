@@ -359,6 +359,9 @@ _SERVER_READERS: Mapping[str, Callable[[str], Any]] = {
     "log_format": read_log_format,
 }
 
+SERVER_OPTIONS = tuple(_SERVER_READERS)
+"""The options of `[server]`."""
+
 _OVERRIDE_READERS: Mapping[str, Callable[[str], Any]] = {
     **{option: _SERVER_READERS[option] for option in ("data", "name", "host", "weight", "zone")},
     "ports": lambda text: read_port(text, room_for=PORTS_PER_SERVER),

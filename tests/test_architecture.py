@@ -78,7 +78,7 @@ CONTRACTS = {"table.interface": "model"}
 
 BESIDE = {
     "cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}
-    | {"restoring", "config_file"}
+    | {"restoring", "config_file", "threads"}
 }
 """The operator's command stands beside the server; a part of it works on the data directory of one that is stopped."""
 

@@ -17,7 +17,7 @@ from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
 from chunkfarm.cli.completion import completion, file_names, server_names, targets, watched
 from chunkfarm.cli.download import Download, NewFile
-from chunkfarm.cli.exits import FAILED, give_up
+from chunkfarm.cli.exits import FAILED, Commands, give_up
 from chunkfarm.cli.farm import PAUSE_FIRST, Farm
 from chunkfarm.cli.history import history
 from chunkfarm.cli.inviting import invite
@@ -37,7 +37,7 @@ DEFAULT_BUCKET = "home"
 LIST_PAGE = 1000
 
 _NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
-            "free", "used", "rank", "stale"}  # fmt: skip
+            "free", "used", "rank", "stale", "replicas"}  # fmt: skip
 
 
 def typed(fields: dict[str, str]) -> dict[str, str | int]:
@@ -55,7 +55,7 @@ def file_name(context: click.Context, parameter: click.Parameter, value: str | N
         raise click.BadParameter(error.sentence, context, parameter) from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="chunkfarm")
 @click.option(
     "--config",
@@ -68,17 +68,18 @@ def file_name(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--key", metavar="FILE", type=click.Path(), help="File with your key: one line, <key id> <secret>.")
 @click.option(
     "--timeout",
+    metavar="SECONDS",
     type=click.FloatRange(min=0.1),
     default=30.0,
     show_default=True,
-    help="Seconds without progress before giving up.",
+    help="How long to wait without any progress before giving up.",
 )
 @click.pass_context
 def chunkfarm(context: click.Context, config: str, key: str | None, timeout: float) -> None:
     """Store and fetch files on a farm, and see how it is.
 
     A file's name is bucket/path. Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed,
-    5 nobody answered, 6 no writes now.
+    5 nobody answered, 6 no writes now, 130 interrupted with Ctrl-C.
     """
     surroundings = context.ensure_object(Surroundings)
     surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
@@ -96,6 +97,9 @@ def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
     """Write a config.ini that lists these servers, and a farm.join, for machines that are to be a farm.
 
     PORT is a server's client port, 4100 by default. Nothing is overwritten.
+
+    \b
+    chunkfarm init 10.0.0.1 10.0.0.2 10.0.0.3
     """
     addresses = []
     for host in hosts:
@@ -123,14 +127,20 @@ def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
 @as_json
 @click.pass_obj
 def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) -> None:
-    """Store FILE (- for the standard input) as NAME, home/<base name> by default."""
+    """Store FILE (- for the standard input) as NAME, home/<base name> by default.
+
+    \b
+    chunkfarm put report.pdf
+    chunkfarm put report.pdf work/2026/report.pdf
+    tar c photos | chunkfarm put - backup/photos.tar
+    """
     if name is None:
         if file == "-":
             raise click.UsageError("the standard input needs a NAME")
         name = f"{DEFAULT_BUCKET}/{Path(file).name}"
     try:
         check_file_name(name)
-        source: IO[bytes] = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
+        source: IO[bytes] = _standard_input() if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
     except (InvalidRequest, OSError) as error:
         give_up(error)
     with source, screen.bar(name) as bar:
@@ -155,6 +165,12 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
         click.echo(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
 
 
+def _standard_input() -> IO[bytes]:
+    """Without a buffer: its lock would be held, at the end of the process, by a thread that waits for more."""
+    raw: IO[bytes] = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    return raw
+
+
 def _kept(receipt: dict[str, str]) -> str:
     """What a receipt promises, in words."""
     size = screen.readable_size(int(receipt["size"]))
@@ -170,9 +186,14 @@ def _kept(receipt: dict[str, str]) -> str:
 @click.argument("file", type=click.Path(path_type=str, allow_dash=True), required=False)
 @click.pass_obj
 def get(surroundings: Surroundings, name: str, file: str | None) -> None:
-    """Fetch NAME into FILE (- for the standard output), its last part by default."""
+    """Fetch NAME into FILE (- for the standard output), its last part by default.
+
+    \b
+    chunkfarm get home/report.pdf
+    chunkfarm get backup/photos.tar - | tar x
+    """
     target = None
-    if file == "-":
+    if file in ("-", "/dev/stdout"):
         stream: IO[bytes] = sys.stdout.buffer
     else:
         path = Path(file) if file is not None else Path(PurePosixPath(name).name)
@@ -188,7 +209,12 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
 
             async def work(farm: Farm, run_in_thread: RunInThread) -> dict[str, str]:
                 download = Download(
-                    farm, name, stream, can_restart=target is not None, on_size=bar.size, on_bytes=bar.at
+                    farm,
+                    name,
+                    stream,
+                    can_restart=target is not None and target.can_restart,
+                    on_size=bar.size,
+                    on_bytes=bar.at,
                 )
                 return await download.run()
 
@@ -209,7 +235,12 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
 @as_json
 @click.pass_obj
 def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
-    """List files, or those whose name begins with PREFIX."""
+    """List files, or those whose name begins with PREFIX.
+
+    \b
+    chunkfarm ls work/2026/
+    chunkfarm ls --json | jq '.[].name'
+    """
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> list[dict[str, str]]:
         files: list[dict[str, str]] = []
@@ -237,7 +268,11 @@ def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
 @click.argument("name", callback=file_name, shell_complete=file_names)
 @click.pass_obj
 def rm(surroundings: Surroundings, name: str) -> None:
-    """Remove a file."""
+    """Remove a file.
+
+    \b
+    chunkfarm rm home/report.pdf
+    """
     surroundings.ask(f"REMOVE {quote(name)}")
 
 
@@ -246,7 +281,11 @@ def rm(surroundings: Surroundings, name: str) -> None:
 @as_json
 @click.pass_obj
 def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
-    """Say what is known of a file."""
+    """Say what is known of a file.
+
+    \b
+    chunkfarm stat home/report.pdf
+    """
     fields = surroundings.ask(f"STAT {quote(name)}").fields
     if as_json:
         screen.show_json(typed(fields))
@@ -260,7 +299,11 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
-    """Show which servers hold each chunk of NAME, since when each copy was read whole, and what is lost with which."""
+    """Show which servers hold each chunk of NAME, since when each copy was read whole, and what is lost with which.
+
+    \b
+    chunkfarm explain backup/photos.tar
+    """
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> explaining.Explained:
         return await explaining.explain(farm, name)
@@ -284,7 +327,12 @@ def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
 @click.option("--put", "edited", type=click.File("rb"), metavar="FILE", help="Take the edited table from FILE (or -).")
 @click.pass_obj
 def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[bytes] | None) -> None:
-    """Show the server table, oldest first; or, with --put, set the editable fields of all of it in one step."""
+    """Show the server table, oldest first; or, with --put, set the editable fields of all of it in one step.
+
+    \b
+    chunkfarm servers
+    chunkfarm servers --raw > table; edit table; chunkfarm servers --put table
+    """
     if edited is not None:
         table = edited.read()
         changed = surroundings.ask(f"TABLE {len(table)}", table).fields["changed"]
@@ -322,7 +370,11 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
 @as_json
 @click.pass_obj
 def who(surroundings: Surroundings, as_json: bool) -> None:
-    """Show who leads, who would take over, and why."""
+    """Show who leads, who would take over, and why.
+
+    \b
+    chunkfarm who
+    """
     rows = surroundings.ask("WHO").parsed()
     if as_json:
         screen.show_json([typed(row) for row in rows])
@@ -340,7 +392,12 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def status(surroundings: Surroundings, as_json: bool) -> None:
-    """Show jobs, copies of the table, and what could be lost now."""
+    """Show jobs, copies of the table, and what could be lost now.
+
+    \b
+    chunkfarm status
+    chunkfarm status --json | jq -r .state
+    """
     reply = surroundings.ask("STATUS")
     pairs = [_pair(row) for row in reply.rows]
     risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
@@ -410,6 +467,10 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
 
     What is wrong is mended in any case. The exit status is 0 if nothing is wrong, or, with --repair, any more;
     that gives up after --timeout seconds without progress, unless a server is down that may come back.
+
+    \b
+    chunkfarm check --quick
+    chunkfarm check work/ --repair
     """
     names: dict[str, str] = {}
 
@@ -439,14 +500,24 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
 @chunkfarm.command("set")
 @click.argument("target", shell_complete=targets)
 @click.argument("assignments", metavar="FIELD=VALUE...", nargs=-1, required=True)
+@as_json
 @click.pass_obj
-def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...]) -> None:
-    """Change fields of a server (by name or id), or options of the farm (`farm`)."""
+def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Change fields of a server (by name or id), or options of the farm (`farm`).
+
+    \b
+    chunkfarm set farm replicas=2
+    chunkfarm set delta weight=500 zone=rack2
+    """
     for assignment in assignments:
         if "=" not in assignment:
             raise click.UsageError(f"{assignment!r} is not FIELD=VALUE")
     words = " ".join(quote(word) for word in (target, *assignments))
-    for field, value in surroundings.ask(f"SET {words}").fields.items():
+    fields = surroundings.ask(f"SET {words}").fields
+    if as_json:
+        screen.show_json(typed(fields))
+        return
+    for field, value in fields.items():
         click.echo(f"{field:20} {screen.clean(value)}")
 
 
@@ -462,6 +533,10 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
 
     It goes on serving; its chunks are copied to the others, and it is not master any more once others are. With --wait
     the exit status is 0 once nothing on it is needed any more, however long that takes.
+
+    \b
+    chunkfarm drain delta --wait
+    chunkfarm drain delta --undo
     """
     if server is None and (wait or undo or anyway):
         raise click.UsageError("which server? Give its NAME")
@@ -498,6 +573,9 @@ def forget(surroundings: Surroundings, server: str, yes: bool, as_json: bool) ->
 
     Says first what would be lost with it, as far as all others answer. It can never come back with what is in its data
     directory, and the farm has a new farm.join afterwards.
+
+    \b
+    chunkfarm forget delta
     """
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: give --yes")
@@ -535,6 +613,9 @@ def takeover(surroundings: Surroundings, farm_name: str | None, as_json: bool) -
 
     Shows which server was found with which journal. The one with the longest goes on, alone; the others learn from
     it when they come back. What only the lost servers knew is lost.
+
+    \b
+    chunkfarm takeover
     """
     if farm_name is None and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: give the farm's name with --farm NAME")
@@ -587,7 +668,12 @@ chunkfarm.add_command(restoring.restore)
 @as_json
 @click.pass_obj
 def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
-    """Show changes as they happen, under PREFIX (servers/, farm/ or files/) or all; end with Ctrl-C."""
+    """Show changes as they happen, under PREFIX (servers/, farm/ or files/) or all; end with Ctrl-C.
+
+    \b
+    chunkfarm watch files/work/
+    chunkfarm watch --json | jq .key
+    """
     seen: list[int] = []
 
     async def follow(link: LineClient) -> None:

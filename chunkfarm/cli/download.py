@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -109,21 +110,38 @@ class Download:
 
 
 class NewFile:
-    """A file that appears under its name when it is whole, and not at all if it never is."""
+    """A file that appears under its name when it is whole, and not at all if it never is.
+
+    What is no ordinary file, such as a pipe or `/dev/null`, is written to as it is; what a link points to is replaced,
+    and not the link. Raises `OSError`.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        self.stream: IO[bytes] = open(self._temporary, "xb")  # noqa: SIM115 - `keep` and `drop` close it
+        self._path = path.resolve()
+        self._temporary: Path | None = None
+        self.can_restart = not path.exists() or path.is_file()
+        if not self.can_restart:
+            self.stream: IO[bytes] = open(path, "wb")  # noqa: SIM115 - `keep` and `drop` close it
+            return
+        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part")
+        try:
+            self.stream = open(self._temporary, "xb")  # noqa: SIM115 - as above
+        except OSError as error:
+            # Of the other name nobody has ever heard.
+            raise type(error)(error.errno, error.strerror, str(path)) from None
 
     def keep(self) -> None:
         """It is whole."""
         self.stream.flush()
-        os.fsync(self.stream.fileno())
+        if self._temporary is not None:
+            os.fsync(self.stream.fileno())
         self.stream.close()
-        os.replace(self._temporary, self._path)
+        if self._temporary is not None:
+            os.replace(self._temporary, self._path)
 
     def drop(self) -> None:
         """It is not."""
-        self.stream.close()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(BrokenPipeError):
+            self.stream.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)

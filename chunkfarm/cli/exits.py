@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import contextlib
+import os
+import sys
+from typing import Any, NoReturn
 
 import click
 
 from chunkfarm import errors
+from chunkfarm.cli import INTERRUPTED as INTERRUPTED
 from chunkfarm.errors import FarmError
 from chunkfarm.links.lines import LinkLost
 
@@ -17,6 +21,21 @@ NOT_FOUND = 3
 NOT_ALLOWED = 4
 NOBODY_ANSWERED = 5
 NO_WRITES = 6
+NOBODY_READS = 141
+"""128 and the number of SIGPIPE."""
+
+MEANINGS = {
+    DONE: "done",
+    FAILED: "failed; a sentence on the standard error says why",
+    USAGE: "wrong usage",
+    NOT_FOUND: "not found",
+    NOT_ALLOWED: "not allowed, or without a key",
+    NOBODY_ANSWERED: "nobody answered in time",
+    NO_WRITES: "no writes now: no majority of the masters, or no room",
+    INTERRUPTED: "interrupted with Ctrl-C",
+    NOBODY_READS: "nobody reads the output any more",
+}
+"""What each exit status says."""
 
 
 class NobodyAnswered(FarmError):
@@ -52,8 +71,42 @@ def status_of(error: BaseException) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), FAILED)
 
 
+def interrupted() -> NoReturn:
+    """End as somebody who was told to with Ctrl-C."""
+    click.echo("chunkfarm: interrupted", err=True)
+    raise click.exceptions.Exit(INTERRUPTED)
+
+
+def nobody_reads() -> NoReturn:
+    """End without a word: whoever read the output, such as `head`, has had enough."""
+    with contextlib.suppress(OSError, ValueError):
+        # What still is in a buffer would be complained about at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise click.exceptions.Exit(NOBODY_READS)
+
+
+class Commands(click.Group):
+    """A group of commands that end, when they are interrupted or nobody reads them, as people expect."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            interrupted()
+        except click.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                interrupted()
+            # The answer to a question was no, or an end of file.
+            click.echo("chunkfarm: nothing was done", err=True)
+            raise click.exceptions.Exit(FAILED) from None
+        except BrokenPipeError:
+            nobody_reads()
+
+
 def give_up(error: FarmError | OSError) -> NoReturn:
     """Say what went wrong, and end."""
+    if isinstance(error, BrokenPipeError):
+        nobody_reads()
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         sentence = f"{name}{error.strerror or error}"

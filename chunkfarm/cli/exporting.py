@@ -25,6 +25,9 @@ def export(surroundings: Surroundings, as_json: bool) -> None:
     """Store an export of all names as chunks on every server, now.
 
     The farm does so by itself once an hour. `chunkfarm restore` reads it when every server that held the table is lost.
+
+    \b
+    chunkfarm export
     """
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> dict[str, str]:

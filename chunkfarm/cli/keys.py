@@ -21,6 +21,9 @@ def key() -> None:
 
     It takes a key of an admin. Where there is none, on the machine of a master, the certificate in the data directory
     of config.ini will do, so that a lost key locks nobody out.
+
+    \b
+    chunkfarm key list
     """
 
 
@@ -62,7 +65,11 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
 @screen.as_json
 @click.pass_obj
 def list_keys(surroundings: Surroundings, as_json: bool) -> None:
-    """Show all keys; their secrets are nowhere to be read."""
+    """Show all keys; their secrets are nowhere to be read.
+
+    \b
+    chunkfarm key list
+    """
     rows = surroundings.ask("KEYS", certificate_will_do=True).parsed()
     if as_json:
         screen.show_json([{**row, "disabled": row["disabled"] == "yes"} for row in rows])
@@ -85,7 +92,11 @@ def list_keys(surroundings: Surroundings, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 @click.pass_obj
 def disable(surroundings: Surroundings, key_id: str) -> None:
-    """Have a key be refused from now on, also on links that are open."""
+    """Have a key be refused from now on, also on links that are open.
+
+    \b
+    chunkfarm key disable AEBAGBAFAYDQQCIK
+    """
     surroundings.ask(f"KEY disable {quote(key_id)}", certificate_will_do=True)
 
 
@@ -93,7 +104,11 @@ def disable(surroundings: Surroundings, key_id: str) -> None:
 @click.argument("key_id", metavar="ID")
 @click.pass_obj
 def enable(surroundings: Surroundings, key_id: str) -> None:
-    """Have a disabled key be good again."""
+    """Have a disabled key be good again.
+
+    \b
+    chunkfarm key enable AEBAGBAFAYDQQCIK
+    """
     surroundings.ask(f"KEY enable {quote(key_id)}", certificate_will_do=True)
 
 
@@ -101,5 +116,9 @@ def enable(surroundings: Surroundings, key_id: str) -> None:
 @click.argument("key_id", metavar="ID")
 @click.pass_obj
 def remove(surroundings: Surroundings, key_id: str) -> None:
-    """Take a key away for good."""
+    """Take a key away for good.
+
+    \b
+    chunkfarm key remove AEBAGBAFAYDQQCIK
+    """
     surroundings.ask(f"KEY remove {quote(key_id)}", certificate_will_do=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
 import click
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -54,6 +55,7 @@ Greetings = dict[str, Mapping[str, str] | str]
 @click.option("--scan", is_flag=True, help="Look at every chunk for exports, also if the servers noted where they are.")
 @click.option("--yes", "farm_name", metavar="NAME", help="The farm's name, instead of a question on the terminal.")
 @click.option("--force", is_flag=True, help="Restore although a server is left that knows more, or runs.")
+@screen.as_json
 @click.pass_obj
 def restore(
     surroundings: Surroundings,
@@ -64,6 +66,7 @@ def restore(
     scan: bool,
     farm_name: str | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Bring back all names from an export, when every server that held the table is lost.
 
@@ -73,6 +76,11 @@ def restore(
     the export was made has no name any more.
 
     If any server is left that holds the table, `chunkfarm takeover` loses less.
+
+    \b
+    chunkfarm restore
+    chunkfarm restore --from /mnt/old-disk/chunks
+    chunkfarm restore --copy-to /mnt/usb     then, on another server: --from /mnt/usb
     """
     if farm_name is None and copy_to is None and not is_terminal():
         raise click.UsageError("there is no terminal to ask on: give the farm's name with --yes NAME")
@@ -80,13 +88,15 @@ def restore(
         restoring = Restoring.open(ConfigFile(surroundings.config_path), {"data": data}, socket.gethostname(), more)
         try:
             if copy_to is not None:
-                _copy(restoring, scan, copy_to)
+                told = _copy(restoring, scan, copy_to, not as_json)
             else:
-                _restore(surroundings, restoring, revision, scan, farm_name, force)
+                told = _restore(surroundings, restoring, revision, scan, farm_name, force, not as_json)
         finally:
             restoring.close()
     except (FarmError, OSError) as error:
         give_up(error)
+    if as_json:
+        screen.show_json(told)
 
 
 def is_terminal() -> bool:
@@ -101,34 +111,61 @@ def _restore(
     scan: bool,
     farm_name: str | None,
     force: bool,
-) -> None:
+    in_words: bool,
+) -> dict[str, Any]:
     candidates = _find(restoring, scan)
-    _show(candidates)
+    if in_words:
+        _show(candidates)
     chosen = choose(candidates, revision)
     others = [row for row in restoring.config.servers if row.id and row.id != restoring.server_id]
     greetings = _greet(surroundings, others)
     objection = why_not(greetings, restoring.farm, chosen)
-    for server, said in greetings.items():
-        click.echo(f"{screen.clean(server)}: {screen.clean(_short(said))}")
+    if in_words:
+        for server, said in greetings.items():
+            click.echo(f"{screen.clean(server)}: {screen.clean(_short(said))}")
     if objection and not force:
         raise CannotRestore(objection)
     plan = restoring.plan(chosen, SystemRandom(), surroundings.now_ms(), force=force)
-    _tell(plan)
+    if in_words:
+        _tell(plan)
     name = farm_name
     if name is None:
         name = str(click.prompt(f"{plan.server} goes on with that. The farm's name, to confirm", err=True))
     if name != plan.farm.name:
         raise CannotRestore(f"this farm has another name than {name!r}; nothing was changed")
     restoring.write(plan)
-    click.echo(f"Restored {plan.rows:,} rows. Start {plan.server} as always, then the other servers that are left:")
-    click.echo(f"  twistd chunkfarm --config {surroundings.config_path} --data {restoring.config.server.data}")
+    if in_words:
+        click.echo(f"Restored {plan.rows:,} rows. Start {plan.server} as always, then the other servers that are left:")
+        click.echo(f"  twistd chunkfarm --config {surroundings.config_path} --data {restoring.config.server.data}")
+    return {
+        "exports": [_as_value(one) for one in candidates],
+        "others": {server: _short(said) for server, said in greetings.items()},
+        "restored": _as_value(chosen),
+        "rows": plan.rows,
+        "server": plan.server,
+        "notes": list(plan.notes),
+    }
 
 
-def _copy(restoring: Restoring, scan: bool, directory: Path) -> None:
+def _copy(restoring: Restoring, scan: bool, directory: Path, in_words: bool) -> dict[str, Any]:
     candidates = _find(restoring, scan)
-    _show(candidates)
+    if in_words:
+        _show(candidates)
     count = restoring.pieces.copy(candidates, directory)
-    click.echo(f"Copied {count} chunks to {directory}: take it to another server, and name it there with --from.")
+    if in_words:
+        click.echo(f"Copied {count} chunks to {directory}: take it to another server, and name it there with --from.")
+    return {"exports": [_as_value(one) for one in candidates], "copied": count, "to": str(directory)}
+
+
+def _as_value(one: Candidate) -> dict[str, Any]:
+    head = one.head
+    return {
+        "time": when(one),
+        "revision": head.revision,
+        "rows": head.rows,
+        "chunks": len(head.digests),
+        "missing": len(one.missing),
+    }
 
 
 def _find(restoring: Restoring, scan: bool) -> list[Candidate]:

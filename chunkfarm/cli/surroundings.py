@@ -9,12 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up
+from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up, interrupted
 from chunkfarm.cli.farm import Dial, Farm, Probe, in_order
 from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
@@ -182,8 +181,7 @@ class Surroundings:
 
         self.react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
         if not outcome:
-            click.echo("chunkfarm: interrupted", err=True)
-            raise click.exceptions.Exit(1)
+            interrupted()
         if not isinstance(outcome[0], Failure):
             return outcome[0]
         fault = outcome[0].value

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
+
+from chunkfarm.threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MOST = 4
+"""Threads of a command: it reads ahead, and hardly does more than one thing."""
 
 
 class RunInThread(Protocol):
@@ -19,9 +23,9 @@ class RunInThread(Protocol):
 
 
 def in_thread(reactor: Any) -> RunInThread:
-    """Runs blocking calls on the reactor's threads."""
+    """Runs blocking calls on threads that nobody waits for at the end.
 
-    def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args, **kwargs)
-
-    return run
+    Those of the reactor are waited for, and one that reads a standard input on which nothing comes would keep a command
+    that was interrupted from ending.
+    """
+    return Threads(reactor, MOST, "chunkfarm").run

@@ -88,6 +88,11 @@ class TableTests(SynchronousTestCase):
         assert self.world.run("set", "beta", "zone").exit_code == exits.USAGE
         assert self.world.run("set", "gamma", "zone=x").exit_code == exits.NOT_FOUND
 
+    def test_set_json(self) -> None:
+        """The same for programs, numbers as numbers."""
+        told = json.loads(self.world.run("set", "farm", "replicas=2", "--json").stdout)
+        assert told["replicas"] == 2
+
     def test_terminal_tricks(self) -> None:
         """What a server says cannot move the cursor of a terminal."""
         self.world.catalog.add("a/\u202eb", b"")

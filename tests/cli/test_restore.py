@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import Result
 from twisted.trial.unittest import SynchronousTestCase
@@ -33,6 +35,17 @@ class RestoreTests(SynchronousTestCase):
         assert lines[3] == "s1 (127.0.0.1:4110): refused"
         assert "Restored 311 rows. Start s4 as always" in result.stdout
         assert "--data" in lines[-1]
+        assert len(self.survivor.restored()) == 313
+
+    def test_json(self) -> None:
+        """The same for programs."""
+        self.survivor.export()
+        told = json.loads(self.run_restore("--copy-to", "carried", "--json").stdout)
+        assert told["copied"] == 3 and told["exports"][0]["missing"] == 0
+        told = json.loads(self.run_restore("--json").stdout)
+        assert (told["rows"], told["server"]) == (311, "s4")
+        assert told["others"]["s1 (127.0.0.1:4110)"] == "refused"
+        assert told["restored"] == told["exports"][0] and told["restored"]["revision"] == 500
         assert len(self.survivor.restored()) == 313
 
     def test_noted(self) -> None:

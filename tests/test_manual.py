@@ -1,0 +1,54 @@
+"""The manual pages say what the program does, and can be read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import click
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.cli.commands import chunkfarm
+from chunkfarm.config_text import SERVER_OPTIONS
+from chunkfarm.config_values import FARM_READERS
+from tests.manual_pages import ROOT, every_command, pages, roff
+
+FOLDER = ROOT / "docs" / "man"
+REWRITE = "CHUNKFARM_REWRITE_DOCUMENTS"
+
+
+class ManualTests(SynchronousTestCase):
+    def test_up_to_date(self) -> None:
+        """The pages are those that the definitions make; CHUNKFARM_REWRITE_DOCUMENTS=1 writes them anew."""
+        for name, text in pages().items():
+            path = FOLDER / name
+            if os.environ.get(REWRITE):
+                path.write_text(text)
+            assert path.read_text() == text, f"{path} is old: {REWRITE}=1 pytest {__file__}"
+
+    def test_examples(self) -> None:
+        """The help of every command has an example that begins with it, and stands in the page."""
+        page = pages()["chunkfarm.1"]
+        for path, command in every_command(chunkfarm):
+            if isinstance(command, click.Group):
+                continue
+            lines = [line.strip() for line in (command.help or "").partition("\b")[2].splitlines()]
+            called = " ".join(("chunkfarm", *path))
+            examples = [line for line in lines if called in line]
+            assert examples, called
+            assert all(roff(line) in page for line in examples), called
+
+    def test_options(self) -> None:
+        """Every option of config.ini and of the server is in the page of the file."""
+        page = pages()["chunkfarm.ini.5"]
+        for option in (*FARM_READERS, "generation", *SERVER_OPTIONS):
+            assert f"\n\\fB{option} =\\fR\n" in page, option
+
+    def test_rendered(self) -> None:
+        """groff and mandoc have nothing to complain about."""
+        for name in pages():
+            for checker in (["groff", "-man", "-ww", "-z", "-Tutf8"], ["mandoc", "-Tlint", "-Wwarning"]):
+                if shutil.which(checker[0]) is not None:
+                    done = subprocess.run([*checker, str(FOLDER / name)], capture_output=True, text=True, timeout=60)
+                    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0), checker
