@@ -38,6 +38,8 @@ from chunkfarm.links.lines import connect as connect_lines
 from chunkfarm.links.peers import Peers
 from chunkfarm.model import FARM, SERVERS, Address, Server
 from chunkfarm.reporter import INTERVAL, LOST_AFTER, REPORT_TIMEOUT
+from chunkfarm.risk import Risk
+from chunkfarm.said import told
 from chunkfarm.table.duties import Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.interface import Batch, IWatch, Put, TableError
@@ -154,11 +156,9 @@ class StandIn:
         LoopingCall(self._report).start(INTERVAL).addErrback(print, file=sys.stderr)
 
     def _report(self) -> None:
-        report = Report(
-            incarnation=self.incarnation, free=10**12, used=10**11, full=False, revision=0, note="", leaving=False
-        )
+        report = Report(incarnation=self.incarnation, free=10**12, used=10**11, revision=10**6, risk=Risk())
         asked = self.peers.call(
-            self._farm.addresses[0][0], commands.Report, REPORT_TIMEOUT, report=json.dumps(asdict(report))
+            self._farm.addresses[0][0], commands.Report, REPORT_TIMEOUT, report=json.dumps(told(report))
         )
         asked.addCallbacks(self._answered, self._refused)
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from attrs import asdict
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -21,7 +20,7 @@ from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
 from chunkfarm.model import Address, Drain, Server
 from chunkfarm.risk import Risk
-from chunkfarm.said import drain_of, risk_of
+from chunkfarm.said import drain_of, risk_of, told
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
@@ -248,8 +247,8 @@ class Reporter:
 
     def _follow(self, hint: str, asked: str) -> None:
         try:
-            told = json.loads(hint)
-            server_id, address = str(told["id"]), Address(str(told["host"]), int(told["peer"]))
+            leader = json.loads(hint)
+            server_id, address = str(leader["id"]), Address(str(leader["host"]), int(leader["peer"]))
         except (ValueError, KeyError, TypeError):
             self._first = ""
             return
@@ -267,7 +266,7 @@ class Reporter:
         self.short, self.drains, self.risk = self._duties.short(), self._duties.drains(), self._duties.risk()
 
     async def _report_to(self, target: str) -> None:
-        report = json.dumps(asdict(self._make_report()))
+        report = json.dumps(told(self._make_report()))
         box = await self._peers.call(target, commands.Report, REPORT_TIMEOUT, report=report)
         answer = json.loads(box["answer"])
         if "term" in answer:
@@ -277,7 +276,7 @@ class Reporter:
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
         self.short = answer.get("short", 0)
         self.risk = risk_of(answer["risk"]) if "risk" in answer else None
-        self.drains = {server: drain_of(told) for server, told in answer.get("drains", {}).items()}
+        self.drains = {server: drain_of(drain) for server, drain in answer.get("drains", {}).items()}
         if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)

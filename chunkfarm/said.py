@@ -87,6 +87,11 @@ def report_of(told: Mapping[str, Any]) -> Report:
     return evolve(report, note=note_of(report.note)) if report.note else report
 
 
+def told(record: Report | Drain | Risk) -> dict[str, Any]:
+    """A record as it is told to others. What is as it is by default is left out: a report comes every second."""
+    return asdict(record, filter=lambda attribute, value: value != attribute.default or attribute.name == "sets")
+
+
 def drain_of(told: Any) -> Drain:
     """How far a server is that is emptied; raises `ValueError` for what does not say that."""
     if not isinstance(told, dict):

@@ -14,9 +14,10 @@ from chunkfarm.config_render import render
 from chunkfarm.config_text import parse_config
 from chunkfarm.config_values import read_host
 from chunkfarm.membership import succession
-from chunkfarm.model import FarmOptions, Server
+from chunkfarm.model import Drain, FarmOptions, Server
 from chunkfarm.risk import Exposed, Risk
-from chunkfarm.said import NOTE_LENGTH_MAX, report_of, row_of
+from chunkfarm.said import NOTE_LENGTH_MAX, report_of, row_of, told
+from chunkfarm.table.duties import Report
 from tests.builders import make_server, server_id
 
 ANYTHING = st.recursive(
@@ -109,7 +110,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_reports_that_are_none(self) -> None:
         """The first reckons with every field of a report, each round anew."""
-        for told in (
+        for said in (
             {},
             {"incarnation": 1},
             {"incarnation": "x", "free": "much"},
@@ -120,8 +121,18 @@ class ReportTests(SynchronousTestCase):
             {"incarnation": "x", "note": None},
             {"incarnation": "x", "leaving": 1},
         ):
-            with self.assertRaises(ValueError, msg=str(told)):
-                report_of(told)
+            with self.assertRaises(ValueError, msg=str(said)):
+                report_of(said)
+
+    def test_what_is_told(self) -> None:
+        """A server at rest says little, and is understood: that nothing can be lost is not that nobody has looked."""
+        at_rest = Report(incarnation="x", free=5, risk=Risk())
+        assert told(at_rest) == {"incarnation": "x", "free": 5, "risk": {"sets": ()}}
+        assert told(Report(incarnation="x")) == {"incarnation": "x"}
+        risk = Risk(sets=(Exposed((server_id(1),), 3, 0),), unknown=1)
+        busy = Report(incarnation="x", short=3, leaving=True, note="n", risk=risk, drain=Drain(left=2, paused="why"))
+        for report in (at_rest, busy, Report(incarnation="x"), Report(incarnation="x", drain=Drain(), risk=Risk())):
+            assert report_of(json.loads(json.dumps(told(report)))) == report
 
     def test_what_can_be_lost(self) -> None:
         """What a server says of copies is checked like all else, and what the first says is read alike."""
@@ -144,9 +155,9 @@ class ReportTests(SynchronousTestCase):
             {"sets": [{"holders": [server_id(1)]}]},
             {"sets": [], "unknown": "1"},
         )
-        for told in wrong:
-            with self.assertRaises(ValueError, msg=str(told)):
-                report_of({"incarnation": "x", "risk": told})
+        for said in wrong:
+            with self.assertRaises(ValueError, msg=str(said)):
+                report_of({"incarnation": "x", "risk": said})
 
 
 class HostTests(SynchronousTestCase):

@@ -73,19 +73,23 @@ def _value(data: bytes, key: bytes, at: int) -> tuple[int, int] | None:
     return (begin, end) if end + len(_END) <= len(data) else None
 
 
-def question(data: bytes, at: int, command: bytes, argument: bytes) -> tuple[bytes, bytes | None, bytes, int] | None:
-    """A call of a command with one argument whose box begins at `at`: its tag, line and argument, and where it ends.
+def asked(data: bytes, at: int) -> tuple[int, int] | None:
+    """Where the tag of a question begins and ends whose box begins at `at`; None if there is none, or not all."""
+    return _value(data, _ASK, at)
+
+
+def question(data: bytes, at: int, command: bytes, argument: bytes) -> tuple[bytes | None, bytes, int] | None:
+    """A call of a command with one argument, from the end `at` of its tag on: line and argument, and where it ends.
 
     `command` and `argument` are as on the wire (see `named`). None if it is another box, or not all there.
     """
-    tag = _value(data, _ASK, at)
-    if tag is None or not data.startswith(command, tag[1]):
+    if not data.startswith(command, at):
         return None
-    line = _value(data, _LINE, tag[1] + len(command))
-    value = _value(data, argument, line[1] if line else tag[1] + len(command))
+    line = _value(data, _LINE, at + len(command))
+    value = _value(data, argument, line[1] if line else at + len(command))
     if value is None or not data.startswith(_END, value[1]):
         return None
-    return data[slice(*tag)], data[slice(*line)] if line else None, data[slice(*value)], value[1] + len(_END)
+    return data[slice(*line)] if line else None, data[slice(*value)], value[1] + len(_END)
 
 
 def named(key: bytes, value: bytes = b"") -> bytes:

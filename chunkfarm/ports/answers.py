@@ -24,7 +24,7 @@ from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.references_link import pack_counts
 from chunkfarm.risk import LostFiles
-from chunkfarm.said import report_of, row_of
+from chunkfarm.said import report_of, row_of, told
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
 from chunkfarm.table.duties import Duties, Report, no_room_sentence
@@ -301,13 +301,13 @@ class PeerAnswers:
         if before is not None and before[0] == text:
             return before[1]
         try:
-            told = report_of(_json_object(text))
+            read = report_of(_json_object(text))
         except ValueError as error:
             raise commands.BadRequest(f"this is not a report: {error}") from None
         if len(self._reports) > REPORTS_KEPT_MAX:
             self._reports.clear()
-        self._reports[server_id] = (text, told)
-        return told
+        self._reports[server_id] = (text, read)
+        return read
 
     def _answer_to_report(self, is_known: bool) -> str:
         """Made once for all to whom it is the same."""
@@ -323,10 +323,13 @@ class PeerAnswers:
                 "learners": sorted(configuration.learners),
                 "revision": revision,
                 "known": is_known,
-                "short": short,
-                "drains": {server: asdict(drain) for server, drain in drains.items()},
-                "risk": asdict(risk),
+                "risk": told(risk),
             }
+            # What is left out is as it mostly is: everybody is told this every second.
+            if short:
+                answer["short"] = short
+            if drains:
+                answer["drains"] = {server: told(drain) for server, drain in drains.items()}
             self._answered = (key, json.dumps(answer))
         return self._answered[1]
 

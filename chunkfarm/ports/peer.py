@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
-from chunkfarm.links.boxes import Boxes, Lines, answer_box, line_in, named, question
+from chunkfarm.links.boxes import Boxes, Lines, answer_box, asked, line_in, named, question
 from chunkfarm.model import KIB, Address, Principal
 from chunkfarm.trust.contexts import key_digest_of
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
@@ -39,6 +39,8 @@ STRANGER_ANSWERS_MAX = 256 * KIB
 _REPORT = named(amp.COMMAND, commands.Report.commandName)
 _REPORT_TEXT = named(b"report")
 _REPORT_ANSWER = named(b"answer")
+REPORT_KEPT_MAX = 2 * KIB
+"""Bytes of a report that are kept to be compared with the next one: at rest it takes a tenth of that."""
 OF_ANY_LINE = (commands.Probe.commandName, commands.Join.commandName)
 """Answered whatever line of the farm's history the other side belongs to: a question it learns from, and a server that
 has no history yet."""
@@ -126,8 +128,20 @@ class PeerBackend(Protocol):
     def seal_key(self, server_id: str, digest: str) -> bytes: ...
 
 
+@define(frozen=True)
+class _Reported:
+    """A report as it came, without its tag, and as it was read."""
+
+    box: bytes
+    line: str | None
+    report: str
+
+
 class PeerPort(Boxes):
     """One accepted connection."""
+
+    _reported: _Reported | None = None
+    """The last report: at rest the next one differs from it in nothing but the tag."""
 
     def __init__(self, factory: PeerPortFactory, backend: PeerBackend, clock: IReactorTime) -> None:
         super().__init__(factory.lines)
@@ -246,19 +260,25 @@ class PeerPort(Boxes):
         """Answer a report without a detour: the first of a thousand servers does little else."""
         if self._peer is None or self._backend.barred(self._peer):
             return 0
-        found = question(data, at, _REPORT, _REPORT_TEXT)
-        if found is None:
+        tag = asked(data, at)
+        if tag is None:
             return 0
-        tag, line, report, end = found
-        if line is not None and not self._lines.met(self._peer, line.decode("ascii", "replace")):
+        told = self._reported
+        if told is None or not data.startswith(told.box, tag[1]):
+            told = _reported(data, tag[1])
+            if told is None:
+                return 0
+            self._reported = told if len(told.box) <= REPORT_KEPT_MAX else None
+        if told.line is not None and not self._lines.met(self._peer, told.line):
             return 0
         try:
-            answer = self._backend.report(self._peer, report.decode())
+            answer = self._backend.report(self._peer, told.report)
         except Exception:
             # AMP asks again, and knows how to say what is wrong.
             return 0
-        cast(Any, self.transport).write(answer_box(tag, _REPORT_ANSWER, answer.encode(), self._lines.said))
-        return end
+        box = answer_box(data[slice(*tag)], _REPORT_ANSWER, answer.encode(), self._lines.said)
+        cast(Any, self.transport).write(box)
+        return tag[1] + len(told.box)
 
     def _not_taken(self, failure: Failure) -> None:
         if failure.check(commands.BadRequest, commands.NotNow):
@@ -395,6 +415,18 @@ def _told_of_key(principal: Principal | None) -> dict[str, str]:
 def _refusal(kind: type[Exception], sentence: str) -> amp.RemoteAmpError:
     """An error as AMP sends it, with the code that every command here declares for it."""
     return amp.RemoteAmpError(commands.Report.errors[kind], sentence)
+
+
+def _reported(data: bytes, at: int) -> _Reported | None:
+    """The report whose tag ends at `at`; None if it is another question, not all there, or no text."""
+    found = question(data, at, _REPORT, _REPORT_TEXT)
+    if found is None:
+        return None
+    line, report, end = found
+    try:
+        return _Reported(data[at:end], None if line is None else line.decode("ascii", "replace"), report.decode())
+    except UnicodeDecodeError:
+        return None
 
 
 def _address(host: str | None, port: int | None) -> Address | None:

@@ -171,6 +171,12 @@ class Duties:
         self._risk_at = float("-inf")
         """When that was summed up, from what all had told."""
         self._risk_changed = True
+        self._without_room: dict[str, None] = {}
+        """Who has told last that the table's disk has no room."""
+        self._leaving: dict[str, None] = {}
+        """Who has told last to be leaving."""
+        self._unmeasured: dict[str, None] = {}
+        """Whose row may differ from what was told: the row is another since it was looked at, or the report."""
         self._back: dict[str, None] = {}
         """Who is back in time, and is to be marked up, in the order of their reports."""
         self._letting_back = False
@@ -211,13 +217,11 @@ class Duties:
         """
         now = self._clock.seconds()
         self._notice_term(now)
-        heard = self._heard.setdefault(server_id, _Heard(now))
+        heard = self._of(server_id, now)
         silence = now - heard.at
         row = self._row(server_id)
-        if row is not None and row.state != "down" and heard.report is not report:
-            self._short += report.short - (heard.report.short if heard.report is not None else 0)
-        if heard.report is None or heard.report.risk != report.risk:
-            self._risk_changed = True
+        if heard.report is not report:
+            self._take_news(server_id, row, heard.report, report)
         heard.at, heard.report = now, report
         if row is None or row.incarnation != report.incarnation:
             return False
@@ -232,6 +236,26 @@ class Duties:
             return False
         self._let_back(server_id)
         return True
+
+    def _of(self, server_id: str, now: float) -> _Heard:
+        """What is remembered of a server; one that was never heard begins to be silent now."""
+        heard = self._heard.get(server_id)
+        if heard is None:
+            heard = self._heard[server_id] = _Heard(now)
+        return heard
+
+    def _take_news(self, server_id: str, row: Server | None, before: Report | None, report: Report) -> None:
+        """Note what a report says that is not what the last one said: at rest a server says the same for hours."""
+        if row is not None and row.state != "down":
+            self._short += report.short - (before.short if before is not None else 0)
+        if before is None or before.risk != report.risk:
+            self._risk_changed = True
+        self._unmeasured[server_id] = None
+        for said, those in ((report.table_full, self._without_room), (report.leaving, self._leaving)):
+            if said:
+                those[server_id] = None
+            else:
+                those.pop(server_id, None)
 
     def _let_back(self, server_id: str) -> None:
         """Mark a server up that was down, and with it, in one transaction, all who come back while that is under way.
@@ -257,8 +281,10 @@ class Duties:
 
     def without_room(self) -> tuple[str, ...]:
         """The names of the voters whose disks are too full for the table, if no change can be made because of them."""
+        if not self._without_room:
+            return ()
         voters = self._table.configuration.voters
-        full = {id for id in voters if (heard := self._heard.get(id)) and heard.report and heard.report.table_full}
+        full = voters & self._without_room.keys()
         if not full or 2 * len(voters - full) > len(voters):
             return ()
         return tuple(server.name for server in self._servers() if server.id in full)
@@ -331,6 +357,8 @@ class Duties:
     def drains(self) -> dict[str, Drain]:
         """How far those servers are that are emptied, as they told last."""
         self._index()
+        if not self._emptied:
+            return {}
         told = {id: heard.report.drain for id in self._emptied if (heard := self._heard.get(id)) and heard.report}
         return {id: drain for id, drain in told.items() if drain is not None}
 
@@ -365,6 +393,7 @@ class Duties:
             self._indexed, self._rows = servers, {server.id: server for server in servers}
             self._emptied = tuple(server.id for server in servers if server.is_emptied)
             self._risk_changed = True
+            self._unmeasured = dict.fromkeys(self._rows)
             up = {server.id for server in servers if server.state != "down"}
             self._short = sum(
                 heard.report.short for id, heard in self._heard.items() if heard.report is not None and id in up
@@ -492,7 +521,7 @@ class Duties:
         silent = [
             server
             for server in self._servers()
-            if server.state != "down" and now - self._heard.setdefault(server.id, _Heard(now)).at >= DOWN_AFTER
+            if server.state != "down" and now - self._of(server.id, now).at >= DOWN_AFTER
         ]
         if silent:
             self._log.info(
@@ -504,11 +533,11 @@ class Duties:
                 [server.id for server in silent], "down", only_from=("up", "draining", "leaving")
             )
         leaving = [
-            server.id
-            for server in self._servers()
-            if server.state in LIVE
-            and (report := self._heard.setdefault(server.id, _Heard(now)).report) is not None
-            and report.leaving
+            server_id
+            for server_id in self._leaving
+            if (server := self._row(server_id)) is not None
+            and server.state in LIVE
+            and (report := self._heard[server_id].report) is not None
             and report.incarnation == server.incarnation
         ]
         if leaving:
@@ -524,9 +553,7 @@ class Duties:
         lost = [
             server
             for server in self._servers()
-            if server.state == "down"
-            and not server.given_up
-            and now - self._heard.setdefault(server.id, _Heard(now)).at >= limit
+            if server.state == "down" and not server.given_up and now - self._of(server.id, now).at >= limit
         ]
         if lost:
             self._log.info(
@@ -537,10 +564,12 @@ class Duties:
             await self._registry.give_up([server.id for server in lost])
 
     async def _note_measures(self, now: float) -> None:
+        self._index()
         figures: dict[str, dict[str, Any]] = {}
-        for server in self._servers():
-            heard = self._heard.get(server.id)
-            if heard is None or heard.report is None or server.state == "down":
+        unmeasured, self._unmeasured = self._unmeasured, {}
+        for server_id in unmeasured:
+            server, heard = self._rows.get(server_id), self._heard.get(server_id)
+            if server is None or heard is None or heard.report is None or server.state == "down":
                 continue
             report = heard.report
             changed: dict[str, Any] = {}
@@ -548,13 +577,18 @@ class Duties:
                 changed["full"] = report.full
             if report.note != server.note:
                 changed["note"] = report.note
-            if changed and not heard.may_say(now):
-                changed.clear()
+            if changed:
+                # Until the row says so, whatever becomes of the transaction.
+                self._unmeasured[server_id] = None
+                if not heard.may_say(now):
+                    changed.clear()
             percent = max(1, (report.free + report.used) // 100)
             moved = abs(report.free - server.free) >= percent or abs(report.used - server.used) >= percent
-            if moved and now - heard.measured_at >= MEASURE_INTERVAL:
-                heard.measured_at = now
-                changed |= {"free": report.free, "used": report.used}
+            if moved:
+                self._unmeasured[server_id] = None
+                if now - heard.measured_at >= MEASURE_INTERVAL:
+                    heard.measured_at = now
+                    changed |= {"free": report.free, "used": report.used}
             if changed:
                 figures[server.id] = changed
         if figures:

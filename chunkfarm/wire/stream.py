@@ -203,6 +203,7 @@ class Stream(tcp.Connection):
         assert tls is not None
         pieces: list[bytes] = []
         length = 0
+        emptied = False
         ended: Exception | None = None
         try:
             while length < READ_TURN:
@@ -211,6 +212,7 @@ class Stream(tcp.Connection):
                 pieces.append(piece)
                 length += len(piece)
                 if length <= SHORT_READ and not tls.pending():
+                    emptied = True
                     break
         except SSL.WantReadError:
             pass
@@ -227,7 +229,7 @@ class Stream(tcp.Connection):
             ended = TLSFailed(explain(error))
         if pieces:
             self.protocol.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            if self.connected and not self._paused and tls.pending():
+            if not emptied and self.connected and not self._paused and tls.pending():
                 self._read_again()
         return ended
 

@@ -17,6 +17,7 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import PeerLink
 from chunkfarm.model import Address, Principal
 from chunkfarm.ports.peer import (
+    REPORT_KEPT_MAX,
     STRANGER_CONNECTIONS_MAX,
     STRANGER_SECONDS,
     Joiner,
@@ -256,6 +257,39 @@ class PeerPortTests(SynchronousTestCase):
             expected = amp.AmpBox({amp.ANSWER: b"2a", b"answer": answer.encode(), b"line": b"1e"})
             assert transport.value() == expected.serialize()
         assert self.lines.heard[-4:] == [(server_id(7), "1e")] * 4
+
+    def test_the_same_report_over_and_over(self) -> None:
+        """Of what was said before nothing is taken for said again: not another report, not another line of history."""
+        link, port, pump = self.make_link(server_id(7))
+        self.successResultOf(self.ask(link, pump, commands.Report, report="{}"))
+        transport = StringTransport()
+        port.transport = transport
+        long = '{"note": "' + "n" * REPORT_KEPT_MAX + '"}'
+        for tag, line, report in (
+            (b"1", b"1e", '{"free": 1}'),
+            (b"2", b"1e", '{"free": 1}'),
+            (b"3", b"1e", '{"free": 12}'),
+            (b"4", None, '{"free": 12}'),
+            (b"6", b"1e", long),
+            (b"7", b"1e", long),
+        ):
+            box = amp.AmpBox({amp.ASK: tag, amp.COMMAND: b"Report", b"report": report.encode()})
+            transport.clear()
+            port.dataReceived((amp.AmpBox({**box, b"line": line}) if line else box).serialize())
+            answer = json.dumps({"known": True, "sender": server_id(7), "told": report}).encode()
+            expected = amp.AmpBox({amp.ANSWER: tag, b"answer": answer, b"line": b"1e"})
+            assert transport.value() == expected.serialize()
+        assert [line for _, line in self.lines.heard[-5:]] == ["1e"] * 5
+        again = amp.AmpBox({amp.ASK: b"8", amp.COMMAND: b"Report", b"report": b"{}", b"line": b"1e"})
+        for said, box, refusal in (
+            ("1e", again, b""),
+            ("2e", again, b"NOT_NOW"),
+            ("2e", amp.AmpBox({amp.ASK: b"9", amp.COMMAND: b"Report", b"report": b"\xff{}"}), b"BAD_REQUEST"),
+        ):
+            self.lines.said = said
+            transport.clear()
+            port.dataReceived(box.serialize())
+            assert (refusal or amp.ANSWER) in transport.value()
 
     def test_a_broken_report_is_the_peers_fault(self) -> None:
         """What is no JSON object is refused; the link goes on."""

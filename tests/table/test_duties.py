@@ -478,6 +478,25 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, 1, 2, full=True)
         assert {server.name: server.full for server in self.servers()} == {"s1": False, "s2": True}
 
+    def test_measures_that_could_not_be_written(self) -> None:
+        """What a server said once is written as soon as the table takes it, although it says the same all the time."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        rows = self.servers()
+        duties._servers = lambda: rows
+        report = Report(incarnation="run2", full=True, free=7)
+        self.table.unavailable = True
+        for step in range(4):
+            duties.report(server_id(2), report)
+            self.clock.advance(ROUND)
+            if step == 1:
+                assert not self.servers()[1].full
+                self.table.unavailable = False
+        assert self.servers()[1].full
+        rows = self.servers()
+        count = len(self.table.transactions)
+        self.pass_time(duties, 2, 2, full=True, free=7)
+        assert len(self.table.transactions) == count
+
     def test_a_report_storm(self) -> None:
         """What goes to and fro in the reports each second costs a few commits a minute, and is written in the end."""
         duties = self.make_duties(make_server(1), make_server(2))
