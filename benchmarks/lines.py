@@ -42,8 +42,9 @@ from twisted.internet.threads import deferToThread
 from twisted.protocols.basic import LineReceiver
 
 from chunkfarm.config_values import ListenDescription
+from chunkfarm.limits import Limits
 from chunkfarm.model import KIB, File
-from chunkfarm.ports.client import ClientFactory, factory
+from chunkfarm.ports.client import ClientFactory
 from chunkfarm.wire.lines import LineBuffer
 from chunkfarm.wire.transport import listen
 from tests.memory_table import MemoryTable
@@ -323,7 +324,9 @@ def changes_to(count: int) -> list[Measured]:
         backend.state.revision = 0
         backend.table = table = MemoryTable()
         inside: Any = backend
-        clients = ClientFactory(inside, _clock())
+        # A server takes fewer from one address, and nobody has five thousand addresses at hand.
+        many = Limits(client_connections=2 * count, client_connections_address=2 * count, client_reserved=0)
+        clients = ClientFactory(inside, _clock(), limits=many)
 
         def transports(clients: ClientFactory = clients) -> list[Any]:
             return [one.transport for one in clients.connections]
@@ -339,8 +342,6 @@ def changes_to(count: int) -> list[Measured]:
 
 
 async def watchers(counts: list[int], rounds: int) -> None:
-    # A server takes fewer from one address, and nobody has five thousand addresses at hand.
-    factory.CONNECTIONS_MAX = factory.CONNECTIONS_PER_ADDRESS_MAX = max(counts)
     screen = Screen("watchers", "what", "stock, ms", "own, ms", "ratio", "send alone, ms", title="one change to all")
     for count in counts:
         for what, measure in (("line", lines_to), ("change", changes_to)):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from chunkfarm.config_values import (
     DEFAULT_PORT,
@@ -41,9 +41,10 @@ from chunkfarm.config_values import (
     read_zone,
     shown,
 )
+from chunkfarm.limits import LIMIT_READERS, Limits, check_limits
 from chunkfarm.model import SERVER_STATES, FarmOptions, Server, check_server_id, parse_timestamp, timestamp
 
-SECTIONS = ("farm", "servers", "server")
+SECTIONS = ("farm", "servers", "server", "limits")
 DEFAULT_DATA = "data"
 DEFAULT_CLIENT = ListenDescription("tcp", DEFAULT_PORT)
 DEFAULT_PEER = ListenDescription("tcp", DEFAULT_PORT + 1)
@@ -133,6 +134,7 @@ class Config:
     generation: int
     servers: tuple[Listed, ...]
     server: ServerOptions
+    limits: Limits = field(factory=Limits)
 
 
 @frozen(kw_only=True)
@@ -196,7 +198,8 @@ def scan(text: str, path: str | os.PathLike[str]) -> Document:
             match = _SECTION.match(stripped)
             section = match[1] if match else stripped
             if section not in SECTIONS:
-                raise _error_at(name, number, f"{shown(stripped)}: expected one of [farm], [servers] and [server]")
+                known = ", ".join(f"[{one}]" for one in SECTIONS)
+                raise _error_at(name, number, f"{shown(stripped)}: expected one of {known}")
             _only_once(seen, (section, ""), number, name, f"[{section}]")
             lines.append(evolve(line, kind="section", section=section))
         else:
@@ -251,6 +254,7 @@ def parse_config(
         generation=generation,
         servers=_read_rows(document),
         server=_read_server(document, overrides or {}, host_name),
+        limits=_read_limits(document),
     )
 
 
@@ -338,6 +342,18 @@ def read_row(name: str, text: str) -> Listed:
         state=state,
         id=server_id,
     )
+
+
+def _read_limits(document: Document) -> Limits:
+    options = document.options("limits")
+    values = {option: _read(document, line, _reader(document, line, LIMIT_READERS)) for option, line in options.items()}
+    limits = Limits(**values)
+    if wrong := check_limits(limits):
+        option, other, sentence = wrong
+        # The default of one option may be what the other, which stands in the file, does not agree with.
+        line = options.get(option) or options[other]
+        raise document.error(line, sentence)
+    return limits
 
 
 _SERVER_READERS: Mapping[str, Callable[[str], Any]] = {

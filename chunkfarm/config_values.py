@@ -281,7 +281,7 @@ def read_path(text: str) -> str:
 
 
 def read_weight(text: str) -> int:
-    return _whole_number(text, 0, WEIGHT_MAX)
+    return read_whole_number(text, 0, WEIGHT_MAX)
 
 
 def read_server_name(text: str) -> str:
@@ -294,7 +294,7 @@ def read_server_name(text: str) -> str:
         ) from None
 
 
-def _whole_number(text: str, lowest: int, highest: int) -> int:
+def read_whole_number(text: str, lowest: int, highest: int) -> int:
     if not _NUMBER.match(text) or not lowest <= int(text) <= highest:
         raise ValueError(f"expected a whole number from {lowest} to {highest}")
     return int(text)
@@ -335,7 +335,7 @@ def _read_fingerprint(text: str) -> str:
 
 
 def read_generation(text: str) -> int:
-    return _whole_number(text, 0, 10**12 - 1)
+    return read_whole_number(text, 0, 10**12 - 1)
 
 
 def _read_engine(text: str) -> str:
@@ -355,7 +355,7 @@ FARM_READERS: Mapping[str, Callable[[str], Any]] = {
     "name": read_farm_name,
     "id": _read_farm_id,
     "ca": _read_fingerprint,
-    "replicas": lambda text: _whole_number(text, 1, REPLICAS_MAX),
+    "replicas": lambda text: read_whole_number(text, 1, REPLICAS_MAX),
     "table": _read_engine,
     "master_grace": _read_grace,
     "repair_after": _read_long_duration,

@@ -20,18 +20,22 @@ from chunkfarm import __version__, membership
 from chunkfarm.backend import ServerBackend
 from chunkfarm.config import Config, ListenDescription
 from chunkfarm.errors import FarmError
+from chunkfarm.limits import Limits
 from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
+from chunkfarm.model import Server
 from chunkfarm.parts import Parts
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.client.factory import ClientFactory
 from chunkfarm.ports.files import FileFactory
 from chunkfarm.ports.peer import PeerPortFactory
+from chunkfarm.ports.places import Met
 from chunkfarm.reloading import Reload
 from chunkfarm.startup import CannotStart, Startup, Surroundings, Wish
 from chunkfarm.systemd import Systemd
 from chunkfarm.table.interface import TableClosed
 from chunkfarm.wire.inherited import own_inherited_ports, with_ports
+from chunkfarm.wire.transport import StreamPort
 
 EXIT_FAILED = 1
 DISK_THREADS = 8
@@ -58,14 +62,22 @@ class PortService(Service):
         self._reactor = reactor
         self._machine = machine
         self._port: IListeningPort | None = None
+        self._handshake_time = Limits().handshake_time
 
     def open(self, description: ListenDescription, factory: IProtocolFactory, tls: Any) -> None:
         """Listen; raises `CannotStart` if the port is taken."""
         try:
             self._port = self._machine.listen(self._reactor, description, factory, tls)
+            self.wait_for_handshakes(self._handshake_time)
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
             raise CannotStart(f"the {self.name} port {description} cannot be opened: {reason}") from None
+
+    def wait_for_handshakes(self, seconds: float) -> None:
+        """Give connections that long for TLS from now on."""
+        self._handshake_time = seconds
+        if isinstance(self._port, StreamPort):
+            self._port.handshake_timeout = seconds
 
     def stopService(self) -> Deferred[None]:
         """Accept no more connections; the open ones stay."""
@@ -95,6 +107,8 @@ class Farm(MultiService):
         self._lag_due = 0.0
         self._stopping = False
         self._why_end = "it was told to end"
+        self._limits = Limits()
+        self._met = Met(self._servers_known)
         self._client_factory: ClientFactory | None = None
         self._file_factory: FileFactory | None = None
         self._peer_factory: PeerPortFactory | None = None
@@ -112,7 +126,15 @@ class Farm(MultiService):
                 f"the peer port {parts.config.server.peer} was opened by systemd: leave it to the server itself, since "
                 "others take a port that refuses for a sign that the process is gone"
             )
-        self._peer_factory = PeerPortFactory(answers, self._reactor, parts.link_ended, parts.line)
+        self._peer_factory = PeerPortFactory(
+            answers,
+            self._reactor,
+            parts.link_ended,
+            parts.line,
+            self._limits,
+            self._met,
+            lambda limit: parts.metrics.limited("peer", limit),
+        )
         peers = self._peer_factory
         parts.metrics.count_connections("peer", lambda: len(peers.connections))
         parts.cutting.append(peers.cut)
@@ -120,7 +142,8 @@ class Farm(MultiService):
         self._peer.open(parts.config.server.peer, self._peer_factory, parts.contexts.peer_server_factory())
 
     def open_client(self, parts: Parts) -> None:
-        self._client_factory = ClientFactory(ServerBackend(parts), self._reactor, parts.contexts.client_port_factory())
+        tls = parts.contexts.client_port_factory()
+        self._client_factory = ClientFactory(ServerBackend(parts), self._reactor, tls, self._limits, self._met)
         clients = self._client_factory
         parts.metrics.count_connections("client", lambda: len(clients.connections))
         parts.on_keys_changed = clients.keys_changed
@@ -129,10 +152,34 @@ class Farm(MultiService):
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
-        self._file_factory = FileFactory(ServerBackend(parts), self._reactor, parts.now)
+        self._file_factory = FileFactory(ServerBackend(parts), self._reactor, parts.now, self._limits, self._met)
         files = self._file_factory
         parts.metrics.count_connections("files", lambda: len(files.connections))
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
+
+    def _servers_known(self) -> tuple[Server, ...]:
+        return self._parts.servers() if self._parts is not None else ()
+
+    def _take_limits(self, limits: Limits) -> None:
+        """Let these hold on all ports, as far as there are descriptors for them."""
+        have = self._machine.descriptors()
+        self._limits = limits.within(have)
+        if self._limits != limits:
+            self._log.warn(
+                "This process may open {have} files, and its limits add up to {want}: it takes at most {client} "
+                "connections of clients, {peer} of servers and {files} on the file port. Raise the limit (LimitNOFILE= "
+                "in a unit, ulimit -Hn), or lower client_connections, peer_connections and files_connections.",
+                have=have,
+                want=limits.descriptors,
+                client=self._limits.client_connections,
+                peer=self._limits.peer_connections,
+                files=self._limits.files_connections,
+            )
+        for factory in (self._client_factory, self._peer_factory, self._file_factory):
+            if factory is not None:
+                factory.limits = self._limits
+        for port in (self._client, self._peer, self._files):
+            port.wait_for_handshakes(self._limits.handshake_time)
 
     # Start and end.
 
@@ -166,6 +213,7 @@ class Farm(MultiService):
     def _built(self, parts: Parts) -> None:
         self._parts = parts
         parts.witness.started(__version__, parts.chronicle.last)
+        self._take_limits(parts.config.limits)
         parts.state.subscribe(lambda: self._tell_systemd(parts))
         self._tell_systemd(parts)
 
@@ -193,7 +241,7 @@ class Farm(MultiService):
             return with_ports(parts.config_file.read(self._wish.overrides, self._wish.host_name))
 
         self._systemd.reloading()
-        reloaded: Deferred[Any] = Reload(parts, read, self._logs).run()
+        reloaded: Deferred[Any] = Reload(parts, read, self._logs, self._take_limits).run()
 
         def refused(failure: Failure) -> None:
             if failure.check(FarmError):

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 
 from chunkfarm.chunks.store import room_of
+from chunkfarm.descriptors import raise_descriptor_limit
 from chunkfarm.table.journal import Journal
 from chunkfarm.threads import Threads
 from chunkfarm.wire import transport
@@ -49,5 +50,7 @@ class Machine:
     open_journal: Callable[[str], Journal] = Journal.open
     room: Callable[[str], tuple[int, int]] = room_of
     """Free bytes of a directory's file system, and all of them."""
+    descriptors: Callable[[], int] = raise_descriptor_limit
+    """Takes as many descriptors as the process may have; gives their number."""
     exit: Callable[[int], None] = os._exit
     """Ends the process at once."""

@@ -115,6 +115,12 @@ class Metrics:
         self._connections = Gauge(
             "chunkfarm_connections", "Connections that are open", ["port"], registry=self._registry
         )
+        self._limited = Counter(
+            "chunkfarm_limited",
+            "Connections that a limit of config.ini has refused or ended, by its name without that of the port",
+            ["port", "limit"],
+            registry=self._registry,
+        )
         self._commits = Histogram(
             "chunkfarm_transaction_seconds",
             "Seconds until a transaction of the table was acknowledged to this server",
@@ -142,6 +148,10 @@ class Metrics:
         if timer is None:
             timer = self._timed[key[:2]] = self._seconds.labels(*key[:2])
         timer.observe(seconds)
+
+    def limited(self, port: str, limit: str) -> None:
+        """A limit of a port has kept somebody out, or ended a connection."""
+        self._limited.labels(port, limit).inc()
 
     def committed(self, seconds: float) -> None:
         """A transaction of this server was acknowledged after so long."""

@@ -40,6 +40,7 @@ from chunkfarm.issuer import Issuer
 from chunkfarm.join_file import JoinFile
 from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
+from chunkfarm.limits import Limits
 from chunkfarm.links import commands, lines
 from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
@@ -540,9 +541,9 @@ class Parts:
         # The size of the disk in GiB.
         return max(1, self.machine.room(os.fspath(self.data.path))[1] // GIB)
 
-    def take_options(self, options: ServerOptions, certificate: Certificate | None) -> None:
+    def take_options(self, options: ServerOptions, certificate: Certificate | None, limits: Limits) -> None:
         """Go on with other options for this server; `reloading` says which may be others than at the start."""
-        self.config = evolve(self.config, server=options)
+        self.config = evolve(self.config, server=options, limits=limits)
         self.weight = self._weight_by(options)
         self.chunks.take_options(options)
         self.contexts.show_on_file_port(certificate)

@@ -1,6 +1,6 @@
 """Reads `config.ini` anew while the server runs: what can change does, and what cannot is named.
 
-The `[farm]` section belongs to the farm, and is not looked at here; `[server]` is this machine's.
+The `[farm]` section belongs to the farm, and is not looked at here; `[server]` and `[limits]` are this machine's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from chunkfarm.changes import set_server
 from chunkfarm.config import Config, ServerOptions
 from chunkfarm.errors import FarmError
+from chunkfarm.limits import Limits
 from chunkfarm.logs import Logs
 from chunkfarm.parts import Parts
 from chunkfarm.trust.contexts import Certificate
@@ -53,10 +54,17 @@ class Reload:
 
     _log = Logger()
 
-    def __init__(self, parts: Parts, read: Callable[[], Config], logs: Logs) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        read: Callable[[], Config],
+        logs: Logs,
+        take_limits: Callable[[Limits], None] = lambda limits: None,
+    ) -> None:
         self._parts = parts
         self._read = read
         self._logs = logs
+        self._take_limits = take_limits
 
     def run(self) -> Deferred[Changes]:
         """Take up what has changed, and say in the log what that was.
@@ -74,8 +82,13 @@ class Reload:
         if after.certificate is not None:
             certificate = await parts.run_in_thread(Certificate.load, after.certificate)
         changed = changes(parts.config.server, after)
+        limits = tuple(
+            name for name in fields_dict(Limits) if getattr(config.limits, name) != getattr(parts.config.limits, name)
+        )
         taken = {name: getattr(after, name) for name in changed.now}
-        parts.take_options(evolve(parts.config.server, **taken), certificate)
+        parts.take_options(evolve(parts.config.server, **taken), certificate, config.limits)
+        self._take_limits(config.limits)
+        changed = evolve(changed, now=changed.now + limits)
         self._logs.set_level(after.log_level)
         self._log.info(
             "{path} was read again; changed: {now}; takes effect at the next start: {later}",

@@ -67,9 +67,10 @@ FLOORS: list[set[str]] = [
         "config_render",
         "config_text",
         "config_values",
+        "limits",
     },
     {"model"},
-    {"errors", "threads"},
+    {"errors", "threads", "descriptors"},
 ]
 """From the top down. Rooms on one floor may use each other, but in no circle."""
 

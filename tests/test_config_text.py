@@ -189,7 +189,7 @@ class ReadingTests(SynchronousTestCase):
         """What is no INI file of ours is refused with the line, and with what was expected."""
         for text, sentence in (
             ("chunksize = 8M\n", "line 1: chunksize = 8M: expected a section such as [farm] before any option"),
-            ("[farm]\n[Farm]\n", "line 2: [Farm]: expected one of [farm], [servers] and [server]"),
+            ("[farm]\n[Farm]\n", "line 2: [Farm]: expected one of [farm], [servers], [server], [limits]"),
             ("[farm\n", "line 1: [farm: expected one of"),
             ("[farm]\n\n[farm]\n", "line 3: [farm] stands here again: expected it once, and line 1 has it"),
             ("[farm]\nname = a\nname = b\n", "line 3: name stands here again: expected it once, and line 2 has it"),

@@ -12,12 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import chunkfarm
 from chunkfarm import catalog, errors, model
+from chunkfarm.limits import Limits
 from chunkfarm.links import commands as peer_commands
 from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, KEEP_DIGESTS_MAX, VERIFY_DIGESTS_MAX
 from chunkfarm.links.rows import server_row
-from chunkfarm.ports import peer
 from chunkfarm.ports.client import commands as client_commands
-from chunkfarm.ports.client import factory, limits, looking, moving
+from chunkfarm.ports.client import looking, moving
 from chunkfarm.table import interface
 from chunkfarm.table.duties import Report
 from chunkfarm.trust.authority import SERVER_URI
@@ -25,6 +25,7 @@ from chunkfarm.trust.proof import EXPORTER_LABEL
 from chunkfarm.wire import http1, lines
 
 TEXT = (Path(chunkfarm.__file__).parents[1] / "docs" / "protocol.md").read_text()
+LIMITS = Limits()
 TYPES = {amp.Unicode: "text", amp.String: "bytes", amp.Integer: "number"}
 
 
@@ -79,14 +80,15 @@ class ProtocolDocumentTests(SynchronousTestCase):
         """The limits are those that hold."""
         for number in (
             lines.LINE_BYTES_MAX,
-            limits.PENDING_MAX,
-            limits.PAYLOAD_BYTES_MAX,
-            limits.WATCH_BACKLOG_MAX,
-            int(limits.IDLE_TIMEOUT),
-            int(limits.STRANGER_TIMEOUT),
-            limits.PAYLOAD_RATE_MIN,
-            factory.CONNECTIONS_MAX,
-            factory.CONNECTIONS_PER_ADDRESS_MAX,
+            LIMITS.client_pending,
+            LIMITS.client_payload,
+            LIMITS.client_watch_backlog,
+            int(LIMITS.client_idle),
+            int(LIMITS.client_stranger_idle),
+            int(LIMITS.client_stranger_time),
+            LIMITS.client_payload_rate,
+            LIMITS.client_connections,
+            LIMITS.client_connections_address,
             looking.LIST_LIMIT,
             looking.NUMBER_DIGITS_MAX,
             moving.HAVE_MAX,
@@ -100,8 +102,8 @@ class ProtocolDocumentTests(SynchronousTestCase):
             VERIFY_DIGESTS_MAX,
             KEEP_DIGESTS_MAX,
             DAMAGED,
-            peer.CONNECTIONS_MAX,
-            peer.STRANGER_CONNECTIONS_MAX,
+            LIMITS.peer_connections,
+            LIMITS.peer_strangers,
             interface.KEY_BYTES_MAX,
             interface.VALUE_BYTES_MAX,
             interface.OPERATIONS_MAX,

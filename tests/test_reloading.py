@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.config import Config, ConfigError, ServerOptions, parse_config
 from chunkfarm.errors import ReadOnly
+from chunkfarm.limits import Limits
 from chunkfarm.logs import Logs
 from chunkfarm.model import Server
 from chunkfarm.parts import Parts
@@ -40,8 +41,8 @@ class RunningServer:
         self.certificates: list[Any] = []
         self.has_first = True
 
-    def take_options(self, options: ServerOptions, certificate: Any) -> None:
-        self.config = evolve(self.config, server=options)
+    def take_options(self, options: ServerOptions, certificate: Any, limits: Limits) -> None:
+        self.config = evolve(self.config, server=options, limits=limits)
         self.certificates.append(certificate)
 
     def own_row(self) -> Any:
@@ -71,8 +72,9 @@ class ReloadTests(SynchronousTestCase):
             return parse_config(text + added, "config.ini", {}, "alpha")
 
         self.logs = Logs()
+        self.limits: list[Limits] = []
         self.server = getattr(self, "server", None) or RunningServer()
-        return Reload(cast(Parts, self.server), read, self.logs).run()
+        return Reload(cast(Parts, self.server), read, self.logs, self.limits.append).run()
 
     def test_limits(self) -> None:
         """How much may be repaired, kept free and waited for can change at any time."""
@@ -80,6 +82,12 @@ class ReloadTests(SynchronousTestCase):
         assert changes.now == ("reserve", "repair_rate", "drain_timeout")
         assert self.server.config.server.repair_rate == 5 << 20
         assert self.server.row_fields == []
+
+    def test_limits_of_ports(self) -> None:
+        """All of [limits] holds at once, and the log names what is different."""
+        changes = self.successResultOf(self.reload("[limits]\nfiles_idle = 2m\nclient_connections = 5000\n"))
+        assert changes.now == ("client_connections", "files_idle") and changes.at_next_start == ()
+        assert self.limits == [Limits(files_idle=120.0, client_connections=5000)] == [self.server.config.limits]
 
     def test_its_row(self) -> None:
         """The farm is told of another weight or zone."""

@@ -68,6 +68,7 @@ class Upload:
         """Their bytes."""
         self._full: deque[Buffer] = deque()
         self._in_flight: set[Deferred[ChunkReceipt]] = set()
+        self._in_flight_bytes = 0
         self._digests = bytearray()
         self._copies = 0
         self._holders: set[str] = set()
@@ -75,6 +76,11 @@ class Upload:
         self._kept_in = self._epoch
         """The epoch in which the holders were last asked to keep what is stored."""
         self._keeping: Deferred[None] | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of it in memory."""
+        return self._length + sum(map(len, self._full)) + self._in_flight_bytes
 
     def write(self, data: Buffer) -> None:
         """Take bytes; those in memory that may change are copied.
@@ -144,6 +150,7 @@ class Upload:
         self._digests += bytes(DIGEST_LENGTH)
         writing = self._transfer.write(data)
         self._in_flight.add(writing)
+        self._in_flight_bytes += len(data)
 
         def done(receipt: ChunkReceipt) -> None:
             self._digests[place : place + DIGEST_LENGTH] = receipt.digest
@@ -153,6 +160,7 @@ class Upload:
 
         def ended(_: None) -> None:
             self._in_flight.discard(writing)
+            self._in_flight_bytes -= len(data)
             self._go_on()
 
         writing.addCallback(done).addErrback(self._fail).addCallback(ended)

@@ -114,6 +114,11 @@ class Boxes(amp.AMP):
     _key = b""
     """Its key whose value comes next."""
 
+    _box_bytes = 0
+    """Bytes of that box so far."""
+    box_bytes_max: int | None = None
+    """More than that and the link ends; None: what AMP itself allows, some two megabytes."""
+
     _write_message: Callable[[bytes], None]
 
     def __init__(self, lines: Lines | None = None) -> None:
@@ -171,6 +176,8 @@ class Boxes(amp.AMP):
             at = end
             self._string(data[begin:end])
         self._unread = data[at:]
+        if self.box_bytes_max is not None and self._box_bytes + len(self._unread) > self.box_bytes_max:
+            raise ValueError(f"a box has at most {self.box_bytes_max} bytes here")
 
     def _take_message(self, data: bytes, at: int) -> int:
         """Take a message of the consensus, after its command; where it ends, or 0 if it is not one, or not whole."""
@@ -188,6 +195,7 @@ class Boxes(amp.AMP):
     def _string(self, string: bytes) -> None:
         """Take a key or a value; an empty key ends the box."""
         box = amp.AmpBox() if self._box is None else self._box
+        self._box_bytes += _LENGTH.size + len(string)
         if self._key:
             if len(box) >= BOX_KEYS_MAX:
                 raise ValueError(f"a box has at most {BOX_KEYS_MAX} keys")
@@ -196,7 +204,7 @@ class Boxes(amp.AMP):
         elif string:
             self._box, self._key = box, string
         else:
-            self._box = None
+            self._box, self._box_bytes = None, 0
             self.ampBoxReceived(box)
 
     def message_received(self, payload: bytes, line: bytes | None) -> None:

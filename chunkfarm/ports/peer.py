@@ -12,30 +12,23 @@ from typing import Any, Protocol, cast
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHandshakeListener, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.protocols import amp
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from chunkfarm.config_values import read_host, read_port
+from chunkfarm.limits import Limits
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import Boxes, Lines, answer_box, asked, line_in, named, question
 from chunkfarm.model import KIB, Address, Principal
+from chunkfarm.ports.places import Met, whose
 from chunkfarm.trust.contexts import key_digest_of
 from chunkfarm.trust.proof import EXPORTER_LABEL, EXPORTER_LENGTH
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import end_when_silent
 
-CONNECTIONS_MAX = 4096
-"""The first has a link of each server; past this something is wrong, and descriptors are kept for it."""
-STRANGER_CONNECTIONS_MAX = 1024
-"""Links that have shown no certificate of this farm yet, at one time: enough for a thousand servers that turn to a new
-first in the same second. With fewer places they would put each other out before any of them was done. Beyond it the one
-that is longest here makes room: a server says who it is in its first command."""
-STRANGER_SECONDS = 60.0
-"""How long such a link may last: a join takes a second, and a founder may take a few."""
-STRANGER_ANSWERS_MAX = 256 * KIB
-"""Bytes of answers that such a link may leave untaken: a thousand probes, where one or two make sense."""
 _REPORT = named(amp.COMMAND, commands.Report.commandName)
 _REPORT_TEXT = named(b"report")
 _REPORT_ANSWER = named(b"answer")
@@ -137,6 +130,7 @@ class _Reported:
     report: str
 
 
+@implementer(IHandshakeListener)
 class PeerPort(Boxes):
     """One accepted connection."""
 
@@ -150,6 +144,7 @@ class PeerPort(Boxes):
         self._clock = clock
         self._peer: str | None = None
         self._deadline: IDelayedCall | None = None
+        self._host = ""
 
     @property
     def peer(self) -> str | None:
@@ -165,29 +160,55 @@ class PeerPort(Boxes):
     def connectionMade(self) -> None:
         super().connectionMade()
         end_when_silent(self.transport)
-        self._owner.connections[self] = None
-        if len(self._owner.connections) > CONNECTIONS_MAX:
-            self.abort()
-            return
-        self._deadline = self._clock.callLater(STRANGER_SECONDS, self.abort)
-        self._owner.strangers[self] = None
-        if len(self._owner.strangers) > STRANGER_CONNECTIONS_MAX:
-            oldest = next(iter(self._owner.strangers))
-            del self._owner.strangers[oldest]
-            oldest.abort()
+        self._host = str(getattr(cast(Any, self.transport).getPeer(), "host", ""))
+        limits = self._owner.limits
+        self.box_bytes_max = limits.peer_stranger_bytes
+        self._deadline = self._clock.callLater(limits.peer_stranger_time, self._too_late)
+        self._owner.take(self)
+        # Where nobody shakes hands, as in a simulation, it is known from the beginning who this is.
+        self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        """The certificate is here: a server of this farm is no stranger from now on."""
+        if self in self._owner.strangers:
+            server_id = self._certified()
+            if server_id is not None and not self._backend.barred(server_id):
+                self._is_known()
+
+    def _certified(self) -> str | None:
+        return self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
+
+    def _is_known(self) -> None:
+        self._owner.known(self)
+        self.box_bytes_max = None
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+
+    @property
+    def host(self) -> str:
+        """Where it comes from."""
+        return self._host
+
+    def _too_late(self) -> None:
+        self._owner.limited("stranger_time")
+        self.abort()
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes, unless they come from a stranger who only asks and never listens."""
-        if self._peer is None and getattr(self.transport, "queued", 0) > STRANGER_ANSWERS_MAX:
+        if self._peer is None and self._takes_too_little():
+            self._owner.limited("stranger_answers")
             self.abort()
             return
         super().dataReceived(data)
 
+    def _takes_too_little(self) -> bool:
+        untaken = int(getattr(self.transport, "queued", 0))
+        return untaken > self._owner.limits.peer_stranger_answers and self in self._owner.strangers
+
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._owner.connections.pop(self, None)
+        self._owner.forget(self)
         if self._peer is not None and reason.check(PeerEnded):
             self._owner.ended(self._peer)
-        self._owner.strangers.pop(self, None)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         super().connectionLost(reason)
@@ -198,14 +219,13 @@ class PeerPort(Boxes):
         Asked at every command, since a server that is founding or joining learns its CA while links are open.
         """
         if self._peer is None:
-            self._peer = self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
+            self._peer = self._certified()
             if self._peer is None:
                 raise commands.BadRequest("this needs a certificate of this farm")
-            self._owner.strangers.pop(self, None)
-            if self._deadline is not None and self._deadline.active():
-                self._deadline.cancel()
         if refused := self._backend.barred(self._peer):
             raise commands.BadRequest(refused)
+        if self in self._owner.strangers:
+            self._is_known()
         return self._peer
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
@@ -237,7 +257,7 @@ class PeerPort(Boxes):
         line = line_in(box)
         if line is None:
             return True
-        peer = self._peer or self._backend.peer_of(cast(Any, self.transport).getPeerCertificate())
+        peer = self._peer or self._certified()
         # A stranger is told what it needs by the command itself, and so is one that was forgotten.
         return peer is None or bool(self._backend.barred(peer)) or self._lines.met(peer, line)
 
@@ -450,8 +470,20 @@ class PeerPortFactory(Factory):
         clock: IReactorTime,
         ended: Callable[[str], None] = lambda server_id: None,
         lines: Lines | None = None,
+        limits: Limits | None = None,
+        met: Met | None = None,
+        limited: Callable[[str], None] = lambda limit: None,
     ) -> None:
-        """`ended` is told of each server of this farm that ended a connection by itself."""
+        """`ended` is told of each server of this farm that ended a connection by itself.
+
+        `limits` may be replaced at any time; `met` is told where servers of this farm are; `limited` of each limit
+        (its name, without `peer_`) that ends a link.
+        """
+        self.limits = limits or Limits()
+        self.limited = limited
+        self._met = met or Met()
+        self._by_address: dict[str, dict[PeerPort, None]] = {}
+        """The strangers of each address, the oldest first."""
         self.lines = lines
         self._backend = backend
         self._clock = clock
@@ -463,6 +495,46 @@ class PeerPortFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> PeerPort:
         return PeerPort(self, self._backend, self._clock)
+
+    def take(self, connection: PeerPort) -> None:
+        """Another connection is there, of which nothing is known. If there are too many strangers one of them goes.
+
+        It goes from where most of them come, or whoever opens them without end would put out the servers among them.
+        """
+        self.connections[connection] = None
+        self.strangers[connection] = None
+        of_one = self._by_address.setdefault(whose(connection.host), {})
+        of_one[connection] = None
+        if len(of_one) > self.limits.peer_strangers_address:
+            self._put_out(of_one, "strangers_address")
+        elif len(self.strangers) > self.limits.peer_strangers:
+            self._put_out(max(self._by_address.values(), key=len), "strangers")
+        if len(self.connections) > self.limits.peer_connections and self.strangers:
+            self._put_out(max(self._by_address.values(), key=len), "connections")
+
+    def _put_out(self, strangers: dict[PeerPort, None], limit: str) -> None:
+        oldest = next(iter(strangers))
+        self.limited(limit)
+        self.forget(oldest)
+        oldest.abort()
+
+    def known(self, connection: PeerPort) -> None:
+        """It has shown the certificate of a server of this farm."""
+        self._met.note(connection.host)
+        self._no_stranger(connection)
+
+    def forget(self, connection: PeerPort) -> None:
+        """It is gone, or about to go."""
+        self.connections.pop(connection, None)
+        self._no_stranger(connection)
+
+    def _no_stranger(self, connection: PeerPort) -> None:
+        if connection in self.strangers:
+            del self.strangers[connection]
+            of_one = self._by_address[whose(connection.host)]
+            del of_one[connection]
+            if not of_one:
+                del self._by_address[whose(connection.host)]
 
     def cut(self, server_id: str) -> None:
         """End the links of one server."""

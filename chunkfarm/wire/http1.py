@@ -174,14 +174,14 @@ class RequestHead:
         return self.chunked or bool(self.length)
 
 
-def parse_request(head: bytes) -> RequestHead | None:
+def parse_request(head: bytes, bytes_max: int = HEAD_BYTES_MAX) -> RequestHead | None:
     """The request whose head, up to and with the empty line, is `head`; None if there are only empty lines.
 
     Raises a `FarmError` with the HTTP status to answer; after any of them the connection has to be closed,
     because where the next message begins is not known.
     """
-    if len(head) > HEAD_BYTES_MAX:
-        raise HeadTooLarge(f"the head of a request has at most {HEAD_BYTES_MAX} bytes")
+    if len(head) > bytes_max:
+        raise HeadTooLarge(f"the head of a request has at most {bytes_max} bytes")
     request = RequestHead()
     parser = HttpRequestParser(request)
     try:

@@ -23,7 +23,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import socket
+import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
@@ -57,7 +60,9 @@ if TYPE_CHECKING:
 LINGER = 2.0
 """Seconds that a closed connection still listens, so that its last bytes are not destroyed by a reset."""
 FLUSH_PATIENCE = 30.0
-"""Seconds without a single byte taken by the peer, after which a connection that is to be closed is cut off."""
+"""Seconds after which a connection that is to be closed is looked at: it is cut off if the peer took too little."""
+FLUSH_BYTES_MIN = 16 * KIB
+"""What it must have taken of what is queued by then."""
 WRITE_TURN = 1 * MIB
 """Bytes sent in one turn, about half a millisecond of encryption: other connections must have their turn."""
 READ_TURN = 256 * KIB
@@ -141,8 +146,8 @@ class Stream(tcp.Connection):
     _read_size = READ_FIRST
     taken = 0
     """Bytes written that the kernel has taken, in all."""
-    _taken_before = 0
-    """`taken` when the progress of a close was last looked at."""
+    _delivered_before = 0
+    """`delivered` when the progress of a close was last looked at."""
 
     def _begin(self, flusher: Flusher, handshake_timeout: float) -> None:
         self._flusher = flusher
@@ -354,6 +359,18 @@ class Stream(tcp.Connection):
     def queued(self) -> int:
         """Bytes written that the kernel has not taken yet."""
         return self._outbox.size + (self._cleartext.size if self._cleartext is not None else 0)
+
+    @property
+    def delivered(self) -> int:
+        """Bytes that the other machine has acknowledged, about: with TLS its records' own bytes count as well.
+
+        The kernel takes megabytes for somebody who takes nothing.
+        """
+        try:
+            waiting = int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (OSError, ValueError, AttributeError):
+            return self.taken
+        return max(0, self.taken - waiting)
 
     def flush(self) -> None:
         """Send what can be sent now; called by the `Flusher`."""
@@ -629,12 +646,12 @@ class Stream(tcp.Connection):
         self.connectionLost(Failure(ConnectionDone()))
 
     def _wait_for_flush(self) -> None:
-        self._taken_before = self.taken
+        self._delivered_before = self.delivered
         self._arm(FLUSH_PATIENCE, self._look_at_flush)
 
     def _look_at_flush(self) -> None:
         self._timer = None
-        if self._outbox and self.taken == self._taken_before:
+        if self._outbox and self.delivered - self._delivered_before < FLUSH_BYTES_MIN:
             self.abortConnection()
         else:
             self._wait_for_flush()

@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from chunkfarm.limits import Limits
 from chunkfarm.ports.client import ClientFactory
 from tests.memory_table import MemoryTable
 from tests.ports.fakes import MemoryBackend
@@ -22,6 +23,7 @@ class LinkTransport(StringTransport):
         super().__init__(peerAddress=IPv4Address("TCP", host, 50000))
         self.tls: list[Any] = []
         self.certificate: Any = None
+        self.delivered = 0
 
     def startTLS(self, contextFactory: Any) -> None:
         self.tls.append(contextFactory)
@@ -33,16 +35,35 @@ class LinkTransport(StringTransport):
 class ClientLink:
     """One client and its server. `say` gives lines and returns all that is answered at once."""
 
-    def __init__(self, host: str = "127.0.0.1", backend: MemoryBackend | None = None, tls: Any = "a context") -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        backend: MemoryBackend | None = None,
+        tls: Any = "a context",
+        limits: Limits | None = None,
+    ) -> None:
         self.clock = Clock()
         self.backend = backend if backend is not None else MemoryBackend()
         if self.backend.table is None:
             self.backend.table = MemoryTable()
         inside: Any = self.backend
-        self.factory = ClientFactory(inside, self.clock, tls)
+        self.factory = ClientFactory(inside, self.clock, tls, limits)
         self.transport = LinkTransport(host)
-        self.protocol: Any = self.factory.buildProtocol(self.transport.getPeer())
+        self.come_in()
+
+    def come_in(self) -> None:
+        """Connect, with a new connection."""
+        protocol: Any = self.factory.buildProtocol(self.transport.getPeer())
+        self.protocol = protocol
         self.protocol.makeConnection(self.transport)
+
+    def beside(self, host: str) -> ClientLink:
+        """Another client of the same server."""
+        other = ClientLink.__new__(ClientLink)
+        other.__dict__.update(self.__dict__)
+        other.transport = LinkTransport(host)
+        other.come_in()
+        return other
 
     def send(self, data: bytes) -> str:
         """Give bytes as they are."""

@@ -218,6 +218,10 @@ class MemoryUpload:
         self.error: Exception | None = None
         self.failure: Failure | None = None
 
+    @property
+    def held(self) -> int:
+        return len(self._data)
+
     def write(self, data: bytes | memoryview) -> None:
         assert not self.aborted
         self.written.append(len(data))

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from chunkfarm.limits import Limits
 from chunkfarm.ports.files import FileFactory
 from chunkfarm.ports.files.connection import FileProtocol
 from tests.ports.fakes import NOW, MemoryBackend
@@ -43,6 +44,7 @@ class Link(StringTransport):
     certificate: str | None = None
     aborted = False
     queued = 0
+    delivered = 0
 
     def getPeerCertificate(self) -> str | None:
         return self.certificate
@@ -55,14 +57,20 @@ class Link(StringTransport):
 class Caller:
     """One connection to the file port of a server in memory."""
 
-    def __init__(self, backend: MemoryBackend | None = None, factory: FileFactory | None = None) -> None:
+    def __init__(
+        self,
+        backend: MemoryBackend | None = None,
+        factory: FileFactory | None = None,
+        limits: Limits | None = None,
+        host: str = "10.0.0.9",
+    ) -> None:
         self.clock: Any = Clock() if factory is None else factory.clock
         self.backend = backend or MemoryBackend()
-        self.factory = factory or FileFactory(self.backend, self.clock, lambda: NOW)  # type: ignore[arg-type]
-        protocol = self.factory.buildProtocol(IPv4Address("TCP", "10.0.0.9", 5000))
+        self.factory = factory or FileFactory(self.backend, self.clock, lambda: NOW, limits)  # type: ignore[arg-type]
+        protocol = self.factory.buildProtocol(IPv4Address("TCP", host, 5000))
         assert protocol is not None
         self.protocol: FileProtocol = protocol
-        self.link = Link()
+        self.link = Link(peerAddress=IPv4Address("TCP", host, 5000))
         protocol.makeConnection(self.link)
 
     def send(self, *pieces: bytes) -> None:

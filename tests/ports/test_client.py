@@ -8,11 +8,14 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.limits import Limits
 from chunkfarm.model import Address, digest_of
-from chunkfarm.ports.client import commands, factory, limits
+from chunkfarm.ports.client import commands, limits
+from chunkfarm.ports.places import REFUSALS_MAX
 from chunkfarm.state import Wait
 from chunkfarm.wire.lines import LINE_BYTES_MAX
 from tests.ports.client_link import ClientLink
@@ -306,13 +309,13 @@ class OrderTests(SynchronousTestCase):
         link = ClientLink().auth("reader")
         waits: Deferred[None] = Deferred()
         link.backend.catalog.waits = waits
-        link.say("LIST", *["PING"] * (limits.PENDING_MAX - 2))
+        link.say("LIST", *["PING"] * (Limits().client_pending - 2))
         assert link.transport.producerState == "producing"
         link.say("PING", "PING", "PING")
         assert link.transport.producerState == "paused"
         link.backend.catalog.waits = None
         waits.callback(None)
-        assert link.heard().count("OK") == limits.PENDING_MAX + 1
+        assert link.heard().count("OK") == Limits().client_pending + 1
         assert link.transport.producerState == "producing"
 
     def test_answers_not_taken(self) -> None:
@@ -416,10 +419,62 @@ class LimitTests(SynchronousTestCase):
         link = ClientLink().auth("reader")
         link.say("WATCH")
         link.protocol.pauseProducing()
-        link.clock.pump([10] * 63)
+        link.clock.pump([10] * 5)
+        assert not link.closed
+        link.clock.pump([10])
         assert link.closed
+        assert "ERR limit answers must be taken with at least 1024 bytes a second" in link.heard()
         link.clock.advance(limits.CLOSE_TIMEOUT)
         assert link.transport.disconnected
+
+    def test_answers_taken_slowly(self) -> None:
+        """A slow line is slow, not too slow; what counts is what has arrived at the other end."""
+        link = ClientLink().auth("reader")
+        link.say("WATCH")
+        link.protocol.pauseProducing()
+        for _ in range(100):
+            link.transport.delivered += 10 * Limits().client_answer_rate
+            link.clock.advance(10)
+        assert not link.closed
+        link.clock.pump([10] * 12)
+        assert link.closed
+
+    def test_slow_line(self) -> None:
+        """A line must come whole within its time, however it drips; the time of the next one is its own."""
+        link = ClientLink().auth("reader")
+        for _ in range(5):
+            link.send(b"PI")
+            link.clock.pump([5] * 5)
+            assert link.send(b"NG\n") == "OK\r\n"
+        heard = ""
+        for _ in range(9):
+            heard += link.send(b"x")
+            link.clock.advance(5)
+        assert heard == "ERR limit a line must come whole within 30 seconds\r\n"
+        assert link.closed
+
+    def test_line_that_we_do_not_read(self) -> None:
+        """A part of a line that waits behind what we have not answered is no fault of the client."""
+        link = ClientLink(limits=Limits(client_pending=1)).auth("reader")
+        waits: Deferred[None] = Deferred()
+        link.backend.catalog.waits = waits
+        link.send(b"LIST\nPI")
+        link.clock.pump([10] * 50)
+        link.backend.catalog.waits = None
+        waits.callback(None)
+        link.heard()
+        assert link.send(b"NG\n") == "OK\r\n"
+
+    def test_stranger_that_goes_on_asking(self) -> None:
+        """Whoever proves nothing is sent away after some minutes, however busy it is."""
+        link = ClientLink()
+        for _ in range(30):
+            assert not link.closed
+            link.say("HELLO")
+            link.clock.advance(10)
+        link.heard()
+        link.clock.pump([10] * 2)
+        assert link.heard() == "ERR limit nobody has said who this is for 300 seconds\r\n"
 
     def test_slow_payload(self) -> None:
         """A payload that drips is cut off: it holds memory."""
@@ -431,18 +486,56 @@ class LimitTests(SynchronousTestCase):
         assert link.closed
 
     def test_too_many_links(self) -> None:
-        """One address cannot take all links; it is told so."""
-        self.patch(factory, "CONNECTIONS_PER_ADDRESS_MAX", 1)
-        link = ClientLink()
-        other = ClientLink.__new__(ClientLink)
-        other.__dict__.update(link.__dict__)
-        other.transport = type(link.transport)("127.0.0.1")
-        other.protocol = link.factory.buildProtocol(other.transport.getPeer())
-        other.protocol.makeConnection(other.transport)
+        """One address cannot take all links; it is told so, and others get in."""
+        limits = Limits(client_connections_address=1, client_connections=4, client_reserved=1)
+        link = ClientLink("10.0.0.1", limits=limits)
+        other = link.beside("10.0.0.1")
         assert other.heard() == "ERR busy this server has too many connections\r\n"
         assert other.closed
+        assert not link.beside("10.0.0.2").closed
+        assert not link.beside("2001:db8::1").closed
+        assert link.beside("10.0.0.3").closed, "the last place is kept for servers"
+        text = link.backend.metrics.text(()).decode()
+        assert 'chunkfarm_limited_total{limit="connections_address",port="client"} 1.0' in text
+        assert 'chunkfarm_limited_total{limit="connections",port="client"} 1.0' in text
         link.lose()
-        assert link.factory.connections == {}
+        assert not link.beside("10.0.0.1").closed
+
+    def test_one_network_of_ipv6(self) -> None:
+        """Whoever has one address of IPv6 has very many, which count as one; an IPv4 address is the same as ever."""
+        link = ClientLink("2001:db8::1", limits=Limits(client_connections_address=1))
+        assert link.beside("2001:db8::2:3").closed
+        assert not link.beside("2001:db8:0:1::2").closed
+        assert not link.beside("::ffff:10.0.0.1").closed
+        assert link.beside("10.0.0.1").closed
+
+    def test_many_refusals(self) -> None:
+        """Telling people that there is no room takes no room without end."""
+        link = ClientLink("10.0.0.1", limits=Limits(client_connections_address=1))
+        address = IPv4Address("TCP", "10.0.0.1", 1)
+        for _ in range(REFUSALS_MAX):
+            link.beside("10.0.0.1")
+        assert link.factory.buildProtocol(address) is None
+        link.factory.turned_away -= 1
+        assert link.factory.buildProtocol(address) is not None
+
+    def test_places_for_servers(self) -> None:
+        """A server of the farm gets in from where one was met before, also when strangers have all other places."""
+        link = ClientLink("10.0.0.1", limits=Limits(client_connections=3, client_reserved=2))
+        assert link.beside("10.0.0.2").closed
+        link.factory.met.note("10.0.0.2")
+        server = link.beside("10.0.0.2")
+        server.say("STARTTLS")
+        server.backend.peers["certificate"] = SERVER_ID
+        server.transport.certificate = "certificate"
+        assert server.say("SERVERS").startswith("TABLE ")
+        impostor = link.beside("10.0.0.2")
+        impostor.say("STARTTLS")
+        impostor.auth("reader")
+        assert link.beside("10.0.0.2").closed, "these places have an end too"
+        link.clock.advance(20)
+        assert impostor.closed and "ERR busy" in impostor.heard()
+        assert not server.closed
 
     def test_leaving(self) -> None:
         """A server that leaves answers what is pending, ends its links, and says when all are gone."""

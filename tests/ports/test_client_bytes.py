@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.transfer import ChunkReceipt
 from chunkfarm.errors import MissingChunks, ReadOnly
+from chunkfarm.limits import Limits
 from chunkfarm.model import Address, digest_of, etag_of
-from chunkfarm.ports.client import factory, limits
 from chunkfarm.state import Wait
 from chunkfarm.table.interface import Unavailable
 from tests.ports.client_link import ClientLink
@@ -259,7 +259,6 @@ class ChunkTests(SynchronousTestCase):
 
     def test_put_memory(self) -> None:
         """Payloads are taken in beside each other up to a limit, and in the order of their coming."""
-        self.patch(limits, "PAYLOAD_BYTES_MAX", 0)
         link = ClientLink().auth("writer")
         written: list[tuple[bytes, Deferred[ChunkReceipt]]] = []
 
@@ -285,8 +284,7 @@ class ChunkTests(SynchronousTestCase):
 
     def test_put_memory_of_all(self) -> None:
         """All links together hold a bounded number of bytes; who must wait goes on when others are done."""
-        self.patch(factory, "PAYLOAD_BYTES_TOTAL_MAX", 100)
-        link = ClientLink().auth("writer")
+        link = ClientLink(limits=Limits(client_payloads=100)).auth("writer")
         assert link.factory.reserve(60, link.protocol)
         assert link.send(put(b"x" * 60)) == ""
         assert link.transport.producerState == "paused"

@@ -7,8 +7,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.limits import Limits
 from chunkfarm.model import Server
-from chunkfarm.ports.client import limits, watching
+from chunkfarm.ports.client import watching
 from chunkfarm.ports.client.watching import PROGRESS_INTERVAL
 from chunkfarm.table.interface import Delete, Event, Put
 from tests.memory_table import MemoryTable
@@ -187,7 +188,7 @@ class WatchTests(SynchronousTestCase):
         self.link.say("WATCH")
         self.link.protocol.pauseProducing()
         value = b"x" * 10_000
-        for _ in range(limits.WATCH_BACKLOG_MAX // len(value)):
+        for _ in range(Limits().client_watch_backlog // len(value)):
             self.table.put(b"farm/a", value)
         assert not self.link.closed
         self.table.put(b"farm/a", value)

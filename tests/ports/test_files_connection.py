@@ -11,19 +11,16 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.ports.files import connection, factory
-from chunkfarm.ports.files.connection import (
-    BODY_RATE_MIN,
-    BODY_WINDOW_SECONDS,
-    HEAD_SECONDS,
-    IDLE_SECONDS,
-    QUEUED_MAX,
-    STALL_SECONDS,
-    TURN_REQUESTS_MAX,
-)
+from chunkfarm.limits import Limits
+from chunkfarm.ports.files import connection
+from chunkfarm.ports.files.connection import QUEUED_MAX
+from chunkfarm.ports.places import REFUSALS_MAX
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX
-from tests.ports.files_caller import Caller, request
+from tests.ports.fakes import OTHER_ID
+from tests.ports.files_caller import CERTIFICATE, Caller, request
 from tests.ports.test_files_objects import pausing
+
+LIMITS = Limits()
 
 
 class FramingTests(SynchronousTestCase):
@@ -159,9 +156,9 @@ class PipelineTests(SynchronousTestCase):
         """Thousands of pipelined requests take turns with other connections, and none is lost."""
         caller = Caller()
         caller.send(request("GET", "/-/health") * 1000)
-        assert len(caller.answers()) == TURN_REQUESTS_MAX
+        assert len(caller.answers()) == LIMITS.files_pipelined
         assert not caller.reading
-        count = TURN_REQUESTS_MAX
+        count = LIMITS.files_pipelined
         while not caller.reading:
             caller.clock.advance(0)
             count += len(caller.answers())
@@ -189,9 +186,9 @@ class TimeTests(SynchronousTestCase):
     def test_idle(self) -> None:
         """A connection without a request is closed after a while, a used one later."""
         caller = Caller()
-        caller.clock.advance(IDLE_SECONDS - 1)
+        caller.clock.advance(LIMITS.files_idle - 1)
         assert caller.one("GET", "/-/health").status == 200
-        caller.clock.advance(IDLE_SECONDS - 1)
+        caller.clock.advance(LIMITS.files_idle - 1)
         assert caller.open
         caller.clock.advance(1)
         assert not caller.open and caller.answers() == []
@@ -199,7 +196,7 @@ class TimeTests(SynchronousTestCase):
     def test_slow_head(self) -> None:
         """A head has to come whole within its time, however it is dribbled."""
         caller = Caller()
-        for byte in request("GET", "/-/health")[: int(HEAD_SECONDS)]:
+        for byte in request("GET", "/-/health")[: int(LIMITS.files_head_time)]:
             assert caller.open
             caller.send(bytes([byte]))
             caller.clock.advance(1)
@@ -211,9 +208,9 @@ class TimeTests(SynchronousTestCase):
         caller = Caller()
         data = request("GET", "/-/health")
         for _ in range(4):
-            caller.clock.advance(HEAD_SECONDS - 1)
+            caller.clock.advance(LIMITS.files_head_time - 1)
             caller.send(data[:5])
-            caller.clock.advance(HEAD_SECONDS - 1)
+            caller.clock.advance(LIMITS.files_head_time - 1)
             caller.send(data[5:])
             assert caller.answers()[0].status == 200
 
@@ -221,9 +218,9 @@ class TimeTests(SynchronousTestCase):
         """A body that hardly comes is given up."""
         caller = Caller()
         caller.send(request("PUT", "/home/a", "Content-Length: 1000000", raw=True))
-        for _ in range(int(BODY_WINDOW_SECONDS)):
+        for _ in range(int(LIMITS.files_body_time)):
             assert caller.open
-            caller.send(b"x" * (BODY_RATE_MIN - 1))
+            caller.send(b"x" * (LIMITS.files_body_rate - 1))
             caller.clock.advance(1)
         (answer,) = caller.answers()
         assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -232,10 +229,10 @@ class TimeTests(SynchronousTestCase):
     def test_fast_enough_body(self) -> None:
         """A slow line is slow, not too slow."""
         caller = Caller()
-        seconds = int(BODY_WINDOW_SECONDS) * 4
-        caller.send(request("PUT", "/home/a", f"Content-Length: {seconds * BODY_RATE_MIN}", raw=True))
+        seconds = int(LIMITS.files_body_time) * 4
+        caller.send(request("PUT", "/home/a", f"Content-Length: {seconds * LIMITS.files_body_rate}", raw=True))
         for _ in range(seconds):
-            caller.send(b"x" * BODY_RATE_MIN)
+            caller.send(b"x" * LIMITS.files_body_rate)
             caller.clock.advance(1)
         assert caller.answers()[0].status == 201
 
@@ -244,25 +241,34 @@ class TimeTests(SynchronousTestCase):
         caller = Caller()
         caller.send(request("PUT", "/home/a", "Content-Length: 6", raw=True), b"abc")
         caller.backend.catalog.uploads[0].on_pause()
-        caller.clock.advance(BODY_WINDOW_SECONDS * 10)
+        caller.clock.advance(LIMITS.files_body_time * 10)
         caller.backend.catalog.uploads[0].on_resume()
         caller.clock.advance(1)
         caller.send(b"def")
         assert caller.answers()[0].status == 201
 
     def test_stalled_answer(self) -> None:
-        """A client that takes nothing of its answer for minutes is cut off; one that takes little is not."""
-        for taking in (False, True):
+        """A client that hardly takes its answer is cut off; a slow one is not, nor is one that we are slow to."""
+        rate = LIMITS.files_answer_rate
+        for taking, queued, ends in ((0, 1, True), (1, 1, True), (rate - 1, 1, True), (rate, 1, False), (0, 0, False)):
             caller = Caller()
             link: Any = caller.link
-            link.taken = 0
             caller.backend.catalog.add("home/large", b"x" * 1_000_000)
             link.write = pausing(caller, 1)
             caller.send(request("GET", "/home/large"))
-            for _ in range(int(STALL_SECONDS) + 2):
-                link.taken += taking
+            link.queued = queued
+            for _ in range(int(LIMITS.files_answer_time) * 3):
+                link.delivered += taking
                 caller.clock.advance(1)
-            assert link.aborted is not taking
+            assert link.aborted is ends, taking
+
+    def test_answers_never_taken(self) -> None:
+        """A client that pipelines and takes no answers is cut off too."""
+        caller = Caller()
+        caller.link.queued = QUEUED_MAX + 1
+        caller.send(request("GET", "/-/health") * 3)
+        caller.clock.pump([1] * 62)
+        assert caller.link.aborted
 
     def test_slow_table(self) -> None:
         """A request that waits for the farm is not ended by the time of the connection."""
@@ -326,17 +332,62 @@ class FactoryTests(SynchronousTestCase):
 
     def test_limits(self) -> None:
         """There are so many connections in all, and so many from one address; others come in again later."""
-        self.patch(factory, "CONNECTIONS_MAX", 3)
-        self.patch(factory, "ADDRESS_CONNECTIONS_MAX", 2)
-        first = Caller()
+        first = Caller(limits=Limits(files_connections=4, files_connections_address=2, files_reserved=1))
         files = first.factory
-        Caller(first.backend, files)
-        here, there = IPv4Address("TCP", "10.0.0.9", 1), IPv4Address("TCP", "10.0.0.8", 1)
-        assert files.buildProtocol(here) is None
-        assert files.buildProtocol(there) is not None
-        assert files.buildProtocol(IPv4Address("TCP", "10.0.0.7", 1)) is None
+
+        def gets_in(host: str) -> bool:
+            caller = Caller(first.backend, files, host=host)
+            (answer,) = caller.ask("GET", "/-/health")
+            if answer.status == 503:
+                assert answer.text == "busy this server has too many connections\n" and not caller.open
+                assert answer.headers["retry-after"]
+                caller.hang_up()
+            return answer.status == 200
+
+        assert gets_in("10.0.0.9")
+        assert not gets_in("10.0.0.9")
+        assert gets_in("10.0.0.8")
+        assert not gets_in("10.0.0.7")
         first.hang_up()
-        assert files.buildProtocol(here) is not None
+        assert gets_in("10.0.0.9")
+        text = first.backend.metrics.text(()).decode()
+        assert 'chunkfarm_limited_total{limit="connections_address",port="files"} 1.0' in text
+        assert 'chunkfarm_limited_total{limit="connections",port="files"} 1.0' in text
+
+    def test_many_refusals(self) -> None:
+        """Telling people that there is no room takes no room without end, and not for long."""
+        first = Caller(limits=Limits(files_connections=2, files_reserved=1))
+        away = [Caller(first.backend, first.factory) for _ in range(REFUSALS_MAX)]
+        assert first.factory.buildProtocol(IPv4Address("TCP", "10.0.0.9", 1)) is None
+        first.clock.pump([1] * 31)
+        assert not any(caller.open for caller in away)
+        for caller in away:
+            caller.hang_up()
+        assert first.factory.buildProtocol(IPv4Address("TCP", "10.0.0.9", 1)) is not None
+
+    def test_places_for_servers(self) -> None:
+        """A server of the farm gets in from where one was met before, also when strangers have all other places."""
+        first = Caller(limits=Limits(files_connections=4, files_reserved=2))
+        first.backend.peers[CERTIFICATE] = OTHER_ID
+        server = Caller(first.backend, first.factory, host="10.0.0.2")
+        server.link.certificate = CERTIFICATE
+        chunk = "/-/chunks/" + "0" * 64
+        assert server.one("GET", chunk, key=None).status == 404
+        assert Caller(first.backend, first.factory, host="10.0.0.3").one("GET", "/-/health").status == 503
+        assert Caller(first.backend, first.factory, host="10.0.0.2").one("GET", "/-/health").status == 503
+        second = Caller(first.backend, first.factory, host="10.0.0.2")
+        second.link.certificate = CERTIFICATE
+        assert second.one("GET", chunk, key=None).status == 404
+        first.clock.advance(1)
+        assert second.one("GET", chunk, key=None).status == 404
+
+    def test_other_limits(self) -> None:
+        """Limits that change hold for the next request of connections that are open."""
+        caller = Caller()
+        assert caller.one("GET", "/-/health", "X: " + "x" * 5000).status == 200
+        caller.factory.limits = Limits(files_head=4096)
+        assert caller.one("GET", "/-/health").status == 200
+        assert caller.one("GET", "/-/health", "X: " + "x" * 5000).status == 431
 
     def test_finish(self) -> None:
         """At the end idle connections close, requests under way are answered, and then it is over."""

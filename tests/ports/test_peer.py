@@ -13,19 +13,14 @@ from twisted.protocols import amp
 from twisted.test.iosim import FakeTransport, IOPump, connect
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.limits import Limits
 from chunkfarm.links import commands
 from chunkfarm.links.peers import PeerLink
 from chunkfarm.model import Address, Principal
-from chunkfarm.ports.peer import (
-    REPORT_KEPT_MAX,
-    STRANGER_CONNECTIONS_MAX,
-    STRANGER_SECONDS,
-    Joiner,
-    PeerPort,
-    PeerPortFactory,
-    Prober,
-)
+from chunkfarm.ports.peer import REPORT_KEPT_MAX, Joiner, PeerPort, PeerPortFactory, Prober
 from tests.builders import server_id
+
+LIMITS = Limits()
 
 
 class FakePeerBackend:
@@ -126,6 +121,8 @@ class FakeHandle:
 class PeerTransport(FakeTransport):
     """An in-memory transport that can be asked what a TLS one can."""
 
+    host = "127.0.0.1"
+
     def getPeerCertificate(self) -> None:
         return None
 
@@ -133,7 +130,7 @@ class PeerTransport(FakeTransport):
         return FakeHandle()
 
     def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", "127.0.0.1", 5000)
+        return IPv4Address("TCP", self.host, 5000)
 
     def abortConnection(self) -> None:
         self.loseConnection()
@@ -142,15 +139,17 @@ class PeerTransport(FakeTransport):
 class PeerPortTests(SynchronousTestCase):
     """One link, in memory."""
 
-    def make_link(self, peer: str | None = None) -> tuple[PeerLink, PeerPort, IOPump]:
+    def make_link(self, peer: str | None = None, host: str = "127.0.0.1") -> tuple[PeerLink, PeerPort, IOPump]:
         if not hasattr(self, "backend"):
             self.clock = Clock()
             self.backend = FakePeerBackend()
             self.lines = FakeLines()
-            self.factory = PeerPortFactory(self.backend, self.clock, lines=self.lines)
+            self.limited: list[str] = []
+            self.factory = PeerPortFactory(self.backend, self.clock, lines=self.lines, limited=self.limited.append)
         self.backend.peer = peer
         port, link = self.factory.buildProtocol(None), PeerLink()
         port_side, link_side = PeerTransport(port, isServer=True), PeerTransport(link, isServer=False)
+        port_side.host = host
         pump = connect(port, port_side, link, link_side)
         return link, port, pump
 
@@ -391,7 +390,7 @@ class PeerPortTests(SynchronousTestCase):
 
     def test_strangers_do_not_keep_servers_out(self) -> None:
         """However many strangers hold a link, a server of the farm gets one."""
-        for _ in range(STRANGER_CONNECTIONS_MAX + 10):
+        for _ in range(LIMITS.peer_strangers + 10):
             self.make_link()
         link, port, pump = self.make_link(server_id(7))
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
@@ -402,7 +401,7 @@ class PeerPortTests(SynchronousTestCase):
         link, port, pump = self.make_link(server_id(7))
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
         _, _, other = self.make_link()
-        self.clock.advance(STRANGER_SECONDS)
+        self.clock.advance(LIMITS.peer_stranger_time)
         pump.flush()
         other.flush()
         assert list(self.factory.connections) == [port]
@@ -411,15 +410,63 @@ class PeerPortTests(SynchronousTestCase):
         """Past the limit the oldest strangers make room, and known servers are not disturbed."""
         link, port, pump = self.make_link(server_id(7))
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
-        floods = [self.make_link()[2] for _ in range(STRANGER_CONNECTIONS_MAX + 10)]
+        self.factory.limits = Limits(peer_strangers=6, peer_strangers_address=4)
+        _, patient_port, _ = self.make_link(host="10.0.0.1")
+        floods = [self.make_link(host=f"10.0.0.{2 + number % 2}")[2] for number in range(40)]
         for flood in floods:
             flood.flush()
-        assert len(self.factory.connections) <= STRANGER_CONNECTIONS_MAX + 1
+        assert len(self.factory.strangers) == 6
+        assert patient_port in self.factory.connections, "who came alone is not put out by those who are many"
+        assert set(self.limited) == {"strangers"}
+        self.factory.limits = Limits(peer_strangers=60, peer_strangers_address=4)
+        for number in range(1, 40):
+            self.make_link(host=f"2001:db8::{number:x}")
+        assert max(map(len, self.factory._by_address.values())) <= 4
+        assert "strangers_address" in self.limited
         self.backend.peer = server_id(7)
         self.successResultOf(self.ask(link, pump, commands.GetServer, server="x"))
         self.factory.close_all()
         pump.flush()
         assert port not in self.factory.connections
+
+    def test_known_by_its_handshake(self) -> None:
+        """A server of the farm is no stranger from its handshake on, unless it was forgotten."""
+        _, port, pump = self.make_link()
+        self.backend.peer = server_id(7)
+        self.backend.forgotten = server_id(7)
+        port.handshakeCompleted()
+        assert port in self.factory.strangers
+        self.backend.forgotten = ""
+        port.handshakeCompleted()
+        assert port not in self.factory.strangers and port.peer is None
+        assert "127.0.0.1" in self.factory._met
+        self.clock.advance(LIMITS.peer_stranger_time)
+        pump.flush()
+        assert port in self.factory.connections
+
+    def test_a_box_of_a_stranger(self) -> None:
+        """Strangers may send boxes as large as a join needs; servers what AMP allows."""
+        values = {f"k{number}".encode(): b"x" * 30_000 for number in range(4)}
+        data = amp.AmpBox({b"_ask": b"1", b"_command": b"Probe", **values}).serialize()[:-2]
+        for peer, stays in ((None, False), (server_id(7), True)):
+            _, port, pump = self.make_link(peer)
+            for start in range(0, len(data), 10_000):
+                if port in self.factory.connections:
+                    port.dataReceived(data[start : start + 10_000])
+            pump.flush()
+            assert (port in self.factory.connections) == stays
+        assert self.flushLoggedErrors() == []
+
+    def test_all_places_taken(self) -> None:
+        """A server gets in while there is any stranger to make room."""
+        self.make_link(server_id(7))
+        self.factory.limits = Limits(peer_connections=4, peer_strangers=3)
+        for _ in range(10):
+            self.make_link()
+        for number in range(3):
+            _, port, _ = self.make_link(server_id(number + 1))
+            assert port in self.factory.connections
+        assert len(self.factory.connections) <= 4
 
     def make_lined(self, line: str | None, peer: str | None = None) -> tuple[PeerLink, PeerPort, IOPump]:
         """A link on whose other side a server says that line."""

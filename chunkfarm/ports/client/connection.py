@@ -27,13 +27,6 @@ from chunkfarm.ports.client.limits import (
     CHECK_INTERVAL,
     CLOSE_TIMEOUT,
     EMIT_WHOLE,
-    IDLE_TIMEOUT,
-    PAYLOAD_BYTES_MAX,
-    PAYLOAD_PATIENCE,
-    PAYLOAD_RATE_MIN,
-    PENDING_MAX,
-    STRANGER_TIMEOUT,
-    WATCH_BACKLOG_MAX,
 )
 from chunkfarm.ports.client.pending import Payload, Pending, is_loopback
 from chunkfarm.ports.client.session import ANYONE, PRIVATE, Answer, Command, Request, Session, refusal
@@ -58,10 +51,19 @@ class ClientConnection(Protocol):
     factory: ClientFactory
     _session: Session
 
-    def __init__(self, factory: ClientFactory) -> None:
+    def __init__(self, factory: ClientFactory, on_trust: bool = False) -> None:
+        """`on_trust`: it has a place that is kept for servers of this farm, and must prove to be one."""
         self.factory = factory
+        self._limits = factory.limits
         self._clock = factory.clock
-        self._buffer = LineBuffer()
+        self._on_trust = on_trust
+        self._began = self._clock.seconds()
+        self._buffer = LineBuffer(self._limits.client_line)
+        self._line_since: float | None = None
+        """Since when there is a part of a line."""
+        self._slow_since = 0.0
+        self._slow_from = 0
+        """When, and at how many bytes taken, it was last seen that the other side takes too little."""
         self._queue: deque[Pending] = deque()
         self._payload: Payload | None = None
         self._spoken = False
@@ -110,7 +112,9 @@ class ClientConnection(Protocol):
             certificate=self._certificate,
         )
         self._active = self._clock.seconds()
-        self._checks = self._clock.callLater(CHECK_INTERVAL, self._check)
+        self._look_later()
+        if self._on_trust:
+            self._pauses.add(self._clock.callLater(2 * self._limits.handshake_time, self._prove))
         transport: Any = self.transport
         transport.registerProducer(self, True)
         self.factory.opened(self)
@@ -156,6 +160,7 @@ class ClientConnection(Protocol):
     def pauseProducing(self) -> None:
         """The other side does not take what was written."""
         self._writing_paused = True
+        self._slow_since, self._slow_from = self._clock.seconds(), self._delivered()
         self._adjust_reading()
 
     def resumeProducing(self) -> None:
@@ -174,7 +179,7 @@ class ClientConnection(Protocol):
 
     def _held(self) -> bool:
         """Whether no further command may be read now."""
-        if self._awaits_tls or self._writing_paused or len(self._queue) >= PENDING_MAX:
+        if self._awaits_tls or self._writing_paused or len(self._queue) >= self._limits.client_pending:
             return True
         if self._payload is not None:
             return not self._admit(self._payload)
@@ -208,7 +213,12 @@ class ClientConnection(Protocol):
                     self._stop_reading()
                     return True
                 if line is None:
+                    if not len(self._buffer):
+                        self._line_since = None
+                    elif self._line_since is None:
+                        self._line_since = self._clock.seconds()
                     break
+                self._line_since = None
                 self._line(line)
             taken = True
         return taken
@@ -284,7 +294,7 @@ class ClientConnection(Protocol):
             return True
         if payload.keep:
             held = sum(pending.reserved for pending in self._queue)
-            if held and held + payload.length > PAYLOAD_BYTES_MAX:
+            if held and held + payload.length > self._limits.client_payload:
                 return False
             if not self.factory.reserve(payload.length, self):
                 return False
@@ -545,8 +555,8 @@ class ClientConnection(Protocol):
             return
         self._backlog.append(text)
         self._backlog_bytes += len(text)
-        if self._backlog_bytes > WATCH_BACKLOG_MAX:
-            self.fail(LimitExceeded("this watcher is too slow: read, then watch again"))
+        if self._backlog_bytes > self._limits.client_watch_backlog:
+            self._over("watch_backlog", "this watcher is too slow: read, then watch again")
 
     def forget_emitted(self) -> None:
         self._backlog.clear()
@@ -574,22 +584,76 @@ class ClientConnection(Protocol):
             self._answered(refusal(Waiting("this server is leaving; ask another"), self.end))
             self._turn()
 
+    def _look_later(self) -> None:
+        limits = self._limits = self.factory.limits
+        shortest = min(limits.client_line_time, limits.client_stranger_idle, limits.client_answer_time)
+        self._checks = self._clock.callLater(min(CHECK_INTERVAL, shortest / 2), self._check)
+
     def _check(self) -> None:
-        self._checks = self._clock.callLater(CHECK_INTERVAL, self._check)
-        now = self._clock.seconds()
-        payload = self._payload
-        if payload is not None and payload.admitted and not self._writing_paused:
-            elapsed = now - payload.began
-            if elapsed > PAYLOAD_PATIENCE and payload.received < PAYLOAD_RATE_MIN * elapsed:
-                self.fail(LimitExceeded(f"a payload must come with at least {PAYLOAD_RATE_MIN} bytes a second"))
+        self._look_later()
+        if self.server:
+            self.factory.met.note(self._session.address)
+        for look in (self._look_at_payload, self._look_at_answers, self._look_at_line, self._look_at_silence):
+            if self._ended:
                 return
+            look(self._clock.seconds())
+
+    def _over(self, limit: str, sentence: str) -> None:
+        """End this link for a limit of the client port."""
+        self.factory.limited(limit)
+        self.fail(LimitExceeded(sentence))
+
+    def _prove(self) -> None:
+        """The time is over in which it had to show the certificate of a server of this farm."""
+        self._session.identify()
+        self._on_trust = False
+        if not self.server and not self._ended:
+            self.factory.limited("connections")
+            self.fail(Busy("this server has too many connections"))
+
+    def _look_at_payload(self, now: float) -> None:
+        payload = self._payload
+        if payload is None or not payload.admitted or self._writing_paused:
+            return
+        elapsed, rate = now - payload.began, self._limits.client_payload_rate
+        if elapsed > self._limits.client_payload_time and payload.received < rate * elapsed:
+            self._over("payload_rate", f"a payload must come with at least {rate} bytes a second")
+
+    def _look_at_answers(self, now: float) -> None:
+        elapsed = now - self._slow_since
+        if not self._writing_paused or elapsed < self._limits.client_answer_time:
+            return
+        delivered, rate = self._delivered(), self._limits.client_answer_rate
+        if delivered - self._slow_from < rate * elapsed:
+            self._over("answer_rate", f"answers must be taken with at least {rate} bytes a second")
+        self._slow_since, self._slow_from = now, delivered
+        self._active = now
+
+    def _delivered(self) -> int:
+        return int(getattr(self.transport, "delivered", 0))
+
+    def _look_at_line(self, now: float) -> None:
+        if self._line_since is None:
+            return
+        if self._held():
+            # It is we who do not read.
+            self._line_since = now
+        elif now - self._line_since > self._limits.client_line_time:
+            self._over("line_time", f"a line must come whole within {self._limits.client_line_time:.0f} seconds")
+
+    def _look_at_silence(self, now: float) -> None:
+        limits = self._limits
+        stranger = self._session.principal is None
+        if stranger and now - self._began > limits.client_stranger_time:
+            self._over("stranger_time", f"nobody has said who this is for {limits.client_stranger_time:.0f} seconds")
+            return
         answering = any(pending.whole for pending in self._queue)
-        if self._ended or (not self._writing_paused and (self._session.watching is not None or answering)):
+        if not self._writing_paused and (self._session.watching is not None or answering):
             # It waits for us.
             return
-        limit = IDLE_TIMEOUT if self._session.principal is not None else STRANGER_TIMEOUT
+        limit = limits.client_stranger_idle if stranger else limits.client_idle
         if now - self._active > limit:
-            self.fail(LimitExceeded(f"nothing moved on this link for {limit:.0f} seconds"))
+            self._over("stranger_idle" if stranger else "idle", f"nothing moved on this link for {limit:.0f} seconds")
 
     def _certificate(self) -> Any:
         show = getattr(self.transport, "getPeerCertificate", None)

@@ -2,79 +2,100 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
 
 from chunkfarm.errors import Busy
-from chunkfarm.model import MIB
+from chunkfarm.limits import Limits
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.client.connection import ClientConnection
 from chunkfarm.ports.client.session import refusal
 from chunkfarm.ports.client.watching import Written
-
-CONNECTIONS_MAX = 4096
-"""A connection takes about 30 KiB with TLS, so these take some 120 MiB; and it is a small part of the file
-descriptors that the systemd unit allows."""
-CONNECTIONS_PER_ADDRESS_MAX = 512
-"""One machine with many clients passes, and cannot shut out the others."""
-PAYLOAD_BYTES_TOTAL_MAX = 256 * MIB
-"""Payloads in memory over all links: four of the largest chunks, 32 of the usual ones."""
+from chunkfarm.ports.places import REFUSALS_MAX, Met, Places
 
 
 class TurnedAway(Protocol):
     """Says why nobody talks to it."""
 
+    factory: ClientFactory
+
     def connectionMade(self) -> None:
         assert self.transport is not None
+        self.factory.turned_away += 1
         for line in refusal(Busy("this server has too many connections")).lines:
             self.transport.write(f"{line}\r\n".encode())
         self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.factory.turned_away -= 1
 
 
 class ClientFactory(Factory):
     """Makes a `ClientConnection` for each client.
 
-    `tls` is what STARTTLS uses (a context factory), or None as long as there is no certificate to show.
+    `tls` is what STARTTLS uses (a context factory), or None as long as there is no certificate to show. `limits` may be
+    replaced at any time; `met` knows where servers of this farm are.
     """
 
     noisy = False
 
-    def __init__(self, backend: Backend, clock: IReactorTime, tls: Any | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        clock: IReactorTime,
+        tls: Any | None = None,
+        limits: Limits | None = None,
+        met: Met | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.met = met or Met()
+        self.turned_away = 0
+        """Connections that are being told that there is no place for them."""
         self.backend = backend
         self.clock = clock
         self.tls = tls
         self.written = Written(backend)
         self.connections: dict[ClientConnection, None] = {}
         """The oldest first."""
-        self._addresses: Counter[str] = Counter()
+        self._places = Places(self.met)
         self._payload_bytes = 0
         self._waiting: list[ClientConnection] = []
         self._finished: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        host = getattr(addr, "host", "")
-        if len(self.connections) >= CONNECTIONS_MAX or self._addresses[host] >= CONNECTIONS_PER_ADDRESS_MAX:
-            return TurnedAway()
-        return ClientConnection(self)
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        """A connection; one that says why not, if there are too many; None, which closes it, if those are too many."""
+        host, limits = str(getattr(addr, "host", "")), self.limits
+        refused = self._places.refusal(
+            host, limits.client_connections, limits.client_connections_address, limits.client_reserved
+        )
+        if not refused or self._places.on_trust(host, limits.client_connections):
+            return ClientConnection(self, on_trust=bool(refused))
+        self.limited(refused)
+        if self.turned_away >= REFUSALS_MAX:
+            return None
+        away = TurnedAway()
+        away.factory = self
+        return away
+
+    def limited(self, limit: str) -> None:
+        """A limit of this port (its name, without `client_`) has kept somebody out, or ended a link."""
+        self.backend.metrics.limited("client", limit)
 
     def opened(self, connection: ClientConnection) -> None:
         """A connection is there."""
         self.connections[connection] = None
-        self._addresses[_host(connection)] += 1
+        self._places.take(_host(connection))
         if self._finished is not None:
             connection.finish()
 
     def closed(self, connection: ClientConnection) -> None:
         """It is gone."""
         self.connections.pop(connection, None)
-        host = _host(connection)
-        self._addresses[host] -= 1
-        if self._addresses[host] <= 0:
-            del self._addresses[host]
+        self._places.leave(_host(connection))
         if connection in self._waiting:
             self._waiting.remove(connection)
         if self._finished is not None and not self.connections:
@@ -118,7 +139,7 @@ class ClientFactory(Factory):
 
     def reserve(self, length: int, connection: ClientConnection) -> bool:
         """Whether a payload of that length may be taken now; if not, the connection is asked to try again later."""
-        if self._payload_bytes and self._payload_bytes + length > PAYLOAD_BYTES_TOTAL_MAX:
+        if self._payload_bytes and self._payload_bytes + length > self.limits.client_payloads:
             if connection not in self._waiting:
                 self._waiting.append(connection)
             return False

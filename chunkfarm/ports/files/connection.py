@@ -21,13 +21,12 @@ from twisted.internet.protocol import connectionDone as _done
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.errors import FarmError, InvalidRequest
+from chunkfarm.errors import Busy, FarmError, InvalidRequest
 from chunkfarm.model import KIB
 from chunkfarm.ports.files.answers import Answer, TooSlow, refusal
 from chunkfarm.ports.files.requests import Request, Session
 from chunkfarm.ports.files.sending import Counted, CutShort, WhenDrained
 from chunkfarm.wire.http1 import (
-    HEAD_BYTES_MAX,
     HEAD_END,
     STATUS_LINES,
     CountedBody,
@@ -41,18 +40,6 @@ from chunkfarm.wire.pump import PieceSource, PumpStopped, pump
 if TYPE_CHECKING:
     from chunkfarm.ports.files.factory import FileFactory
 
-HEAD_SECONDS = 20.0
-"""For a whole head, from its first byte on: a head is one packet, and dribbling it must not hold a connection."""
-IDLE_SECONDS = 60.0
-"""Between requests. Clients that pool connections keep them for 30 to 90 s; reopening one costs a handshake."""
-BODY_WINDOW_SECONDS = 30.0
-"""Over how long the rate of a body is looked at: a client may well pause for some seconds."""
-BODY_RATE_MIN = 1 * KIB
-"""Bytes a second that a body must bring while it is read: a tenth of the slowest modem, and still an end."""
-STALL_SECONDS = 300.0
-"""Without a byte of an answer taken by the client. It may be slow, but it must not be gone."""
-TURN_REQUESTS_MAX = 64
-"""Pipelined requests begun in one turn: other connections must have theirs."""
 QUEUED_MAX = 256 * KIB
 """Bytes of answers not sent yet, above which the next pipelined request waits."""
 JOINED_BYTES_MAX = 16 * KIB
@@ -68,8 +55,12 @@ class FileProtocol(Protocol):
 
     _log = Logger()
 
-    def __init__(self, factory: FileFactory) -> None:
+    def __init__(self, factory: FileFactory, *, turned_away: bool = False, on_trust: bool = False) -> None:
+        """`turned_away`: there is no place for it. `on_trust`: it has one that is kept for servers of this farm."""
         self._files = factory
+        self._limits = factory.limits
+        self._turned_away = turned_away
+        self._on_trust = on_trust
         self._clock = factory.clock
         self._state = WAITING
         self._input = b""
@@ -92,8 +83,9 @@ class FileProtocol(Protocol):
         self._deadline = _NEVER
         self._body_bytes = 0
         self._body_since = 0.0
-        self._moved: tuple[int, int] = (0, 0)
+        self._moved = 0
         self._moved_at = 0.0
+        """How many bytes of answers were taken, and when that was looked at."""
         self._started = 0.0
         self._status = 0
 
@@ -103,7 +95,10 @@ class FileProtocol(Protocol):
         """Somebody connected; what they say comes after the handshake."""
         assert self.transport is not None
         self._session = Session(self._certificate, str(getattr(self.transport.getPeer(), "host", "")))
-        self._deadline = self._clock.seconds() + IDLE_SECONDS
+        if self._turned_away or self._on_trust:
+            self._deadline = self._clock.seconds() + self._limits.handshake_time + self._limits.files_head_time
+        else:
+            self._deadline = self._clock.seconds() + self._limits.files_idle
         self._files.connections[self] = None
 
     def _certificate(self) -> Any:
@@ -138,7 +133,7 @@ class FileProtocol(Protocol):
         try:
             while self._offset < len(self._input) and not self._draining:
                 if self._state is WAITING:
-                    if self._began == TURN_REQUESTS_MAX:
+                    if self._began >= self._limits.files_pipelined:
                         self._wait_until_drained()
                         self._clock.callLater(0, self._drained)
                     elif not self._read_head():
@@ -173,27 +168,38 @@ class FileProtocol(Protocol):
         data, offset = self._input, self._offset
         end = data.find(HEAD_END, offset + self._searched)
         if end < 0:
-            if len(data) - offset > HEAD_BYTES_MAX:
-                self._refuse(HeadTooLarge(f"the head of a request has at most {HEAD_BYTES_MAX} bytes"))
+            if len(data) - offset > self._limits.files_head:
+                self._files.limited("head")
+                self._refuse(HeadTooLarge(f"the head of a request has at most {self._limits.files_head} bytes"))
                 return False
             self._searched = max(0, len(data) - offset - len(HEAD_END) + 1)
             if not self._in_head:
                 self._in_head = True
-                self._deadline = self._clock.seconds() + HEAD_SECONDS
+                self._deadline = self._clock.seconds() + self._limits.files_head_time
             return False
         end += len(HEAD_END)
         self._offset = end
         self._searched = 0
         try:
-            head = parse_request(data[offset:end])
+            head = parse_request(data[offset:end], self._limits.files_head)
             if head is None:
                 return True
             path, query = split_target(head.target)
         except FarmError as error:
             self._refuse(error)
             return False
+        if (self._turned_away or self._on_trust) and not self._is_server():
+            self._refuse(Busy("this server has too many connections"))
+            return False
         self._begin(head, path, query)
         return True
+
+    def _is_server(self) -> bool:
+        """Whether a place that is kept for servers of this farm is this one's."""
+        peer = None if self._turned_away else self._session.peer(self._files.peer_of, self._clock.seconds())
+        if peer is not None:
+            self._on_trust = False
+        return peer is not None
 
     def _begin(self, head: RequestHead, path: str, query: bytes) -> None:
         self._began += 1
@@ -322,7 +328,7 @@ class FileProtocol(Protocol):
                 source.close()
                 return None
             self._counted = counted = Counted(source, answer.length - length)
-            self._moved_at = self._clock.seconds()
+            self._look_anew(self._clock.seconds())
             return pump(counted, self.transport)
 
         def failed(failure: Failure) -> Failure:
@@ -399,7 +405,8 @@ class FileProtocol(Protocol):
             self._end()
             return
         self._state = WAITING
-        self._deadline = self._clock.seconds() + IDLE_SECONDS
+        self._limits = self._files.limits
+        self._deadline = self._clock.seconds() + self._limits.files_idle
         transport: Any = self.transport
         if getattr(transport, "queued", 0) > QUEUED_MAX:
             # The client asks faster than it takes the answers.
@@ -411,12 +418,12 @@ class FileProtocol(Protocol):
     def _wait_until_drained(self) -> None:
         self._draining = True
         self._deadline = _NEVER
-        self._moved_at = self._clock.seconds()
+        self._look_anew(self._clock.seconds())
 
     def _drained(self) -> None:
         self._draining = False
         if self._state is WAITING:
-            self._deadline = self._clock.seconds() + IDLE_SECONDS
+            self._deadline = self._clock.seconds() + self._limits.files_idle
             self._turn()
 
     def _end(self) -> None:
@@ -447,25 +454,47 @@ class FileProtocol(Protocol):
     def look_at_time(self, now: float) -> None:
         """End what takes too long; called about once a second."""
         if now >= self._deadline:
-            if self._in_head:
-                self._refuse(TooSlow(f"the head of a request must come within {HEAD_SECONDS:.0f} s"))
-            else:
-                self._end()
+            self._too_late()
         elif self._state is BODY and self._body().wanted:
-            elapsed = now - self._body_since
-            if elapsed >= BODY_WINDOW_SECONDS:
-                if self._body_bytes < elapsed * BODY_RATE_MIN:
-                    self._close = True
-                    self._body().fail(TooSlow(f"a body must bring at least {BODY_RATE_MIN} bytes a second"))
-                else:
-                    self._body_since, self._body_bytes = now, 0
+            self._look_at_body(now)
         elif self._counted is not None or self._draining:
-            pieces = self._counted.pieces if self._counted is not None else 0
-            moved = (int(getattr(self.transport, "taken", 0)), pieces)
-            if moved != self._moved:
-                self._moved, self._moved_at = moved, now
-            elif now - self._moved_at >= STALL_SECONDS:
+            self._look_at_answer(now)
+
+    def _too_late(self) -> None:
+        if self._in_head:
+            self._files.limited("head_time")
+            self._refuse(TooSlow(f"the head of a request must come within {self._limits.files_head_time:.0f} s"))
+        else:
+            self._files.limited("idle")
+            self._end()
+
+    def _look_at_body(self, now: float) -> None:
+        elapsed, rate = now - self._body_since, self._limits.files_body_rate
+        if elapsed < self._limits.files_body_time:
+            return
+        if self._body_bytes < elapsed * rate:
+            self._files.limited("body_rate")
+            self._close = True
+            self._body().fail(TooSlow(f"a body must bring at least {rate} bytes a second"))
+        else:
+            self._body_since, self._body_bytes = now, 0
+
+    def _look_at_answer(self, now: float) -> None:
+        elapsed = now - self._moved_at
+        if not getattr(self.transport, "queued", 0):
+            # The client has taken all that there is: it is we who are slow.
+            self._look_anew(now)
+        elif elapsed >= self._limits.files_answer_time:
+            if self._delivered() - self._moved < elapsed * self._limits.files_answer_rate:
+                self._files.limited("answer_rate")
                 self._abort()
+            self._look_anew(now)
+
+    def _look_anew(self, now: float) -> None:
+        self._moved, self._moved_at = self._delivered(), now
+
+    def _delivered(self) -> int:
+        return int(getattr(self.transport, "delivered", 0))
 
 
 def operation(request: Request) -> str:

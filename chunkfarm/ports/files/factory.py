@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
@@ -10,30 +9,43 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from chunkfarm.limits import Limits
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.connection import FileProtocol
 from chunkfarm.ports.files.routes import Routes
+from chunkfarm.ports.files.uploads import Uploads
+from chunkfarm.ports.places import REFUSALS_MAX, Met, Places
 from chunkfarm.wire.http1 import fields
 from chunkfarm.wire.http1_rules import format_date
 
-CONNECTIONS_MAX = 4096
-"""Tens of kilobytes of TLS each, so a few hundred megabytes at the worst; other files need descriptors too."""
-ADDRESS_CONNECTIONS_MAX = 1024
-"""From one address, which may be a gateway for many people but must not take everybody's place."""
 SWEEP_SECONDS = 1.0
 """How often the time of all connections is looked at: one timer for all is cheaper than one a request."""
 
 
 class FileFactory(Factory):
-    """Makes the connections of the file port. `now_ms` is the wall clock, in milliseconds since 1970."""
+    """Makes the connections of the file port. `now_ms` is the wall clock, in milliseconds since 1970.
+
+    `limits` may be replaced at any time; `met` knows where servers of this farm are.
+    """
 
     noisy = False
     _log = Logger()
 
-    def __init__(self, backend: Backend, clock: IReactorTime, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+        limits: Limits | None = None,
+        met: Met | None = None,
+    ) -> None:
         self.clock = clock
+        self.limits = limits or Limits()
         self.metrics = backend.metrics
-        self.routes = Routes(backend, clock, now_ms)
+        self.peer_of = backend.peer_of
+        met = met or Met()
+        self._uploads = Uploads(lambda: self.limits.files_bodies, lambda: self.limited("bodies"))
+        self.routes = Routes(backend, clock, now_ms, met.note, self._uploads)
         self.connections: dict[FileProtocol, None] = {}
         """The oldest first."""
         self.finishing = False
@@ -42,35 +54,57 @@ class FileFactory(Factory):
         self._now_ms = now_ms
         self._sweeper: IDelayedCall | None = None
         self._crowded = False
-        self._places: Counter[str] = Counter()
+        self._places = Places(met)
+        self._turned_away: set[FileProtocol] = set()
         self._hosts: dict[FileProtocol, str] = {}
         self._finished: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> FileProtocol | None:
-        """A connection, or None, which closes it, if there are too many."""
-        host = str(getattr(addr, "host", ""))
-        if self.finishing or len(self._hosts) >= CONNECTIONS_MAX or self._places[host] >= ADDRESS_CONNECTIONS_MAX:
-            if not self._crowded:
-                self._crowded = True
-                self._log.warn("the file port turns connections away: it has {count}", count=len(self._hosts))
+        """A connection; one that answers 503, if there are too many; None, which closes it, if those are too many."""
+        if self.finishing:
             return None
-        protocol = FileProtocol(self)
+        host, limits = str(getattr(addr, "host", "")), self.limits
+        refused = self._places.refusal(
+            host, limits.files_connections, limits.files_connections_address, limits.files_reserved
+        )
+        on_trust = bool(refused) and self._places.on_trust(host, limits.files_connections)
+        away = bool(refused) and not on_trust
+        if away:
+            self._crowd(refused)
+            if len(self._turned_away) >= REFUSALS_MAX:
+                return None
+        protocol = FileProtocol(self, turned_away=away, on_trust=on_trust)
         protocol.factory = self
         self._hosts[protocol] = host
-        self._places[host] += 1
+        if away:
+            self._turned_away.add(protocol)
+        else:
+            self._places.take(host)
         if self._sweeper is None:
             self._sweep()
         return protocol
 
+    def limited(self, limit: str) -> None:
+        """A limit of this port (its name, without `files_`) has kept somebody out, or ended a connection."""
+        self.metrics.limited("files", limit)
+
+    def _crowd(self, limit: str) -> None:
+        self.limited(limit)
+        if not self._crowded:
+            self._crowded = True
+            self._log.warn(
+                "the file port turns connections away ({limit}): it has {count}", limit=limit, count=self._places.total
+            )
+
     def forget(self, protocol: FileProtocol) -> None:
         """The connection is lost."""
         self.connections.pop(protocol, None)
-        self._crowded = False
         host = self._hosts.pop(protocol, None)
-        if host is not None:
-            self._places[host] -= 1
-            if not self._places[host]:
-                del self._places[host]
+        if protocol in self._turned_away:
+            self._turned_away.discard(protocol)
+        elif host is not None:
+            self._crowded = False
+            self._places.leave(host)
         if not self._hosts:
             sweeper, self._sweeper = self._sweeper, None
             if sweeper is not None:
@@ -102,6 +136,7 @@ class FileFactory(Factory):
     def _sweep(self) -> None:
         self.common = fields(("Server", "chunkfarm"), ("Date", format_date(self._now_ms() // 1000)))
         self._sweeper = self.clock.callLater(SWEEP_SECONDS, self._sweep)
+        self._uploads.look()
         now = self.clock.seconds()
         for protocol in list(self.connections):
             protocol.look_at_time(now)

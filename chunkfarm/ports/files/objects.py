@@ -13,6 +13,7 @@ from chunkfarm.model import File, Receipt, check_file_name
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.files.answers import Answer, LengthRequired, json_answer
 from chunkfarm.ports.files.requests import Request
+from chunkfarm.ports.files.uploads import Uploads
 from chunkfarm.scoped import Names, catalog_of
 from chunkfarm.wire.http1 import fields
 from chunkfarm.wire.http1_rules import Conditions, format_date, parse_range, range_applies
@@ -32,8 +33,9 @@ _types = mimetypes.MimeTypes()
 class Objects:
     """Files of the farm. `now_ms` is the wall clock, in milliseconds since 1970."""
 
-    def __init__(self, backend: Backend, now_ms: Callable[[], int]) -> None:
+    def __init__(self, backend: Backend, now_ms: Callable[[], int], uploads: Uploads) -> None:
         self._backend = backend
+        self._uploads = uploads
         self._now_ms = now_ms
 
     async def get(self, request: Request, name: str) -> Answer:
@@ -73,13 +75,15 @@ class Objects:
         catalog = self._catalog(request)
         condition = await self._condition(request, name)
         body = request.body
-        upload = catalog.upload(None, body.pause, body.resume)
+        flow = self._uploads.begin(body)
+        flow.upload = upload = catalog.upload(None, flow.pause, flow.resume)
 
         def take(piece: bytes | memoryview) -> None:
             if upload.failure is not None:
                 # The rest of the bytes would be sent for nothing.
                 upload.failure.raiseException()
             upload.write(piece)
+            self._uploads.came(len(piece))
 
         try:
             await body.into(take)
@@ -91,6 +95,8 @@ class Objects:
             # A client that went away shows as CancelledError here.
             upload.abort()
             raise
+        finally:
+            self._uploads.end(flow)
         return stored(receipt)
 
     async def delete(self, request: Request, name: str) -> Answer:

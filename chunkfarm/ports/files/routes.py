@@ -20,6 +20,7 @@ from chunkfarm.ports.files.health import health
 from chunkfarm.ports.files.listing import Listings
 from chunkfarm.ports.files.objects import Objects
 from chunkfarm.ports.files.requests import Request
+from chunkfarm.ports.files.uploads import Uploads
 from chunkfarm.state import ServerState
 from chunkfarm.trust.keys import KeyPair, split_bearer
 from chunkfarm.wire.http1 import fields
@@ -34,10 +35,19 @@ METRICS = fields(("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store"))
 class Routes:
     """The file port without a transport: requests in, answers out. `now_ms` is the wall clock."""
 
-    def __init__(self, backend: Backend, clock: IReactorTime, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+        met: Callable[[str], None],
+        uploads: Uploads,
+    ) -> None:
+        """`met` is told of each address from which a server of this farm asks."""
         self._backend = backend
+        self._met = met
         self._clock = clock
-        self._objects = Objects(backend, now_ms)
+        self._objects = Objects(backend, now_ms, uploads)
         self._listings = Listings(backend)
         self._chunks = Chunks(backend)
 
@@ -86,6 +96,7 @@ class Routes:
                 raise Denied("chunks are for servers of this farm, which show their certificate")
             if refused := self._backend.barred(peer):
                 raise Denied(refused)
+            self._met(request.session.address)
             return await self._chunks.answer(request, path[len(CHUNKS) :])
         raise NotFound("there is nothing here")
 
