@@ -137,16 +137,21 @@ class FileParts:
         )
 
 
+def check_size(size: int, chunk_size: int) -> int:
+    """How many chunks a file of `size` bytes has; raises `LimitExceeded` if there is no such file."""
+    if (needed := chunk_count(size, chunk_size)) > MANIFEST_DIGESTS_MAX:
+        raise LimitExceeded(
+            f"a file has at most {MANIFEST_DIGESTS_MAX} chunks, not {needed}: choose a larger chunk size"
+        )
+    return needed
+
+
 def check_shape(size: int, chunk_size: int, digests: int) -> None:
     """Raise `InvalidRequest` or `LimitExceeded` if no file of `size` bytes has this manifest."""
     check_chunk_size(chunk_size)
     if size < 0:
         raise InvalidRequest(f"a file cannot have {size} bytes")
-    if (needed := chunk_count(size, chunk_size)) > MANIFEST_DIGESTS_MAX:
-        raise LimitExceeded(
-            f"a file has at most {MANIFEST_DIGESTS_MAX} chunks, not {needed}: choose a larger chunk size"
-        )
-    if digests != needed:
+    if digests != (needed := check_size(size, chunk_size)):
         raise InvalidRequest(f"{size} bytes in chunks of {chunk_size} have {needed} digests, not {digests}")
 
 

@@ -135,11 +135,12 @@ class Limits:
         """
         if self.descriptors <= descriptors:
             return self
-        wanted = self.descriptors - OWN_DESCRIPTORS
-        left = max(0, descriptors - min(OWN_DESCRIPTORS, descriptors // 2))
-        fewer = {
-            name: min(getattr(self, name), max(LEAST_SHARE, getattr(self, name) * left // wanted)) for name in PORTS
-        }
+        left = descriptors - min(OWN_DESCRIPTORS, descriptors // 2)
+        wanted = {name: int(getattr(self, name)) for name in PORTS}
+        least = {name: min(number, LEAST_SHARE) for name, number in wanted.items()}
+        # What is left when each has its least, in proportion.
+        spare, asked = max(0, left - sum(least.values())), sum(wanted.values()) - sum(least.values())
+        fewer = {name: least[name] + (wanted[name] - least[name]) * spare // max(1, asked) for name in PORTS}
         # What was a part of all connections still is one.
         parts = {
             name: min(getattr(self, name), max(1, fewer[whole] // 4))

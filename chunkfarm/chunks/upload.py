@@ -58,7 +58,8 @@ class Upload:
         self.failure: Failure | None = None
         """Why this upload has failed, as soon as it has: a port need not take the rest of the bytes."""
         self._transfer = transfer
-        self._chunk_size = chunk_size
+        self.chunk_size = chunk_size
+        """Of each chunk but the last."""
         self._on_pause = on_pause
         self._on_resume = on_resume
         self._paused = False
@@ -93,10 +94,10 @@ class Upload:
             return
         rest = memoryview(data)
         while rest:
-            piece = rest[: self._chunk_size - self._length]
+            piece = rest[: self.chunk_size - self._length]
             rest = rest[len(piece) :]
             self._keep(piece)
-            if self._length == self._chunk_size:
+            if self._length == self.chunk_size:
                 self._cut()
         self._go_on()
 
@@ -198,4 +199,4 @@ class Upload:
 
     def _uploaded(self) -> Uploaded:
         digests = Digests(bytes(self._digests))
-        return Uploaded(self.size, self._chunk_size, digests, self._copies, tuple(sorted(self._holders)), self._epoch)
+        return Uploaded(self.size, self.chunk_size, digests, self._copies, tuple(sorted(self._holders)), self._epoch)

@@ -56,9 +56,16 @@ _SINGLE = frozenset(
 )
 """Headers that have one value: given twice, two readers could each believe another one."""
 
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+\Z")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
+"""What some proxies take for the names with a hyphen, by which a message ends."""
+LENGTH_DIGITS_MAX = 18
+"""Of a Content-Length: more than any file has bytes, and never too much for whoever computes with it."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?\r\n\Z")
 """Fifteen digits are less than 2**60: nothing overflows anywhere."""
+
+_AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+"""Of a target in absolute form."""
 
 REASONS = {
     100: "Continue",
@@ -199,6 +206,8 @@ def parse_request(head: bytes, bytes_max: int = HEAD_BYTES_MAX) -> RequestHead |
         return None
     request.method = parser.get_method()
     _check(request, parser.get_http_version())
+    if not head.lstrip(b"\r\n").startswith(b"%b %b HTTP/" % (request.method, request.target)):
+        raise InvalidRequest("the first line of a request is method, target and version, with one space between them")
     return request
 
 
@@ -224,7 +233,17 @@ def _check(request: RequestHead, version: str) -> None:
     if host is not None and not _HOST.match(host):
         raise InvalidRequest("the Host header is not a host with an optional port")
     if (length := headers.get(b"content-length")) is not None:
+        if len(length) > LENGTH_DIGITS_MAX:
+            raise InvalidRequest(f"a Content-Length has at most {LENGTH_DIGITS_MAX} digits")
         request.length = int(length)
+    if not _LOOKALIKES.isdisjoint(headers):
+        raise InvalidRequest("a header looks like Content-Length or Transfer-Encoding, and is neither")
+    if (
+        host is not None
+        and (named := _AUTHORITY.match(request.target)) is not None
+        and named[1].lower() != host.lower()
+    ):
+        raise InvalidRequest("the request target names another host than the Host header")
     if (coding := headers.get(b"transfer-encoding")) is not None:
         if version != "1.1":
             raise InvalidRequest("HTTP/1.0 has no transfer codings")

@@ -17,6 +17,7 @@ QUERY_FIELDS_MAX = 20
 """Fields in a query; a listing uses five."""
 
 _ESCAPE_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_SLASHES = re.compile(r"[/\\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ABSOLUTE = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
 _ETAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -60,11 +61,14 @@ def split_target(target: bytes) -> tuple[str, bytes]:
         target = target[absolute.end() :]
         if not target.startswith(b"/"):
             target = b"/" + target
+    if b"\\" in target:
+        # A browser or a proxy may make a slash of it.
+        raise InvalidRequest("a request target has no backslash; in a name it is written %5C")
     if b"#" in target:
         raise InvalidRequest("a request target has no fragment; '#' in a name is written %23")
     raw, _, query = target.partition(b"?")
     path = decode(raw)
-    if "/." in path and any(part in (".", "..") for part in path.split("/")):
+    if "." in path and any(part in (".", "..") for part in _SLASHES.split(path)):
         raise InvalidRequest("no part of the path may be '.' or '..'")
     return path, query
 

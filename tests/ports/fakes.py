@@ -209,7 +209,7 @@ class MemoryUpload:
         on_resume: Callable[[], None],
     ) -> None:
         self._transfer = transfer
-        self._chunk_size = chunk_size
+        self.chunk_size = self._chunk_size = chunk_size
         self._data = bytearray()
         self.on_pause = on_pause
         self.on_resume = on_resume

@@ -103,6 +103,41 @@ class FramingTests(SynchronousTestCase):
             assert (answer.status, answer.headers["connection"]) == (status, "close"), head
             assert not caller.open
 
+    def test_odd_methods_and_targets(self) -> None:
+        """CONNECT, TRACE and targets that are no path get an error; what is stored under such a name is not told."""
+        for line, status in (
+            ("CONNECT farm:443", 400),
+            ("CONNECT /home/a", 405),
+            ("TRACE /home/a", 405),
+            ("OPTIONS *", 400),
+            ("OPTIONS /home/a", 405),
+            ("GET farm:443", 400),
+            ("GET http://evil/home/a", 400),
+            ("GET /home//a", 400),
+            ("GET //home/a", 400),
+            ("GET /home/../a", 400),
+            ("GET /home/%2e%2e/a", 400),
+            ("GET /home/..%5ca", 400),
+            ("GET /home\\a", 400),
+            ("GET /home/a%00", 400),
+            ("GET /home/a%0d%0aX:b", 400),
+            ("GET /home/%c0%ae%c0%ae/a", 400),
+            ("GET /home/%252e%252e/a", 404),
+        ):
+            caller = Caller()
+            caller.backend.catalog.add("home/a", b"0123456789")
+            method, target = line.split()
+            answer = caller.one(method, target)
+            assert answer.status == status and b"01234" not in answer.body, line
+            assert answer.headers.get("allow", "GET") != "" and "authorization" not in answer.text.lower()
+
+    def test_a_file_that_cannot_be(self) -> None:
+        """A PUT of more bytes than a file can have is refused before any of them is read."""
+        caller = Caller()
+        caller.send(request("PUT", "/home/a", "Content-Length: 999999999999999999", "Expect: 100-continue", raw=True))
+        (answer,) = caller.answers()
+        assert answer.status == 413 and not caller.open
+
     def test_endless_head(self) -> None:
         """A head that does not end is cut off at its limit, and not kept."""
         caller = Caller()

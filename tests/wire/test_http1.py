@@ -88,11 +88,36 @@ class RequestHeadTests(SynchronousTestCase):
         """HTTP/1.1 takes exactly one Host, and it must be one; HTTP/1.0 may do without."""
         assert refused(head(host=None)) == 400
         assert refused(head("Host: farm:4102")) == 400
-        for bad in ("", "a b", "a/b", "user@farm", "farm?x", "fa\xe4rm", "a,b\\"):
+        for bad in (
+            "",
+            "a b",
+            "a/b",
+            "user@farm",
+            "farm?x",
+            "fa\xe4rm",
+            "a,b\\",
+            "farm:x",
+            "farm:123456",
+            "[::1",
+            "::1",
+            ":1",
+        ):
             assert refused(head(host=bad)) == 400, bad
         for good in ("farm", "10.0.0.1:4102", "[::1]:4102", "xn--frm-qla.example"):
             assert parse(host=good).headers[b"host"] == good.encode()
         assert not parse(request="GET /a HTTP/1.0", host=None).keep_alive
+
+    def test_host_of_the_target(self) -> None:
+        """A target that is a whole URL names the host of the Host header, or a proxy could believe another one."""
+        assert parse(request="GET https://Farm:4102/a HTTP/1.1").target == b"https://Farm:4102/a"
+        for target in (
+            "http://evil/a",
+            "https://farm/a",
+            "http://farm:4102@evil/a",
+            "http://u:p@farm:4102/a",
+            "http:///a",
+        ):
+            assert refused(head(request=f"GET {target} HTTP/1.1")) == 400, target
 
     def test_keep_alive(self) -> None:
         """A connection stays open unless the client says close, or speaks HTTP/1.0."""
@@ -123,10 +148,29 @@ class RequestHeadTests(SynchronousTestCase):
             ("Content-Length: 0x3",),
             ("Content-Length:",),
             ("Content-Length: 99999999999999999999",),
+            ("Content-Length: 9999999999999999999",),
+            ("Content-Length: 18446744073709551615",),
+            ("Content-Length: 3 3",),
+            ("Content-Length: 3;",),
+            ("Content-Length: 1_0",),
+            ("Content_Length: 3",),
+            ("Transfer_Encoding: chunked", length),
             (length, chunked),
             (chunked, length),
             (chunked, chunked),
             ("Transfer-Encoding: xchunked",),
+            ("Transfer-Encoding: \x0bchunked",),
+            ("Transfer-Encoding: chunked;q=1",),
+            ('Transfer-Encoding: "chunked"',),
+            ("Transfer-Encoding: identity",),
+            ("Transfer-Encoding:",),
+            ("Transfer-Encoding: chunked, chunked",),
+            ("Transfer-Encoding\t: chunked",),
+            ("Content-Length : 3",),
+            (": a",),
+            ("no colon",),
+            ("X: a\x7fb",),
+            ("X: a\x1bb",),
             ("Transfer-Encoding : chunked",),
             (" Transfer-Encoding: chunked",),
             ("Transfer-Encoding: chunked, identity",),
@@ -145,6 +189,22 @@ class RequestHeadTests(SynchronousTestCase):
         for request in ("GET /a\0b HTTP/1.1", "GET /a\x1fb HTTP/1.1", "GET /a\x7f HTTP/1.1", "GET /\xe4 HTTP/1.1"):
             assert refused(head(request=request)) == 400
         assert refused(head(request="GET /a b HTTP/1.1")) == 400
+
+    def test_line_ends(self) -> None:
+        """Every line ends with CR and LF, and nothing stands before the first word of a line."""
+        for data in (
+            b"GET /a HTTP/1.1\nHost: a\n\n\r\n\r\n",
+            b"GET /a HTTP/1.1\nHost: a\r\n\r\n",
+            b"GET /a HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+            b"GET /a HTTP/1.1\rX: b\r\nHost: a\r\n\r\n",
+            b"GET /a HTTP/1.1\r\n X: b\r\nHost: a\r\n\r\n",
+            b"GET /a HTTP/1.1\r\nHost: a\r\n\tb\r\n\r\n",
+            b"GET  /a HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET\t/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /a  HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /a HTTP/1.1 \r\nHost: a\r\n\r\n",
+        ):
+            assert refused(data) in (400, 501), data
 
     def test_limits(self) -> None:
         """A head has a largest size, a largest number of lines, and a target a largest length."""

@@ -6,7 +6,7 @@ import mimetypes
 import re
 from collections.abc import Callable
 
-from chunkfarm.catalog import Condition, Found
+from chunkfarm.catalog import Condition, Found, check_size
 from chunkfarm.chunks.placement import takes_chunks
 from chunkfarm.errors import Full, InvalidRequest, Later, NotFound, PreconditionFailed
 from chunkfarm.model import File, Receipt, check_file_name
@@ -86,6 +86,7 @@ class Objects:
             self._uploads.came(len(piece))
 
         try:
+            check_size(body.length or 0, upload.chunk_size)
             await body.into(take)
             written = await upload.finish()
             receipt = await catalog.commit(
