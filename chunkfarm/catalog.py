@@ -533,7 +533,9 @@ class Catalog:
         return await read_whole(source)
 
     async def _download(self, file: File, offset: int, length: int | None) -> Download:
-        download = Download(self._transfer, await self._manifest(file), offset, length)
+        manifest = await self._manifest(file)
+        crowded = self._transfer.is_crowded
+        download = Download(self._transfer, manifest, offset, length, crowded)
         try:
             await download.begin()
         except BaseException:

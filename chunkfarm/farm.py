@@ -152,13 +152,24 @@ class Farm(MultiService):
         self._client.open(parts.config.server.client, self._client_factory, None)
 
     def open_files(self, parts: Parts) -> None:
-        self._file_factory = FileFactory(ServerBackend(parts), self._reactor, parts.now, self._limits, self._met)
+        memory = parts.chunks.store.memory
+
+        def queued(count: int) -> None:
+            memory.queued = count
+
+        self._file_factory = FileFactory(
+            ServerBackend(parts), self._reactor, parts.now, self._limits, self._met, queued
+        )
         files = self._file_factory
         parts.metrics.count_connections("files", lambda: len(files.connections))
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
 
     def _servers_known(self) -> tuple[Server, ...]:
-        return self._parts.servers() if self._parts is not None else ()
+        parts = self._parts
+        if parts is None:
+            return ()
+        # Nobody connects to itself: where there is no other server, no place is kept on this address.
+        return tuple(server for server in parts.servers() if server.id != parts.data.server_id)
 
     def _take_limits(self, limits: Limits) -> None:
         """Let these hold on all ports, as far as there are descriptors for them."""

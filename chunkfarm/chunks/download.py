@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -17,6 +18,9 @@ AHEAD_BYTES = 16 * MIB
 another server, little enough for many downloads at a time."""
 AHEAD_CHUNKS_MAX = 8
 """More small chunks at a time than this only fill the thread pool."""
+PROVEN = 3
+"""Whoever asks for the piece of this number takes what it asked for: one asks for the second while the first is on its
+way. Others ask for much and take nothing, and the disk is busy for them, and memory full, for nothing."""
 
 
 class DamagedFile(FarmError):
@@ -30,13 +34,25 @@ class Download:
     `Transfer.open` does.
     """
 
-    def __init__(self, transfer: Transfer, manifest: Manifest, offset: int = 0, length: int | None = None) -> None:
+    def __init__(
+        self,
+        transfer: Transfer,
+        manifest: Manifest,
+        offset: int = 0,
+        length: int | None = None,
+        crowded: Callable[[bool], bool] = lambda proven: False,
+    ) -> None:
+        """`crowded` says whether so much that was read waits to be sent that nothing should be read ahead.
+
+        It is told whether this reader has proved to take what it asks for.
+        """
         end = manifest.size if length is None else offset + length
         if not 0 <= offset <= end <= manifest.size:
             raise InvalidRequest(f"the file has {manifest.size} bytes: there is no range {offset} to {end}")
         self.length = end - offset
         """Bytes that this download gives."""
         self._transfer = transfer
+        self._crowded = crowded
         self._manifest = manifest
         self._position = offset
         self._end = end
@@ -45,6 +61,8 @@ class Download:
         self._opening: Deferred[PieceSource] | None = None
         self._current: PieceSource | None = None
         self._closed = False
+        self._asked = 0
+        """How many pieces were asked for."""
 
     def begin(self) -> Deferred[None]:
         """Fires when the first piece can be given, so that an error comes before any byte."""
@@ -79,6 +97,9 @@ class Download:
     async def _next(self) -> bytes | memoryview | None:
         if self._closed:
             raise CancelledError
+        self._asked += 1
+        if self._asked == PROVEN:
+            self._read_ahead()
         while True:
             if self._current is None:
                 await self._begin()
@@ -92,7 +113,9 @@ class Download:
                 self._current = None
 
     def _read_ahead(self) -> None:
-        while len(self._ahead) < self._ahead_max and self._position < self._end:
+        alone = self._crowded(self._asked >= PROVEN)
+        most = int(self._current is None) if alone else self._ahead_max
+        while len(self._ahead) < most and self._position < self._end:
             number, within = divmod(self._position, self._manifest.chunk_size)
             chunk_length = self._manifest.chunk_length(number)
             length = min(chunk_length - within, self._end - self._position)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from chunkfarm.chunks.chunkfile import ChunkFile
 from chunkfarm.chunks.packs import PackedChunk
-from chunkfarm.model import MIB
-
-PIECE = 2 * MIB
-"""Bytes read in one go. The way of a piece from the disk's thread to the connection costs some 150 us, so that a large
-file comes 6 % slower in pieces of half the size; two a reader are in memory."""
+from chunkfarm.chunks.read_memory import PIECES, ReadMemory
 
 OpenChunk = ChunkFile | PackedChunk
 
 
 class Disk(Protocol):
     """What of the store is needed here: the first and the last work away from the reactor."""
+
+    memory: ReadMemory
 
     def read_piece(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> Deferred[memoryview]: ...
 
@@ -43,10 +42,26 @@ class ChunkReader:
         self._is_whole = self.length == file.length
         self._ahead: Deferred[memoryview] | None = None
         self._closed = False
+        self._kept: deque[int] = deque()
+        """The lengths of its pieces that are taken to be in memory."""
 
     def piece_end(self, start: int) -> int:
-        """Where the piece that begins at `start` ends: at a multiple of `PIECE`, so that no block is read twice."""
-        return min((start // PIECE + 1) * PIECE, self._end)
+        """Where the piece that begins at `start` ends: at a multiple of its size, so that no block is read twice."""
+        size = self._store.memory.piece()
+        end = min((start // size + 1) * size, self._end)
+        self._keep(end - start)
+        return end
+
+    def _keep(self, length: int) -> None:
+        self._kept.append(length)
+        self._store.memory.take(length)
+        if len(self._kept) > PIECES:
+            self._store.memory.give(self._kept.popleft())
+
+    def forget(self) -> None:
+        """Its pieces are in memory no more, or the file could not be read."""
+        self._store.memory.give(sum(self._kept))
+        self._kept.clear()
 
     def begin(self, first: memoryview) -> None:
         """Take the first piece, which was read when the file was opened."""
@@ -67,6 +82,7 @@ class ChunkReader:
         if self._closed:
             return
         self._closed = True
+        self.forget()
         if self._ahead is not None:
             self._ahead.addErrback(lambda failure: None)
             self._ahead = None

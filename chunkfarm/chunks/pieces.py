@@ -28,9 +28,13 @@ class RunInThread(Protocol):
 class BytesSource:
     """Bytes in memory as a `PieceSource`."""
 
-    def __init__(self, data: bytes | memoryview, piece: int = 512 * 1024) -> None:
+    def __init__(
+        self, data: bytes | memoryview, piece: int = 512 * 1024, closed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`closed` is called once when nobody needs the bytes any more."""
         self._rest = memoryview(data)
         self._piece = piece
+        self._on_close: Callable[[], None] | None = closed
 
     def next(self) -> Deferred[bytes | memoryview | None]:
         """The next piece, a slice without a copy; None after the last one."""
@@ -40,6 +44,9 @@ class BytesSource:
     def close(self) -> None:
         """Let go of the bytes."""
         self._rest = memoryview(b"")
+        closed, self._on_close = self._on_close, None
+        if closed is not None:
+            closed()
 
 
 async def read_whole(source: PieceSource) -> bytes:

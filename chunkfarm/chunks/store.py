@@ -34,6 +34,7 @@ from chunkfarm.chunks.packs import PACKED_MOST, Given, Packs
 from chunkfarm.chunks.pieces import Buffer, RunInThread
 from chunkfarm.chunks.pins import Pins
 from chunkfarm.chunks.promises import Promises
+from chunkfarm.chunks.read_memory import ReadMemory
 from chunkfarm.chunks.verified import Verified
 from chunkfarm.durable import is_broken, is_full, sync_directory
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch
@@ -106,6 +107,8 @@ class ChunkStore:
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._identity: list[tuple[int, int]] = []
+        self.memory = ReadMemory()
+        """What all who read chunks here keep in memory."""
         self._was_gone = False
         self._is_broken = False
         self._stopped = False
@@ -440,7 +443,11 @@ class ChunkStore:
             file.close()
             raise InvalidRequest(f"the chunk has {file.length} bytes: there is no range {offset} to {end}")
         reader = ChunkReader(self, digest, file, offset, end)
-        reader.begin(self._read(digest, file, offset, reader.piece_end(offset), end))
+        try:
+            reader.begin(self._read(digest, file, offset, reader.piece_end(offset), end))
+        except BaseException:
+            reader.forget()
+            raise
         return reader
 
     def _read(self, digest: bytes, file: OpenChunk, start: int, end: int, last: int) -> memoryview:

@@ -105,6 +105,13 @@ class Transfer:
         """Whether so much is read and written for users that other work should wait."""
         return self._foreground.rate(self._clock.seconds()) > BUSY_RATE
 
+    def is_crowded(self, proven: bool) -> bool:
+        """Whether so much that was read waits to be sent that nothing should be read ahead for a reader.
+
+        `proven` says of one that it takes what it asks for.
+        """
+        return self._store.memory.is_crowded(proven)
+
     def write(self, data: Buffer, digest: bytes | None = None) -> Deferred[ChunkReceipt]:
         """Store a chunk on the servers it belongs on; fires when the required copies are durable.
 
@@ -283,7 +290,9 @@ class Transfer:
         if not 0 <= offset <= end <= len(data):
             raise InvalidRequest(f"the chunk has {len(data)} bytes: there is no range {offset} to {end}")
         self._foreground.note(self._clock.seconds(), end - offset)
-        return BytesSource(memoryview(data)[offset:end])
+        memory, held = self._store.memory, len(data)
+        memory.take(held)
+        return BytesSource(memoryview(data)[offset:end], closed=lambda: memory.give(held))
 
     async def _whole(self, digest: bytes, part: bool) -> bytes:
         """A chunk of another server, kept for the next reader if this one wants only a part."""

@@ -50,6 +50,7 @@ from chunkfarm.wire.tls import (
     explain,
     name_to_ask_for,
 )
+from chunkfarm.wire.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,6 +131,8 @@ class Stream(tcp.Connection):
     _tls: SSL.Connection | None = None
     _handshaking = False
     _handshake_waiter: Deferred[None] | None = None
+    _turnstile: Turnstile | None = None
+    """Of those who shake hands with this port."""
     _timer: IDelayedCall | None = None
     """Of the handshake, then of the close: never both."""
     _in_turn = False
@@ -195,6 +198,9 @@ class Stream(tcp.Connection):
             # The socket is readable, which is what the write waited for; it is repeated after this turn.
             self._write_wants_read = self._blocked = False
         if self._handshaking:
+            if self._turnstile is not None and not self._turnstile.passes(self):
+                self.stopReading()
+                return None
             why = self._shake_hands()
             if why is not None or self._handshaking or not self.connected:
                 return why
@@ -579,6 +585,14 @@ class Stream(tcp.Connection):
             waiter.callback(None)
         return None
 
+    def go_on(self) -> None:
+        """Its turn to shake hands has come."""
+        if not (self.connected and self._handshaking) or self._aborting:
+            return
+        # A question that came together with the end of the handshake is still in the kernel, which says so.
+        self.startReading()
+        self._finish(self._guarded(self._shake_hands))
+
     def _handshake_timed_out(self) -> None:
         self._timer = None
         why = HandshakeTimedOut(f"the peer did not finish the handshake within {self._handshake_timeout:g} seconds")
@@ -687,6 +701,8 @@ class Stream(tcp.Connection):
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone."""
         self._disarm()
+        if self._turnstile is not None:
+            self._turnstile.leave(self)
         if self._tls is not None and self._heard_goodbye and not self._said_goodbye:
             with contextlib.suppress(SSL.Error):
                 self._tls.shutdown()

@@ -29,6 +29,7 @@ from chunkfarm.config_values import ListenDescription
 from chunkfarm.wire.inherited import Inherited, inherited_descriptor, own_inherited_ports
 from chunkfarm.wire.stream import Flusher, Stream
 from chunkfarm.wire.tls import HANDSHAKE_TIMEOUT, ContextSource, HandshakeTimedOut, TLSFailed, name_to_ask_for
+from chunkfarm.wire.turnstile import ACCEPTED_IN_TURN, Turnstile
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -61,6 +62,7 @@ class AcceptedStream(Stream, tcp.Server):
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: StreamPort, sessionno: int, reactor: Any) -> None:
         self._begin(server.flusher, server.handshake_timeout)
+        self._turnstile = server.turnstile
         tcp.Server.__init__(self, sock, protocol, client, server, sessionno, reactor)
         self.setTcpNoDelay(True)
         if server.tls is None:
@@ -79,10 +81,17 @@ class StreamPort(tcp.Port):
     tls: ContextSource | None = None
     handshake_timeout = HANDSHAKE_TIMEOUT
     flusher: Flusher
+    turnstile: Turnstile
+
+    def doRead(self) -> None:
+        """Accept some of those who wait, and leave the others for the next turn."""
+        self.numberAccepts = min(self.numberAccepts, ACCEPTED_IN_TURN)
+        super().doRead()
 
     def prepare(self, tls: ContextSource | None, handshake_timeout: float) -> None:
         """Say how connections are to be; must come before the first is accepted."""
         self.flusher = Flusher(self.reactor)
+        self.turnstile = Turnstile(self.reactor)
         self.tls = tls
         self.handshake_timeout = handshake_timeout
         try:

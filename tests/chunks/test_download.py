@@ -109,6 +109,21 @@ class DownloadTests(SynchronousTestCase):
         assert len(self.transfer.opened) == AHEAD_CHUNKS_MAX + 1
         download.close()
 
+    def test_crowded(self) -> None:
+        """Where memory is full one chunk after the other is opened; a reader that takes its pieces is trusted more."""
+        for crowded, ahead in ((lambda proven: True, 1), (lambda proven: not proven, 5)):
+            download = self.make()
+            download._crowded = crowded
+            self.successResultOf(download.next())
+            self.successResultOf(download.next())
+            assert len(self.transfer.opened) == 1
+            self.successResultOf(download.next())
+            assert len(self.transfer.opened) == ahead
+            download.close()
+            download = self.make()
+            download._crowded = crowded
+            assert self.successResultOf(self.read(download)) == self.data
+
     def test_large_chunks(self) -> None:
         """Of chunks so large that two fill the memory meant for it, only one is fetched ahead."""
         download = self.make(200 * MIB, hold=True, step=64 * MIB)

@@ -17,8 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import chunkfile
 from chunkfarm.chunks.chunkfile import BLOCK, ChunkFile, trailer_length
-from chunkfarm.chunks.opened import PIECE, ChunkReader
+from chunkfarm.chunks.opened import ChunkReader
 from chunkfarm.chunks.pieces import Buffer
+from chunkfarm.chunks.read_memory import PIECE
 from chunkfarm.chunks.store import ChunkStore, DamagedChunk, room_of
 from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.model import CHUNK_SIZE_MAX, GIB, digest_of

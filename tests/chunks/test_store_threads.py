@@ -9,7 +9,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 
-from chunkfarm.chunks.opened import PIECE, ChunkReader
+from chunkfarm.chunks.opened import ChunkReader
+from chunkfarm.chunks.read_memory import PIECE
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.model import GIB, digest_of
 from tests.chunks.builders import pattern, read_all

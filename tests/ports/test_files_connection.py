@@ -415,6 +415,7 @@ class FactoryTests(SynchronousTestCase):
         assert second.one("GET", chunk, key=None).status == 404
         first.clock.advance(1)
         assert second.one("GET", chunk, key=None).status == 404
+        assert 'limited_total{limit="connections",port="files"} 2.0' in first.backend.metrics.text(()).decode()
 
     def test_other_limits(self) -> None:
         """Limits that change hold for the next request of connections that are open."""

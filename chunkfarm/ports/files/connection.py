@@ -189,6 +189,8 @@ class FileProtocol(Protocol):
             self._refuse(error)
             return False
         if (self._turned_away or self._on_trust) and not self._is_server():
+            if self._on_trust:
+                self._files.limited("connections")
             self._refuse(Busy("this server has too many connections"))
             return False
         self._begin(head, path, query)

@@ -25,7 +25,8 @@ SWEEP_SECONDS = 1.0
 class FileFactory(Factory):
     """Makes the connections of the file port. `now_ms` is the wall clock, in milliseconds since 1970.
 
-    `limits` may be replaced at any time; `met` knows where servers of this farm are.
+    `limits` may be replaced at any time; `met` knows where servers of this farm are; `queued` is told once a second how
+    many bytes of answers wait to be sent.
     """
 
     noisy = False
@@ -38,6 +39,7 @@ class FileFactory(Factory):
         now_ms: Callable[[], int],
         limits: Limits | None = None,
         met: Met | None = None,
+        queued: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.clock = clock
         self.limits = limits or Limits()
@@ -52,6 +54,7 @@ class FileFactory(Factory):
         self.common = b""
         """The header lines of every answer, made anew once a second."""
         self._now_ms = now_ms
+        self._tell_queued = queued
         self._sweeper: IDelayedCall | None = None
         self._crowded = False
         self._places = Places(met)
@@ -106,6 +109,7 @@ class FileFactory(Factory):
             self._crowded = False
             self._places.leave(host)
         if not self._hosts:
+            self._tell_queued(0)
             sweeper, self._sweeper = self._sweeper, None
             if sweeper is not None:
                 sweeper.cancel()
@@ -137,6 +141,7 @@ class FileFactory(Factory):
         self.common = fields(("Server", "chunkfarm"), ("Date", format_date(self._now_ms() // 1000)))
         self._sweeper = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         self._uploads.look()
+        self._tell_queued(sum(getattr(protocol.transport, "queued", 0) for protocol in self.connections))
         now = self.clock.seconds()
         for protocol in list(self.connections):
             protocol.look_at_time(now)
