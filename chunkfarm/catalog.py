@@ -283,6 +283,9 @@ class Catalog:
         key = _key(name)
         page, stale = await self._read_somehow(key, limit=1)
         file = _file_in(page, key)
+        if file is None and stale:
+            # It may have been stored since. Who asks can try another server.
+            raise Busy(f"there was no file {name} at revision {stale}, and nobody who knows the last state answers")
         if file is None:
             raise NotFound(f"there is no file {name}")
         return Found(file, stale)

@@ -79,9 +79,11 @@ CONTRACTS = {"table.interface": "model"}
 
 BESIDE = {
     "cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}
-    | {"restoring", "config_file", "threads"}
+    | {"restoring", "config_file", "threads", "drill"},
+    "drill": {"drill", "cli", "links", "trust", "errors", "config", "config_values"},
 }
-"""The operator's command stands beside the server; a part of it works on the data directory of one that is stopped."""
+"""The operator's command stands beside the server; a part of it works on the data directory of one that is stopped. Its
+drills use a farm as the command does: the servers are processes of their own."""
 
 PURE = [
     "model",

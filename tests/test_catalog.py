@@ -587,7 +587,13 @@ class StaleTests(CatalogTestCase):
         listing = self.successResultOf(self.catalog.list())
         assert (listing.files, listing.stale) == ((file,), self.table.revision)
         self.failureResultOf(self.catalog.stat(NAME), ReadOnly)
-        self.failureResultOf(self.catalog.find("a/none"), NotFound)
+
+    def test_stored_since(self) -> None:
+        """A file that an old state does not have may be there by now: who asks is sent elsewhere, and not told no."""
+        self.stored(name="a/other")
+        self.table.unavailable = True
+        refused = self.failureResultOf(self.catalog.find(NAME), Busy).value
+        assert f"at revision {self.table.revision}" in str(refused)
 
     def test_no_answer(self) -> None:
         """When the leader is silent a reader waits for two seconds and no longer."""

@@ -25,6 +25,7 @@ from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.upload import Upload
+from chunkfarm.drill.command import drill
 from chunkfarm.errors import FarmError, InvalidRequest
 from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.links.rows import parse_row
@@ -88,6 +89,7 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
 chunkfarm.add_command(authority.ca)
 chunkfarm.add_command(keys.key)
 chunkfarm.add_command(invite)
+chunkfarm.add_command(drill)
 
 
 @chunkfarm.command()

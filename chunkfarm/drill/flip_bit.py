@@ -1,0 +1,116 @@
+"""Single bits of stored chunks flip on the disk: who notices, what people get, how the copies become whole again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+from attrs import frozen
+
+from chunkfarm.cli import check as checking
+from chunkfarm.drill.people import get, put
+from chunkfarm.drill.run import Run
+from chunkfarm.drill.story import DrillFailed
+
+TITLE = "single bits of stored chunks flip on the disk"
+SERVERS_MIN = 3
+SIZES = {"read": 300_000, "checked": 400_000, "packed": 5_000}
+"""Of the three files: two chunks with files of their own, and one that shares a file with others."""
+HEALED_SECONDS = 60.0
+
+
+@frozen
+class Place:
+    """A byte on a disk."""
+
+    path: Path
+    offset: int
+
+    def flip(self) -> None:
+        """Change one bit."""
+        with self.path.open("r+b") as file:
+            file.seek(self.offset)
+            byte = file.read(1)[0]
+            file.seek(self.offset)
+            file.write(bytes([byte ^ 0x10]))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def find(data: Path, content: bytes) -> Place:
+    """Where the middle of a chunk is in a data directory; raises `DrillFailed` if the chunk is not there."""
+    for path in sorted((*data.glob("chunks/*/*.chunk"), *data.rglob("*.pack"))):
+        at = path.read_bytes().find(content)
+        if at >= 0:
+            return Place(path, at + len(content) // 2)
+    raise DrillFailed(f"a chunk that should be in {data} is not there")
+
+
+async def flip_bit(run: Run) -> None:
+    """The drill."""
+    farm, story = run.farm, run.story
+    await run.begin()
+    chance = random.Random(1)  # noqa: S311 - any bytes will do
+    contents = {f"drill/{name}": chance.randbytes(size) for name, size in SIZES.items()}
+    way = farm.people()
+    try:
+        for name, content in contents.items():
+            await put(way, name, content)
+    finally:
+        way.hang_up()
+    await farm.until_whole(HEALED_SECONDS)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    holders = {name: await _holder(run, name) for name in contents}
+    story.tell(f"{len(contents)} files are stored, each in three copies")
+
+    name, holder = "drill/read", holders["drill/read"]
+    find(farm.servers[holder].data, contents[name]).flip()
+    story.tell(f"a bit of {name} is flipped on the disk of {holder}")
+    way = farm.people(holder)
+    try:
+        right = await get(way, name) == contents[name]
+    finally:
+        way.hang_up()
+    story.check(right, f"{name}, read through {holder}, is right", f"{holder} gave wrong bytes for {name}")
+
+    for name in ("drill/checked", "drill/packed"):
+        find(farm.servers[holders[name]].data, contents[name]).flip()
+        story.tell(f"a bit of {name} is flipped on the disk of {holders[name]}, and nobody reads it")
+    flipped = run.seconds()
+    found = await farm.checked(quick=False)
+    names = await _names(run)
+    for line in checking.lines(found, False, names):
+        story.tell(f"chunkfarm check: {line}")
+    damaged = {file.name for file in found.wrong if file.damaged}
+    story.check(
+        {"drill/checked", "drill/packed"} <= damaged,
+        "it found both",
+        f"chunkfarm check found no damage in {', '.join(sorted({'drill/checked', 'drill/packed'} - damaged))}",
+    )
+
+    await farm.until_whole(HEALED_SECONDS)
+    story.figure("healed", run.seconds() - flipped, "every chunk has all its copies again, {} after the last flip")
+    for name, holder in holders.items():
+        find(farm.servers[holder].data, contents[name])
+    story.tell("the copies that were damaged are on their disks again, byte by byte")
+    aside = [path for server in farm.servers.values() for path in server.data.glob("chunks/quarantine/*")]
+    story.check(
+        len(aside) >= len(contents),
+        f"{len(aside)} damaged copies are put aside in chunks/quarantine, for whoever wants to look at them",
+        f"only {len(aside)} damaged copies were put aside",
+    )
+    await run.read_back(digests, list(farm.servers))
+    await run.all_is_whole()
+
+
+async def _names(run: Run) -> dict[str, str]:
+    """Names of servers by their ids."""
+    return {row["id"]: row["name"] for row in (await run.farm.ask("SERVERS")).parsed()}
+
+
+async def _holder(run: Run, name: str) -> str:
+    """A server that holds the one chunk of a file."""
+    rows = (await run.farm.ask(f"EXPLAIN {name}")).parsed()
+    return next(row["name"] for row in rows if row.get("held") == "1")

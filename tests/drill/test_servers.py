@@ -1,0 +1,98 @@
+"""A server of a drill: its config.ini, its environment, its ports; full disks by a raised reserve; flipped bits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.config import read_config
+from chunkfarm.drill import disks, flip_bit
+from chunkfarm.drill.farm import FARM
+from chunkfarm.drill.relay import OUTSIDE
+from chunkfarm.drill.servers import INSIDE, Server, environment, free_bases
+from chunkfarm.drill.story import DrillFailed
+
+
+class ServerTests(SynchronousTestCase):
+    def make(self, host: str = INSIDE) -> Server:
+        server = Server(None, "alpha", 23_000, Path(self.mktemp()).absolute(), host)
+        server.write_config(FARM.format(chunksize="1M", replicas=3, more="repair_after = 6s"), "reserve = 1M")
+        return server
+
+    def test_nobody_else_reaches_it(self) -> None:
+        """It listens on loopback alone, also where it tells the others of a relay."""
+        config = read_config(self.make(OUTSIDE).config, {})
+        assert config.server.host == OUTSIDE
+        for place in (config.server.client, config.server.peer, config.server.files):
+            assert place.name == INSIDE
+        assert config.server.client.port == 23_000 and config.server.files.port == 23_002
+        assert config.farm.repair_after == 6.0 and config.servers == ()
+
+    def test_past_the_relay(self) -> None:
+        """People reach it itself, so that a cut between servers does not cut them off."""
+        listed = self.make(OUTSIDE).listed()
+        assert (listed.host, listed.client, listed.files) == (INSIDE, 23_000, 23_002)
+
+    def test_environment(self) -> None:
+        """It knows nothing of the user's own farm, and takes no sockets of the command's."""
+        own = {"HOME": "/root", "CHUNKFARM_CONFIG": "mine.ini", "LISTEN_FDS": "2", "NOTIFY_SOCKET": "/run/x"}
+        given = environment(own)
+        assert given.pop("PYTHONPATH") and given == {"HOME": "/root"}
+
+    def test_full_by_its_reserve(self) -> None:
+        """Without a disk of its own a server is made full, and given room again, by one option and a SIGHUP."""
+        server = self.make()
+        again: list[None] = []
+        self.patch(server, "read_config_again", lambda: again.append(None))
+        before = read_config(server.config, {}).server
+        ways = disks.Reserves()
+        ways.fill(server)
+        assert read_config(server.config, {}).server.reserve == 1000 << 40
+        ways.empty(server)
+        assert read_config(server.config, {}).server == before
+        assert len(again) == 2
+
+    def test_who_may_not_mount(self) -> None:
+        """Only root is given disks of his own, and only where a trial shows that they can be mounted."""
+        folder = Path(self.mktemp())
+        assert isinstance(disks.disks_for(folder, user=1000), disks.Reserves)
+
+        def refuse(folder: Path) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        self.patch(disks, "mount", refuse)
+        assert isinstance(disks.disks_for(folder, user=0), disks.Reserves)
+        assert list(folder.iterdir()) == []
+
+    def test_one_bit(self) -> None:
+        """Exactly one bit of the stored content is changed."""
+        data = Path(self.mktemp()).absolute()
+        (data / "chunks" / "3f").mkdir(parents=True)
+        content = bytes(range(200))
+        path = data / "chunks" / "3f" / "3fa9.chunk"
+        path.write_bytes(b"head" + content + b"trailer")
+        flip_bit.find(data, content).flip()
+        changed = [one ^ other for one, other in zip(path.read_bytes()[4:204], content, strict=True)]
+        assert sorted(changed)[-2:] == [0, 0x10]
+        with self.assertRaises(DrillFailed):
+            flip_bit.find(data, content)
+
+
+class PortTests(SynchronousTestCase):
+    def test_three_in_a_row_everywhere(self) -> None:
+        """A server gets three ports that are free on each address, and no two get the same."""
+        taken = {(INSIDE, 23_001), (OUTSIDE, 23_012)}
+        bases = free_bases(2, (INSIDE, OUTSIDE), 23_000, random.Random(1), lambda host, port: (host, port) not in taken)
+        assert bases == [23_020, 23_030]
+
+    def test_anywhere(self) -> None:
+        """Without a wish they are somewhere below those that the kernel gives away."""
+        bases = free_bases(4, (INSIDE,), None, random.Random(1), lambda host, port: True)
+        assert len(set(bases)) == 4 and all(20_000 <= base < 32_000 for base in bases)
+
+    def test_none(self) -> None:
+        """Where there are not enough, the drill says so."""
+        with self.assertRaises(DrillFailed):
+            free_bases(1, (INSIDE,), 23_000, random.Random(1), lambda host, port: False)
