@@ -28,7 +28,7 @@ async def kill_first(run: Run) -> None:
         f"{first} is the first; {len(load.orders)} people store files, {len(load.acknowledged)} are acknowledged"
     )
 
-    story.tell(f"{first} is killed with kill -9, with {load.under_way} writes under way")
+    story.tell(f"{first} is killed with kill -9; writes that wait for an answer just now: {load.under_way}")
     killed = run.seconds()
     await farm.kill9(first)
     again = await load.first_begun_after(killed, WRITES_AGAIN_SECONDS) - killed

@@ -19,7 +19,7 @@ from chunkfarm.drill.story import DrillFailed
 from chunkfarm.errors import FarmError
 from chunkfarm.links.lines import Reply
 
-SIZES = (1_000, 40_000, 300_000, 2_500_000)
+SIZES = (1_000, 40_000, 200_000, 1_200_000)
 """Of the files: packed chunks, a chunk of its own, and several of them."""
 PAUSE_SECONDS = 0.1
 """Between two files of one person: a drill is to show what happens, and reads everything back; it need not fill the

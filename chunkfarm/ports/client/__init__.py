@@ -147,9 +147,10 @@ A name is `bucket/path`, up to 1,024 bytes. Sizes are bytes; a timestamp is `202
 `-` stands for a word left out. A row: `FILE name= size= modified= etag= type="..." chunksize= chunks= revision=`.
 Names are in the order of their bytes. `more` says that others follow: ask again with the last name as `after`. A
 LIST shows at most 1,000. `stale=<revision>` says that nobody who knows the last state answers, and that this is how
-things were at that revision. A range must lie within the file. If bytes cannot be delivered after DATA was said,
-the link ends early: ask another server for the rest, and compare the etag, which changes with the content: it is
-the first 32 hexadecimal digits of SHA-256 over `<size> <chunk size> ` and the raw digests of the chunks in order.
+things were at that revision; a file that was not there then is `busy`, not `notfound`, for it may have come since. A
+range must lie within the file. If bytes cannot be delivered after DATA was said, the link ends early: ask another
+server for the rest, and compare the etag, which changes with the content: it is the first 32 hexadecimal digits of
+SHA-256 over `<size> <chunk size> ` and the raw digests of the chunks in order.
 
 EXPLAIN asks all servers which chunks of the file they hold; who does not answer counts as holding none. It shows
 at most 1,000 chunks, from number `from` (0 is the first); `more` says that others follow. Rows:
