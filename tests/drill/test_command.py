@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class DrillTests(SynchronousTestCase):
         self.patch(command, "end_quietly", lambda: None)
 
     def run_command(
-        self, *arguments: str, interrupt: bool = False, **scripts: Callable[[Run], Awaitable[None]]
+        self, scripts: Mapping[str, Callable[[Run], Awaitable[None]]], *arguments: str, interrupt: bool = False
     ) -> Result:
         drills = {name: command.Drill(f"about {name}", script, 3) for name, script in scripts.items()}
         self.patch(command, "DRILLS", drills)
@@ -68,7 +68,7 @@ class DrillTests(SynchronousTestCase):
 
     def test_good(self) -> None:
         """What was as promised ends with 0, and nothing is left."""
-        done = self.run_command("kill-first", **{"kill-first": self.good})
+        done = self.run_command({"kill-first": self.good}, "kill-first")
         assert done.exit_code == 0, done.output
         assert done.output.splitlines()[0] == "kill-first: about kill-first"
         assert done.output.splitlines()[-1] == "PASS  kill-first: takeover 0.2 s"
@@ -76,7 +76,7 @@ class DrillTests(SynchronousTestCase):
 
     def test_bad(self) -> None:
         """What was not as promised ends with 1; of several drills the others are done all the same."""
-        done = self.run_command("all", "--json", **{"kill-first": self.bad, "flip-bit": self.good})
+        done = self.run_command({"kill-first": self.bad, "flip-bit": self.good}, "all", "--json")
         assert done.exit_code == 1
         told = json.loads(done.stdout)
         assert [(one["drill"], one["passed"]) for one in told] == [("kill-first", False), ("flip-bit", True)]
@@ -84,19 +84,19 @@ class DrillTests(SynchronousTestCase):
 
     def test_interrupted(self) -> None:
         """Ctrl-C ends the drill with 1 once everything is cleaned up; no further one begins."""
-        done = self.run_command("all", interrupt=True, **{"kill-first": self.endless, "flip-bit": self.good})
+        done = self.run_command({"kill-first": self.endless, "flip-bit": self.good}, "all", interrupt=True)
         assert done.exit_code == 1 and "interrupted" in done.stderr
         assert "flip-bit" not in done.stdout and not self.folders[0].exists()
 
     def test_kept(self) -> None:
         """With --keep the data stay."""
         folder = Path(self.mktemp()).absolute()
-        assert self.run_command("kill-first", "--keep", str(folder), **{"kill-first": self.good}).exit_code == 0
+        assert self.run_command({"kill-first": self.good}, "kill-first", "--keep", str(folder)).exit_code == 0
         assert (folder / "kill-first").is_dir()
-        done = self.run_command("kill-first", "--keep", str(folder), **{"kill-first": self.good})
+        done = self.run_command({"kill-first": self.good}, "kill-first", "--keep", str(folder))
         assert done.exit_code == 2 and "is not empty" in done.stderr
 
     def test_too_few_servers(self) -> None:
         """A drill for which the servers are too few says how many it needs."""
-        done = self.run_command("kill-first", "--servers", "2", **{"kill-first": self.good})
+        done = self.run_command({"kill-first": self.good}, "kill-first", "--servers", "2")
         assert done.exit_code == 2 and "needs at least 3" in done.stderr
