@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,10 +24,13 @@ CLEANED_SECONDS = 15.0
 
 
 class DrillTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.base = Path(self.mktemp()).absolute()
+        self.base.mkdir(parents=True)
+
     def start(self, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         """The command, and the folder in which it makes what is temporary."""
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=self.base))
         process = subprocess.Popen(
             [*CLI, "drill", *arguments],
             cwd=folder,
