@@ -79,11 +79,12 @@ CONTRACTS = {"table.interface": "model"}
 
 BESIDE = {
     "cli": {"cli", "links", "trust", "wire", "model", "errors", "config", "config_values", "config_text"}
-    | {"restoring", "config_file", "threads", "drill"},
+    | {"restoring", "config_file", "threads", "drill", "bench"},
     "drill": {"drill", "cli", "links", "trust", "errors", "config", "config_values"},
+    "bench": {"bench", "cli", "drill", "links", "trust", "wire", "errors", "config"},
 }
 """The operator's command stands beside the server; a part of it works on the data directory of one that is stopped. Its
-drills use a farm as the command does: the servers are processes of their own."""
+drills and benchmarks use a farm as the command does: servers are processes of their own."""
 
 PURE = [
     "model",

@@ -11,6 +11,7 @@ import click
 from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
+from chunkfarm.bench.command import bench
 from chunkfarm.cli import authority, draining, exits, exporting, forgetting, keys, restoring, screen, taking_over
 from chunkfarm.cli import check as checking
 from chunkfarm.cli import explain as explaining
@@ -90,6 +91,7 @@ chunkfarm.add_command(authority.ca)
 chunkfarm.add_command(keys.key)
 chunkfarm.add_command(invite)
 chunkfarm.add_command(drill)
+chunkfarm.add_command(bench)
 
 
 @chunkfarm.command()

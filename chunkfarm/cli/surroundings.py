@@ -33,7 +33,7 @@ GREET_TIMEOUT = 5.0
 
 T = TypeVar("T")
 Greet = Callable[[Listed], Deferred[Mapping[str, str]]]
-Main = Callable[[Any], Deferred[None]]
+Main = Callable[[Any], Deferred[Any]]
 
 
 def react(main: Main) -> None:

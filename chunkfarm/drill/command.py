@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 from attrs import frozen
-from twisted.internet.defer import CancelledError, Deferred
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.exits import FAILED, give_up
+from chunkfarm.cli.stopping import cancelled_by_stop
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.drill import fill_disk, flip_bit, kill_first, partition
 from chunkfarm.drill.farm import DrillFarm
 from chunkfarm.drill.relay import OUTSIDE
 from chunkfarm.drill.run import Run
-from chunkfarm.drill.servers import INSIDE, end_quietly, free_bases
+from chunkfarm.drill.servers import INSIDE, free_bases
 from chunkfarm.drill.story import DrillFailed, Story
 from chunkfarm.errors import FarmError
 
@@ -146,23 +146,7 @@ def _run_all(
                 continue
             await play(Run(farm, story), one.script)
 
-    def begin(reactor: Any) -> Deferred[None]:
-        work = Deferred.fromCoroutine(main(reactor))
-        done: Deferred[None] = Deferred()
-        work.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        work.addBoth(lambda result: done.callback(result))
-
-        def interrupted() -> Deferred[None]:
-            # Processes and mounts are to be gone before this process is.
-            end_quietly()
-            if not done.called:
-                work.cancel()
-            return done
-
-        reactor.addSystemEventTrigger("before", "shutdown", interrupted)
-        return done
-
-    surroundings.react(begin)
+    surroundings.react(lambda reactor: cancelled_by_stop(reactor, main(reactor)))
 
 
 async def play(run: Run, script: Callable[[Run], Awaitable[None]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -218,9 +217,3 @@ def free_bases(
     if len(found) < count:
         raise DrillFailed(f"there are not {count} times {PORTS_PER_SERVER} free ports in a row on {', '.join(wanted)}")
     return found
-
-
-def end_quietly() -> None:
-    """From here on Ctrl-C changes nothing: what is being cleaned up is cleaned up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.cli import stopping
 from chunkfarm.cli.commands import chunkfarm
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.drill import command
@@ -26,15 +27,19 @@ class Reactor(Clock):
         super().__init__()
         self.before_shutdown: list[Callable[[], Any]] = []
 
-    def addSystemEventTrigger(self, phase: str, event: str, function: Callable[[], Any]) -> None:
+    def addSystemEventTrigger(self, phase: str, event: str, function: Callable[[], Any]) -> Any:
         self.before_shutdown.append(function)
+        return function
+
+    def removeSystemEventTrigger(self, trigger: Any) -> None:
+        self.before_shutdown.remove(trigger)
 
 
 class DrillTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.folders: list[Path] = []
         self.patch(command, "free_bases", lambda count, addresses, start, chance: list(range(100, 100 + count)))
-        self.patch(command, "end_quietly", lambda: None)
+        self.patch(stopping, "end_quietly", lambda: None)
 
     def run_command(
         self, scripts: Mapping[str, Callable[[Run], Awaitable[None]]], *arguments: str, interrupt: bool = False
