@@ -87,6 +87,8 @@ BESIDE = {
 drills and benchmarks use a farm as the command does: servers are processes of their own."""
 
 PURE = [
+    "bench.bounds",
+    "drill.story",
     "model",
     "errors",
     "membership",
