@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Coroutine
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.python.failure import Failure
+
+
+def stop_on_hangup(reactor: Any) -> None:
+    """Take a terminal that goes away for Ctrl-C, unless whoever started this wants it to go on (nohup)."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        return
+
+    def stop() -> None:
+        with contextlib.suppress(ReactorNotRunning):
+            reactor.stop()
+
+    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(stop))
 
 
 def end_quietly() -> None:

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up, interrupted
 from chunkfarm.cli.farm import Dial, Farm, Probe, in_order
+from chunkfarm.cli.stopping import stop_on_hangup
 from chunkfarm.cli.threads import RunInThread, in_thread
 from chunkfarm.config import Config, Listed, read_config
 from chunkfarm.errors import FarmError, Waiting
@@ -43,6 +44,7 @@ def react(main: Main) -> None:
     running: Any = reactor
     # A step of the wall clock would else fire or freeze every timer.
     running.seconds = time.monotonic
+    stop_on_hangup(running)
     # The outcome is told by whoever called.
     with contextlib.suppress(SystemExit):
         task.react(main, (), _reactor=running)

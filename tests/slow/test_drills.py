@@ -81,14 +81,18 @@ class DrillTests(SynchronousTestCase):
             raise faults[0]
 
     def test_interrupted(self) -> None:
-        """Ctrl-C in the middle ends with 1, and ends all servers."""
+        """Ctrl-C in the middle ends with 1, and ends all servers; so does a terminal that goes away."""
+        for number in (signal.SIGINT, signal.SIGHUP):
+            self.interrupt(number)
+
+    def interrupt(self, number: signal.Signals) -> None:
         process, folder = self.start("flip-bit")
         assert process.stdout is not None and process.stderr is not None
         while b"all of them serve" not in process.stdout.readline():
             assert process.poll() is None
         running = servers_in(folder)
         assert len(running) == 4
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=CLEANED_SECONDS)
         assert process.returncode == 1 and b"interrupted" in said, said
         self.nothing_is_left(folder)
