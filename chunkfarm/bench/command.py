@@ -25,7 +25,7 @@ from chunkfarm.cli.threads import RunInThread
 from chunkfarm.config import ConfigError, format_size, parse_size, read_config
 from chunkfarm.errors import FarmError
 
-SIZE = 128 * MIB
+SIZE = "128M"
 SIZE_MIN = 8 * MIB
 SIZE_MAX = 16 * 1024 * MIB
 HERE = {"127.0.0.1", "::1", "localhost"}
@@ -48,7 +48,7 @@ class _Size(click.ParamType[int]):
 
 @click.command()
 @click.option(
-    "--size", type=_Size(), default=SIZE, show_default="128M", help="Of the large file, and of what a disk writes."
+    "--size", type=_Size(), default=SIZE, show_default=True, help="Of the large file, and of what a disk writes."
 )
 @click.option("--local", is_flag=True, help="Measure this machine alone; no farm is needed.")
 @click.option(
@@ -67,7 +67,7 @@ def bench(surroundings: Surroundings, size: int, local: bool, folder: str | None
     the ceilings that bound it, which docs/operations.md explains.
 
     Files are stored under a random name, bench-..., and removed at the end, also on Ctrl-C; their room comes back
-    after collect_grace. It takes half a minute, in which the farm is busy.
+    after collect_grace. It takes ten seconds or more, in which the farm is busy.
 
     \b
     chunkfarm bench
