@@ -134,7 +134,7 @@ class DrillFarm:
             async def serves(name: str = name) -> bool:
                 server = self.servers[name]
                 if not server.is_running:
-                    raise DrillFailed(f"{name} has ended by itself: {server.last_words(1)}")
+                    raise DrillFailed(f"{name} has ended by itself: {server.last_words()}")
                 return await self.state(name) == "serving"
 
             await self.until(serves, seconds, f"{name} serves")

@@ -143,15 +143,22 @@ class Server:
             self._process.send(how)
         return gone
 
-    def last_words(self, lines: int = 3) -> str:
-        """The end of its log."""
+    def last_words(self) -> str:
+        """What its log says of why it ended."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
                 text = file.read().decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return last_words(text)
+
+
+def last_words(log: str) -> str:
+    """The last line of a log that tells why its server ended, or the very last. Pure."""
+    lines = log.splitlines() or [""]
+    told = [line for line in lines if "#critical]" in line]
+    return (told or lines)[-1].partition("] ")[2]
 
 
 class _Process(ProcessProtocol):

@@ -11,7 +11,7 @@ from chunkfarm.config import read_config
 from chunkfarm.drill import disks, flip_bit
 from chunkfarm.drill.farm import FARM
 from chunkfarm.drill.relay import OUTSIDE
-from chunkfarm.drill.servers import INSIDE, Server, environment, free_bases
+from chunkfarm.drill.servers import INSIDE, Server, environment, free_bases, last_words
 from chunkfarm.drill.story import DrillFailed
 
 
@@ -65,6 +65,13 @@ class ServerTests(SynchronousTestCase):
         self.patch(disks, "mount", refuse)
         assert isinstance(disks.disks_for(folder, user=0), disks.Reserves)
         assert list(folder.iterdir()) == []
+
+    def test_why_it_ended(self) -> None:
+        """Of a server that ended by itself its own reason is told, not what its ports say afterwards."""
+        log = "t [x.Farm#critical] chunkfarm: the disk is gone\nt [-] (TCP Port 23101 Closed)\n"
+        assert last_words(log) == "chunkfarm: the disk is gone"
+        assert last_words("t [-] Received SIGTERM") == "Received SIGTERM"
+        assert last_words("") == ""
 
     def test_one_bit(self) -> None:
         """Exactly one bit of the stored content is changed."""
