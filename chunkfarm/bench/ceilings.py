@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def _temporary(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def write_and_read(folder: Path, size: int, stopped: Stopped, seconds: Callable[[], float]) -> tuple[float, float]:
+def write_and_read(folder: Path, size: int, seconds: Callable[[], float], stopped: Stopped) -> tuple[float, float]:
     """Bytes a second of writing one file of `size` bytes and synchronizing it, and of reading it from the disk.
 
     It is read after the kernel was asked to forget it; where that is not done (tmpfs), the figure is that of memory.
@@ -69,7 +68,7 @@ def write_and_read(folder: Path, size: int, stopped: Stopped, seconds: Callable[
             os.close(descriptor)
 
 
-def sync_time(folder: Path, stopped: Stopped, seconds: Callable[[], float]) -> float:
+def sync_time(folder: Path, seconds: Callable[[], float], stopped: Stopped) -> float:
     """Milliseconds of appending a little to a file and synchronizing it, the median. Raises `OSError`, `GivenUp`."""
     times = []
     with _temporary(folder) as path:
@@ -86,7 +85,7 @@ def sync_time(folder: Path, stopped: Stopped, seconds: Callable[[], float]) -> f
     return 1000 * median(times)
 
 
-def new_files(folder: Path, stopped: Stopped, seconds: Callable[[], float]) -> float:
+def new_files(folder: Path, seconds: Callable[[], float], stopped: Stopped) -> float:
     """Small files a second, each made, synchronized, renamed, and its name synchronized. Raises as `sync_time`."""
     directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -107,20 +106,20 @@ def new_files(folder: Path, stopped: Stopped, seconds: Callable[[], float]) -> f
         os.close(directory)
 
 
-def hash_rate(stopped: Stopped, seconds: Callable[[], float] = time.perf_counter) -> float:
+def hash_rate(seconds: Callable[[], float], stopped: Stopped) -> float:
     """Bytes a second of SHA-256 on one processor. Raises `GivenUp`."""
     piece = os.urandom(PIECE)
     hashed = hashlib.sha256()
-    return _rate(lambda: hashed.update(piece), len(piece), stopped, seconds)
+    return _rate(lambda: hashed.update(piece), len(piece), seconds, stopped)
 
 
-def crc_rate(stopped: Stopped, seconds: Callable[[], float] = time.perf_counter) -> float:
+def crc_rate(seconds: Callable[[], float], stopped: Stopped) -> float:
     """Bytes a second of CRC32C on one processor, in blocks of 64 KiB. Raises `GivenUp`."""
     block = os.urandom(BLOCK)
-    return _rate(lambda: google_crc32c.value(block), len(block), stopped, seconds)
+    return _rate(lambda: google_crc32c.value(block), len(block), seconds, stopped)
 
 
-def _rate(work: Callable[[], object], size: int, stopped: Stopped, seconds: Callable[[], float]) -> float:
+def _rate(work: Callable[[], object], size: int, seconds: Callable[[], float], stopped: Stopped) -> float:
     begun, done = seconds(), 0
     while (passed := seconds() - begun) < HASH_SECONDS:
         _go_on(stopped)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from attrs import define, field
@@ -17,7 +18,7 @@ from chunkfarm.bench.bounds import MIB, MILLISECONDS, PER_SECOND, RATE, Figure, 
 from chunkfarm.bench.loopback import SinkProcess, measure
 from chunkfarm.bench.through import PEOPLE, REMOVE_SECONDS, SMALL_BYTES, Through
 from chunkfarm.cli import screen
-from chunkfarm.cli.exits import FAILED, give_up
+from chunkfarm.cli.exits import give_up, interrupted
 from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.stopping import cancelled_by_stop
 from chunkfarm.cli.surroundings import Surroundings
@@ -28,7 +29,7 @@ from chunkfarm.errors import FarmError
 SIZE = "128M"
 SIZE_MIN = 8 * MIB
 SIZE_MAX = 16 * 1024 * MIB
-HERE = {"127.0.0.1", "::1", "localhost"}
+T = TypeVar("T")
 
 
 class _Size(click.ParamType[int]):
@@ -55,6 +56,7 @@ class _Size(click.ParamType[int]):
     "--dir",
     "folder",
     metavar="DIR",
+    type=click.Path(),
     help="Measure the disk of DIR; by default that of the data directory, or of the working directory.",
 )
 @screen.as_json
@@ -74,7 +76,7 @@ def bench(surroundings: Surroundings, size: int, local: bool, folder: str | None
     chunkfarm bench --local --dir /var/lib/chunkfarm
     chunkfarm bench --size 1G --json
 
-    Exit status: as of all commands; 1 also on Ctrl-C.
+    Exit status: as of all commands.
     """
     figures = Figures(lambda text: click.echo(text, err=True), size)
     place = _place(surroundings, folder)
@@ -87,8 +89,7 @@ def bench(surroundings: Surroundings, size: int, local: bool, folder: str | None
 
         finished = surroundings.run(work)
     if not finished:
-        click.echo("chunkfarm: interrupted", err=True)
-        raise click.exceptions.Exit(FAILED)
+        interrupted()
     if as_json:
         screen.show_json([figure.as_value() for figure in figures.rows])
     else:
@@ -146,6 +147,21 @@ async def _all(figures: Figures, farm: Farm, place: Path, run_in_thread: RunInTh
     await figures.farm(through, status, rows)
 
 
+async def until_it_ends(run_in_thread: RunInThread, measure: Callable[..., T], *arguments: object) -> T:
+    """What a function of `ceilings` gives. After a cancel it is told to stop, and waited for: it may have a file."""
+    stop = threading.Event()
+    running = run_in_thread(measure, *arguments, stop.is_set)
+    result: Deferred[T] = Deferred()
+    ended: Deferred[None] = Deferred()
+    running.addCallbacks(result.callback, result.errback).addBoth(ended.callback)
+    try:
+        return await result
+    except CancelledError:
+        stop.set()
+        await ended
+        raise
+
+
 @define
 class Figures:
     """What is measured, in the order in which it is shown. `say` is told what is being done; `size` is in bytes."""
@@ -163,37 +179,29 @@ class Figures:
 
     async def here(self, reactor: Any, place: Path, run_in_thread: RunInThread) -> None:
         """Disk, hashing, TCP and TLS of this machine. Raises `OSError` and `NoSink`."""
-        nobody = [False]
-        stopped = lambda: nobody[0]  # noqa: E731
         seconds = time.perf_counter
-        try:
-            self.say(f"the disk of {place.absolute()}")
-            write, read = await run_in_thread(ceilings.write_and_read, place, self.size, stopped, seconds)
-            self.add(Figure(bounds.DISK_WRITE, write / MIB, RATE, "one file, written in order and synchronized once"))
-            self.add(
-                Figure(
-                    bounds.DISK_READ, read / MIB, RATE, "the same, read in order, not from memory if that can be helped"
-                )
-            )
-            sync = await run_in_thread(ceilings.sync_time, place, stopped, seconds)
-            self.add(Figure(bounds.DISK_SYNC, sync, MILLISECONDS, "4 KiB appended and synchronized, the median"))
-            files = await run_in_thread(ceilings.new_files, place, stopped, seconds)
-            self.add(
-                Figure(
-                    "disk new files",
-                    files,
-                    PER_SECOND,
-                    "1 KiB each, synchronized, renamed, name synchronized, one by one",
-                )
-            )
-            self.say("hashing")
-            sha = await run_in_thread(ceilings.hash_rate, stopped)
-            self.add(Figure(bounds.SHA256, sha / MIB, RATE, "names every chunk; on one processor"))
-            crc = await run_in_thread(ceilings.crc_rate, stopped)
-            self.add(Figure(bounds.CRC32C, crc / MIB, RATE, "checks what is read from a disk; on one processor"))
-        except BaseException:
-            nobody[0] = True
-            raise
+
+        async def on_thread(measure: Callable[..., T], *arguments: object) -> T:
+            return await until_it_ends(run_in_thread, measure, *arguments)
+
+        self.say(f"the disk of {place.absolute()}")
+        write, read = await on_thread(ceilings.write_and_read, place, self.size, seconds)
+        self.add(Figure(bounds.DISK_WRITE, write / MIB, RATE, "one file, written in order and synchronized once"))
+        meaning = "the same, read in order, not from memory if that can be helped"
+        self.add(Figure(bounds.DISK_READ, read / MIB, RATE, meaning))
+        sync = await on_thread(ceilings.sync_time, place, seconds)
+        self.add(Figure(bounds.DISK_SYNC, sync, MILLISECONDS, "4 KiB appended and synchronized, the median"))
+        files = await on_thread(ceilings.new_files, place, seconds)
+        meaning = "1 KiB each, synchronized, renamed, name synchronized, one by one"
+        self.add(Figure("disk new files", files, PER_SECOND, meaning))
+        self.say("hashing")
+        sha = await on_thread(ceilings.hash_rate, seconds)
+        self.add(Figure(bounds.SHA256, sha / MIB, RATE, "names every chunk; on one processor"))
+        crc = await on_thread(ceilings.crc_rate, seconds)
+        self.add(Figure(bounds.CRC32C, crc / MIB, RATE, "checks what is read from a disk; on one processor"))
+        await self._loopback(reactor, seconds)
+
+    async def _loopback(self, reactor: Any, seconds: Callable[[], float]) -> None:
         sink = SinkProcess(reactor)
         try:
             self.say("TCP and TLS between two processes")

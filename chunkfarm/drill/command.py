@@ -13,7 +13,7 @@ import click
 from attrs import frozen
 
 from chunkfarm.cli import screen
-from chunkfarm.cli.exits import FAILED, give_up
+from chunkfarm.cli.exits import FAILED, give_up, interrupted
 from chunkfarm.cli.stopping import cancelled_by_stop
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.drill import fill_disk, flip_bit, kill_first, partition
@@ -59,7 +59,12 @@ DRILLS = {
     metavar="N",
     help="How many servers the farm has.",
 )
-@click.option("--keep", metavar="DIR", help="Keep the servers' data and logs in DIR, which must be new or empty.")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(),
+    help="Keep the servers' data and logs in DIR, which must be new or empty.",
+)
 @click.option("--ports", type=click.IntRange(1024, 65_000), metavar="PORT", help="Use free ports from PORT on.")
 @screen.as_json
 @click.pass_obj
@@ -85,7 +90,7 @@ def drill(
     chunkfarm drill all --json
     chunkfarm drill kill-first --keep drill-data     and look at the logs in there
 
-    Exit status: 0 everything was as promised, 1 something was not (or Ctrl-C), 2 usage.
+    Exit status: 0 everything was as promised, 1 something was not, 2 usage, 130 Ctrl-C.
     """
     chosen = list(DRILLS) if which == ALL else [which]
     least = max(DRILLS[name].servers_min for name in chosen)
@@ -98,15 +103,15 @@ def drill(
         give_up(error)
     stories: list[Story] = []
     try:
-        _run_all(surroundings, chosen, servers, folder, ports, say, stories)
+        finished = _run_all(surroundings, chosen, servers, folder, ports, say, stories)
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
         screen.show_json([story.as_value() for story in stories])
-    if len(stories) < len(chosen) or not all(story.is_over for story in stories):
-        click.echo("chunkfarm: interrupted; the servers are ended", err=True)
-    if not all(story.passed for story in stories) or len(stories) < len(chosen):
+    if finished is False:
+        interrupted()
+    if finished is None or not all(story.passed for story in stories):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -129,7 +134,9 @@ def _run_all(
     ports: int | None,
     say: Callable[[str], None],
     stories: list[Story],
-) -> None:
+) -> bool | None:
+    """Whether they were brought to their end, or None after a fault of the drill itself, which is logged."""
+
     async def main(reactor: Any) -> None:
         for name in chosen:
             one = DRILLS[name]
@@ -146,7 +153,9 @@ def _run_all(
                 continue
             await play(Run(farm, story), one.script)
 
-    surroundings.react(lambda reactor: cancelled_by_stop(reactor, main(reactor)))
+    finished: list[bool] = []
+    surroundings.react(lambda reactor: cancelled_by_stop(reactor, main(reactor)).addCallback(finished.append))
+    return finished[0] if finished else None
 
 
 async def play(run: Run, script: Callable[[Run], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
@@ -36,21 +36,40 @@ class DiskTests(SynchronousTestCase):
     def test_rates(self) -> None:
         """Rates are bytes by seconds, times are in milliseconds, and no file is left."""
         no = lambda: False  # noqa: E731
-        assert ceilings.write_and_read(self.folder, 3 * MIB, no, self.seconds) == (6.0 * MIB, 6.0 * MIB)
-        assert ceilings.sync_time(self.folder, no, self.seconds) == 500.0
-        assert ceilings.new_files(self.folder, no, self.seconds) == 2 * ceilings.SMALL_FILES
-        assert ceilings.hash_rate(no, self.seconds) == 0.0
+        assert ceilings.write_and_read(self.folder, 3 * MIB, self.seconds, no) == (6.0 * MIB, 6.0 * MIB)
+        assert ceilings.sync_time(self.folder, self.seconds, no) == 500.0
+        assert ceilings.new_files(self.folder, self.seconds, no) == 2 * ceilings.SMALL_FILES
+        assert ceilings.hash_rate(self.seconds, no) == 0.0
         assert list(self.folder.iterdir()) == []
 
     def test_given_up(self) -> None:
         """Who does not want the figure any more does not wait for it, and no file is left."""
         for measure in (ceilings.sync_time, ceilings.new_files):
             with self.assertRaises(ceilings.GivenUp):
-                measure(self.folder, lambda: True, self.seconds)
+                measure(self.folder, self.seconds, lambda: True)
         answers = iter([False, True])
         with self.assertRaises(ceilings.GivenUp):
-            ceilings.write_and_read(self.folder, 3 * MIB, lambda: next(answers), self.seconds)
+            ceilings.write_and_read(self.folder, 3 * MIB, self.seconds, lambda: next(answers))
         assert list(self.folder.iterdir()) == []
+
+
+class ThreadTests(SynchronousTestCase):
+    def test_waited_for(self) -> None:
+        """On Ctrl-C a thread is told to stop, and waited for until it has removed its file."""
+        threads: list[tuple[Callable[[], bool], Deferred[Any]]] = []
+
+        def run(function: Callable[..., Any], /, *arguments: Any) -> Deferred[Any]:
+            threads.append((arguments[-1], Deferred()))
+            return threads[0][1]
+
+        done = Deferred.fromCoroutine(command.until_it_ends(run, ceilings.sync_time))  # type: ignore[arg-type]
+        (stopped, ended) = threads[0]
+        assert not stopped()
+        done.cancel()
+        assert stopped()
+        self.assertNoResult(done)
+        ended.errback(ceilings.GivenUp())
+        self.failureResultOf(done, CancelledError)
 
 
 class SinkTests(SynchronousTestCase):

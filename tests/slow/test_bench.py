@@ -34,6 +34,6 @@ class BenchTests(FarmTestCase):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-        assert process.returncode == 1 and b"removed again" in said and b"interrupted" in said, said
+        assert process.returncode == 130 and b"removed again" in said and b"interrupted" in said, said
         assert farm.cli("ls").stdout.split() == ["MODIFIED", "SIZE", "NAME"]
         assert not list(farm.directory.rglob(".chunkfarm-bench-*"))
