@@ -140,7 +140,7 @@ def _without_farm(surroundings: Surroundings, figures: Figures, place: Path) -> 
 
 async def _all(figures: Figures, farm: Farm, place: Path, run_in_thread: RunInThread) -> None:
     through = Through(farm, run_in_thread, time.perf_counter)
-    # A farm that cannot be reached, or takes no files from this key, is found before anything is measured.
+    # That a farm cannot be reached is told before anything is measured.
     status = await through.status()
     rows = await through.ask("SERVERS")
     await figures.here(farm.clock, place, run_in_thread)
