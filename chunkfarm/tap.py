@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from twisted.application.service import IService
@@ -151,8 +152,14 @@ def _make_config(path: str) -> None:
         raise TrustError(f"{path} cannot be written: {error.strerror}") from None
 
 
+SWITCH_SECONDS = 0.0005
+"""After which a thread that computes lets others go on. The reactor's thread waits so long whenever it has asked the
+kernel for something while another one sums or packs, several times for one answer; Python's own 5 ms are felt then."""
+
+
 def makeService(options: Options) -> IService:
     """The farm's service: one MultiService with the three ports."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     # Imported late: importing the reactor installs one, and twistd may have been told which.
     from chunkfarm.farm import make_farm
     from chunkfarm.startup import Wish

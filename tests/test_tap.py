@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import pytest
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm import tap
+from chunkfarm import farm, tap
 from chunkfarm.data_directory import DataDirectory
+from chunkfarm.startup import Wish
 from chunkfarm.tap import Options
 from tests.trust.test_invitation import make_invitation
 
@@ -117,6 +121,15 @@ class OptionsTests(SynchronousTestCase):
         assert "colour" in self.refusal(config="[farm]\ncolour = blue\n")
         assert "--ports" in self.refusal("--ports", "many")
         assert "--weight" in self.refusal("--weight", "-3")
+
+
+class ServiceTests(SynchronousTestCase):
+    def test_threads_take_turns(self) -> None:
+        """Whoever waits for an answer does not wait for a thread that hashes somebody else's chunk."""
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        self.patch(farm, "make_farm", lambda wish, logs, has_terminal: wish)
+        wish: Any = tap.makeService(Options())
+        assert isinstance(wish, Wish) and sys.getswitchinterval() == pytest.approx(tap.SWITCH_SECONDS)
 
 
 class JoinTests(SynchronousTestCase):

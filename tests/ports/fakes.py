@@ -86,6 +86,7 @@ class MemorySource:
 
     def __init__(self, data: bytes, piece: int = 64 * 1024, fails_at: int | None = None) -> None:
         self._data = memoryview(data)
+        self.chunk_length = len(data)
         self._piece = piece
         self._offset = 0
         self._fails_at = fails_at
