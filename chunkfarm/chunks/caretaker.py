@@ -63,9 +63,9 @@ REPAIR_BATCH = 32
 """Chunks of which it is asked once more, right before they are sent, who has them."""
 SENDS_MAX = 16
 """Chunks on their way at a time: small ones become durable together, and large ones are bounded by their bytes."""
-SEND_BYTES_MAX = 16 * MIB
-"""Bytes of them, all of which are in memory; one chunk goes always. Two large ones keep a network and a disk at work;
-with eight, who reads a file meanwhile waits for a tenth of a second now and then."""
+SEND_BYTES_MAX = 8 * MIB
+"""Bytes of them, all of which are in memory; one chunk goes always. One large one at a time still carries what `RATE`
+says over 1 Gbit/s; with eight, who reads a file meanwhile waits for a tenth of a second now and then."""
 PREFIXES = 256
 NEW_SECONDS = 10.0
 """After so long new chunks are looked at, where they may have so few copies that STATUS is to name their holders."""
