@@ -235,11 +235,11 @@ class ChunkStore:
 
     def passed(self, prefix: int, began: int) -> Deferred[None]:
         """All chunks that begin with this byte were checked, none of them before `began` (ms)."""
-        return self._run(self._verified.passed, prefix, began)
+        return self._run(self._verified.passed, prefix, began).addErrback(_no_room)
 
     def save_verified(self) -> Deferred[None]:
-        """Write down which chunks were read whole, for a later process."""
-        return self._run(self._verified.save)
+        """Write down which chunks were read whole, for a later process; on a full disk that is left out."""
+        return self._run(self._verified.save).addErrback(_no_room)
 
     def verified(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         """When each chunk was last read whole and found right, or written, in ms; 0 if it is not here or not known."""
@@ -547,3 +547,8 @@ class ChunkStore:
     def _report(self, digest: bytes, reason: str) -> None:
         self._log.error("chunk {digest} was put aside: {reason}", digest=digest.hex(), reason=reason)
         self._on_damaged(digest, reason)
+
+
+def _no_room(failure: Failure) -> None:
+    # Nothing is lost with it but since when a copy is known to be whole.
+    failure.trap(Full)

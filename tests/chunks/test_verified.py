@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -110,6 +111,14 @@ class VerifiedTests(SynchronousTestCase):
         self.read(digest)
         self.successResultOf(self.store.delete(digest))
         assert self.when(digest) == self.when(bytes(32)) == -BEGIN
+
+    def test_no_room(self) -> None:
+        """On a full disk nothing is written down, and nobody is told of an error."""
+        digest = self.put(LARGE)
+        self.successResultOf(self.store.check(digest))
+        self.patch(self.store._index, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no room")))
+        self.successResultOf(self.store.save_verified())
+        self.successResultOf(self.store.passed(digest[0], BEGIN))
 
     def test_the_index_is_lost(self) -> None:
         """Then nobody knows of small chunks; that is said, and nothing else is missing."""
