@@ -43,8 +43,8 @@ class Machine:
     boot_time: Callable[[], float] = boot_time
     random: Random = field(factory=SystemRandom)
     new_id: Callable[[], UUID] = uuid.uuid4
-    threads: Callable[[Any, int, str], Threads] = Threads
-    """Makes at most so many threads of that name, for a reactor."""
+    threads: Callable[..., Threads] = Threads
+    """Makes at most so many threads of that name, for a reactor, that stand back by so much."""
     connect: Callable[..., Deferred[Any]] = transport.connect
     listen: Callable[..., IListeningPort] = transport.listen
     open_journal: Callable[[str], Journal] = Journal.open

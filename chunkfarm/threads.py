@@ -6,10 +6,12 @@ queue is made of locks in Python that both sides wake up to wait for, it costs a
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -24,10 +26,12 @@ _Job = tuple[Deferred[Any], Callable[[], Any]]
 class Threads:
     """At most `most` threads, begun when they are needed. Everything but the calls is for the reactor's thread.
 
-    `reactor` is an `IReactorFromThreads`. With one thread calls run one at a time, in order.
+    `reactor` is an `IReactorFromThreads`. With one thread calls run one at a time, in order. `nice` is by how much they
+    stand back behind the process's other threads when all processors are taken, as in `nice`; on Linux alone.
     """
 
-    def __init__(self, reactor: Any, most: int, name: str) -> None:
+    def __init__(self, reactor: Any, most: int, name: str, nice: int = 0) -> None:
+        self._nice = nice
         self._reactor = reactor
         self._most = most
         self._name = name
@@ -66,6 +70,9 @@ class Threads:
         thread.start()
 
     def _work(self) -> None:
+        if self._nice and sys.platform == "linux":
+            # There it is the thread's own, and anybody may give way.
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
         while (job := self._jobs.get()) is not None:
             result, call = job
             try:

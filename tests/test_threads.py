@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from typing import NoReturn
 
@@ -14,11 +16,11 @@ PATIENCE = 10.0
 
 
 class ThreadsTests(TestCase):
-    def make(self, most: int = 4) -> Threads:
+    def make(self, most: int = 4, nice: int = 0) -> Threads:
         from twisted.internet import reactor
 
         self.reactor = reactor
-        threads = Threads(reactor, most, "test")
+        threads = Threads(reactor, most, "test", nice)
         self.addCleanup(threads.stop)
         return threads
 
@@ -29,6 +31,17 @@ class ThreadsTests(TestCase):
             return first - second, threading.current_thread() is threading.main_thread()
 
         assert await self.make().run(work, 5, second=3) == (2, False)
+
+    async def test_stand_back(self) -> None:
+        """Those that compute leave a processor to those that answer, and nobody else stands back."""
+        threads = self.make(nice=5)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+
+        def priority() -> int:
+            return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        assert await threads.run(priority) == min(19, own + 5) or sys.platform != "linux"
+        assert priority() == own and await self.make().run(priority) == own
 
     async def test_errors(self) -> None:
         """What a call raises comes back too, and the thread goes on."""

@@ -176,7 +176,7 @@ class SimulatedServer:
         process.on_stop = self._farm.stopService
         self._farm.startService()
 
-    def _make_threads(self, reactor: Any, most: int, name: str) -> Any:
+    def _make_threads(self, reactor: Any, most: int, name: str, nice: int = 0) -> Any:
         if name == CHRONICLE_THREAD:
             # What is noted for people changes nothing, so it takes no part in chance, and no time on the real disk.
             return _NoThreads()
