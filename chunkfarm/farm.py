@@ -41,8 +41,8 @@ EXIT_FAILED = 1
 DISK_THREADS = 8
 """Threads for files and hashes: enough to keep a disk and two cores busy, few enough not to thrash either."""
 DISK_NICE = 5
-"""By how much these stand back behind the reactor's thread, which needs a processor for a moment only. Among equals it
-waited 20 to 60 ms for one now and then, while several others hashed and wrote what was copied."""
+"""By how much these stand back behind the reactor's thread, which needs a processor for a moment only. It was seen to
+wait 20 to 60 ms for one, while several others hashed and wrote what was copied."""
 LEAVE_SECONDS = 2.0
 """How long a leaving server tries to tell the first, and to hand leadership on: what that is missing is noticed
 by silence a few seconds later anyway."""
