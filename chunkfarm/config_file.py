@@ -12,6 +12,7 @@ import errno
 import fcntl
 import filecmp
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ REACHED_MAX = 1000
 """Servers that may share one file and are remembered in its lock file: far more than one machine runs."""
 REACHED_BYTES_MAX = 64 * REACHED_MAX
 """A line is a server id of 32 digits and a number."""
+_GENERATION = re.compile(r"[0-9]{1,12}\Z")
+"""As many digits as `read_generation` takes."""
 NEW_FILE_MODE = 0o644
 """The file holds no secret, and every client on the machine may read it."""
 
@@ -242,7 +245,7 @@ class HeldConfig:
 def _read_reached(content: bytes) -> dict[str, int]:
     """Server ids and generations; a line that is damaged says nothing."""
     words = [line.split() for line in content.decode("ascii", "replace").splitlines()]
-    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isascii() and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and _GENERATION.match(pair[1])}
 
 
 def _farm_id(text: str) -> str:

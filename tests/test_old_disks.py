@@ -96,3 +96,7 @@ class ReachedTests(SynchronousTestCase):
         assert file.reached(ME) is None
         file.write_if_newer(4, FarmOptions(id=FARM), (make_server(1),), ME)
         assert file.reached(ME) == 4
+        Path(file.path + ".lock").write_bytes(f"{ME} {'9' * 5000}\n{OTHER} 3\n".encode())
+        assert (file.reached(ME), file.reached(OTHER)) == (None, 3)
+        file.write_if_newer(5, FarmOptions(id=FARM), (make_server(1),), ME)
+        assert file.reached(ME) == 5

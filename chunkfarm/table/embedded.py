@@ -79,6 +79,8 @@ ANSWER_PATIENCE = 8.0
 """Seconds for what another server sent on: it gives up after 10 (`over_peers`), and should hear why before that."""
 CAUGHT_UP_LAG = 256
 """Entries by which a member may lag and still count as caught up: what is under way on a busy farm."""
+SHOWN_MAX = 60
+"""Characters of a name in the log that a peer has made up."""
 READ_LIMIT_MAX = 100_000
 """Rows one read may ask for. A page ends earlier anyway, by its bytes."""
 
@@ -570,10 +572,11 @@ class EmbeddedTable:
             return succeed(None)
         assert isinstance(message, Message)
         if message.sender != sender or message.to != self.id or message.kind is MessageKind.SNAPSHOT:
+            # What it says instead may be anything, and does not belong into a line of the log as it stands.
             self._log.warn(
-                "A message from {claimed} to {to} came from {sender}, and is ignored.",
-                claimed=message.sender,
-                to=message.to,
+                "A message from {claimed!r} to {to!r} came from {sender}, and is ignored.",
+                claimed=message.sender[:SHOWN_MAX],
+                to=message.to[:SHOWN_MAX],
                 sender=sender,
             )
             return succeed(None)

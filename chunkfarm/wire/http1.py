@@ -301,6 +301,8 @@ def parse_response(head: bytes) -> ResponseHead:
     if response.status >= 200 and response.status not in (204, 304):
         if b"content-length" not in headers:
             raise BadResponse("the answer does not say its length")
+        if len(headers[b"content-length"]) > LENGTH_DIGITS_MAX:
+            raise BadResponse("the answer says its length in too many digits")
         response.length = int(headers[b"content-length"])
     return response
 

@@ -490,7 +490,7 @@ def memory_chronicle(
 class MemoryBackend:
     """A serving server `alpha` of the farm `lab`, with the keys reader, writer and admin (secret: `secret`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics | None = None) -> None:
         self.holds_table = True
         self.state = ServerState(
             server_id=SERVER_ID,
@@ -514,6 +514,7 @@ class MemoryBackend:
         self.metrics = Metrics()
         self.now = NOW
         self.chronicle = memory_chronicle(lambda: self.now)
+        self.metrics = metrics or Metrics()
         self.failed: list[str] = []
         self.pause = 0.0
         """Seconds before a wrong key is answered."""

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.limits import Limits
 from chunkfarm.links import commands
+from chunkfarm.links.boxes import message_box
 from chunkfarm.links.peers import PeerLink
 from chunkfarm.model import Address, Principal
 from chunkfarm.ports.peer import REPORT_KEPT_MAX, Joiner, PeerPort, PeerPortFactory, Prober
@@ -223,6 +224,12 @@ class PeerPortTests(SynchronousTestCase):
         link.send_message(b"2")
         pump.flush()
         assert self.backend.payloads == []
+        message = message_box(b"2", "1e")
+        for cut in range(1, len(message)):
+            # However a network cuts it up.
+            port.dataReceived(message[:cut])
+            port.dataReceived(message[cut:])
+        assert self.backend.payloads == [] and port in self.factory.connections
         self.successResultOf(self.ask(link, pump, commands.Probe, server=server_id(7), stamp=1, farm=""))
         assert self.backend.probers[-1].certified is None
         self.factory.cut(server_id(8))

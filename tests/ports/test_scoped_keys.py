@@ -199,3 +199,12 @@ class KeyCommandTests(SynchronousTestCase):
             ("admin", "admin", "127.0.0.1")
         }
         assert {event["log_level"] for event in told} == {LogLevel.info}
+
+    def test_audit_of_odd_words(self) -> None:
+        """What an admin names cannot make up lines of the log, nor write to the terminal of whoever reads it."""
+        link = self.make_link()
+        with capturedLogs() as events:
+            assert link.say("KEY add read lab/ a%0Ab%1B[2J%E2%80%A8c").startswith("ERR syntax ")
+            link.say("KEY add read %00 me", "SET alpha zone=%C3%A9")
+        told = [event["change"] for event in events if event["log_namespace"] == "chunkfarm.audit"]
+        assert told == ["KEY add read %00 me", "SET alpha zone=\u00e9"]

@@ -234,7 +234,7 @@ class ReceivedTests(ClusterTestCase):
 
     def forge(self, **fields: Any) -> None:
         """Server b says something to the leader, a."""
-        message = Message(sender="b", to="a", **{"term": self.node.table.term + 1, **fields})
+        message = Message(**{"sender": "b", "to": "a", "term": self.node.table.term + 1, **fields})
         self.cluster.result(self.node.table.receive("b", encode_message(message)))
 
     def setUp(self) -> None:
@@ -249,6 +249,13 @@ class ReceivedTests(ClusterTestCase):
         assert self.put("a", b"k")
         told = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
         assert told == ["A message of b makes no sense: entry 9 follows 5."]
+
+    def test_made_up_names(self) -> None:
+        """Names that a server makes up cannot fill the log, nor write another line of it."""
+        with capturedLogs() as events:
+            self.forge(kind=K.HEARTBEAT, sender="c\nAll is well", to="x" * 60_000)
+        (told,) = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+        assert "\n" not in told and len(told) < 300
 
     def test_last_term(self) -> None:
         """A term behind which there is no other is ignored, so that there are elections afterwards too."""

@@ -39,7 +39,7 @@ from chunkfarm.ports.client.session import (
     refusal,
 )
 from chunkfarm.trust.keys import secret_digest
-from chunkfarm.wire.lines import format_fields
+from chunkfarm.wire.lines import format_fields, quote
 
 AUTH_FAILURES_MAX = 3
 """Wrong secrets a link may show: people mistype, programs do not."""
@@ -424,11 +424,14 @@ _LOOKS: dict[str, Callable[[tuple[str, ...]], bool]] = {
 
 
 def note_change(session: Session, command: Command, request: Request) -> None:
-    """Write down who changed what. No command but AUTH has anything secret among its words."""
+    """Write down who changed what. No command but AUTH has anything secret among its words.
+
+    They stand in the log as on a line: decoded they could begin another one, or write to a terminal.
+    """
     if not command.audited or (command.name in _LOOKS and _LOOKS[command.name](request.words)):
         return
     note = audit.admin if command.access == ADMIN else audit.files
-    note(session.principal, session.address, " ".join((command.name, *request.words)))
+    note(session.principal, session.address, " ".join((command.name, *map(quote, request.words))))
 
 
 def check_words(command: Command, given: list[str]) -> None:

@@ -24,6 +24,7 @@ from chunkfarm.ports.files.uploads import Uploads
 from chunkfarm.state import ServerState
 from chunkfarm.trust.keys import KeyPair, split_bearer
 from chunkfarm.wire.http1 import fields
+from chunkfarm.wire.lines import quote
 
 INTERNAL = "/-/"
 CHUNKS = "/-/chunks/"
@@ -75,7 +76,7 @@ class Routes:
             raise ReadOnly(self._backend.state.because("this server takes no writes now"))
         put = method == b"PUT"
         answer = await (self._objects.put if put else self._objects.delete)(request, name)
-        audit.files(request.principal, request.session.address, f"{'PUT' if put else 'DELETE'} {name}")
+        audit.files(request.principal, request.session.address, f"{'PUT' if put else 'DELETE'} {quote(name)}")
         return answer
 
     async def _internal(self, request: Request) -> Answer:
