@@ -34,6 +34,7 @@ from tests.fuzz.peers import (
     NOW,
     STORES,
     UNKNOWN,
+    Certificate,
     Founded,
     PeerServer,
     found,
@@ -83,8 +84,8 @@ class Line(StringTransport):
         if not self.over:
             super().write(data)
 
-    def getPeerCertificate(self) -> Any:
-        return self.certificate
+    def getPeerCertificate(self) -> Certificate | None:
+        return Certificate(self.certificate) if self.certificate else None
 
     def getHandle(self) -> Handle:
         return Handle()
@@ -494,6 +495,8 @@ def _seeds() -> tuple[bytes, ...]:
         _question(b"1", b"Forget", server=STORES.encode()) + _question(b"2", b"JoinKey"),
         _question(b"1", b"Consensus", payload=_page())
         + _question(b"2", b"Consensus", payload=_page(sequence=1, last=True)),
+        _question(b"1", b"AtRisk", holders=STORES.encode(), start=bytes(8)) + _question(b"2", b"LostFiles"),
+        _question(b"1", b"SealKey", digest=b"0a" * 32),
         _box([(b"_answer", b"1"), (b"x", b"y")]),
         _box([(b"_error", b"1"), (b"_error_code", b"X"), (b"_error_description", b"no")]),
         _question(b"1", b"StartTLS"),

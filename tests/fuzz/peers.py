@@ -17,7 +17,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.access import Access
+from chunkfarm.chunks.at_risk import AtRisk
 from chunkfarm.errors import FarmError, PreconditionFailed
+from chunkfarm.files_at_risk import RiskLink
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links.peers import Peers
@@ -25,6 +27,7 @@ from chunkfarm.model import FarmOptions, Server
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import PeerPortFactory
+from chunkfarm.risk import LostFiles
 from chunkfarm.settings import changed_table, read_table
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import decode_consensus
@@ -38,6 +41,7 @@ from chunkfarm.table.records import Configuration, Message
 from chunkfarm.table.registry import Registered, Registry
 from chunkfarm.table.roster import Roster
 from chunkfarm.trust.authority import Authority
+from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.seal import SealKey
 from tests.builders import make_server, server_id
 from tests.fuzz.promises import Broken, promise
@@ -99,11 +103,24 @@ class Line:
         return line == self.said
 
 
-class Shown:
-    """Whom a certificate proves: here it is the id itself."""
+_KEY = Identity.provisional(ME, NOW).certificate.public_key()
 
-    def peer_of(self, certificate: Any) -> str | None:
-        return certificate or None
+
+@frozen
+class Certificate:
+    """What a server shows: all of them have one key here."""
+
+    id: str
+
+    def public_key(self) -> Any:
+        return _KEY
+
+
+class Shown:
+    """Whom a certificate proves."""
+
+    def peer_of(self, certificate: Certificate | None) -> str | None:
+        return certificate.id if certificate is not None else None
 
 
 class PeerServer:
@@ -172,6 +189,8 @@ class PeerServer:
         callers.key = JOIN_KEY
         epochs = Epochs(self.table, lambda: self.roster.epoch, lambda: options)
         shown: Any = contexts
+        risky = AtRisk()
+        risky.note(bytes(32), 5, [STORES])
         return PeerAnswers(
             state=state,
             contexts=shown,
@@ -194,6 +213,8 @@ class PeerServer:
             barred=lambda server: "it was forgotten" if server == FORGOTTEN else "",
             forget=lambda target: fail(PreconditionFailed(f"{target} is up")),
             uses=lambda digests: succeed([1] * len(digests)),
+            at_risk=RiskLink(ME, peers, risky.page, lambda: self.table.leader).answer,
+            lost_files=lambda: succeed(LostFiles()),
         )
 
     def _tell(self, index: int | None) -> dict[str, Any]:

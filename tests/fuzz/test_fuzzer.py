@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.config_values import FARM_READERS
+from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.client import looking
-from chunkfarm.ports.client.commands import COMMANDS
-from chunkfarm.ports.client.session import Answer, Request, Session
+from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.files.factory import FileFactory
-from chunkfarm.table import codec, embedded
-from chunkfarm.table.interface import Delete
 from chunkfarm.wire.lines import LineBuffer
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Mutations
@@ -91,15 +88,15 @@ class PlantedFaultsTests(SynchronousTestCase):
         assert finding is not None, "nothing was found"
         assert why in finding.why, finding.why
 
-    def test_a_crash_on_some_words(self) -> None:
-        """A command that fails for some of its arguments, given by a key that may give it."""
+    def test_a_crash_on_large_numbers(self) -> None:
+        """A number that is too large for something behind it."""
 
-        async def faulty(session: Session, request: Request) -> Answer:
-            assert not request.word(0).startswith("s"), "planted"
-            return await looking.explain(session, request)
+        def faulty(word: str, what: str) -> int:
+            assert len(word) < 12, "planted"
+            return number(word, what)
 
-        with patch.dict(COMMANDS, EXPLAIN=evolve(COMMANDS["EXPLAIN"], run=faulty)):
-            self.finds("lines", 1500, "ERR internal")
+        with patch.object(looking, "number", faulty):
+            self.finds("lines", 2000, "planted")
 
     def test_a_line_cut_wrongly(self) -> None:
         """Lines of which one read ends between CR and LF."""
@@ -121,14 +118,7 @@ class PlantedFaultsTests(SynchronousTestCase):
         with patch.dict(FARM_READERS, name=str):
             self.finds("config", 3000, "")
 
-    def test_a_fault_in_a_payload(self) -> None:
-        """A transaction that fails for some keys, in a payload that must be whole for it."""
-
-        def faulty(data: bytes) -> codec.Request:
-            request = codec.decode_request(data)
-            if isinstance(request, codec.Transaction):
-                assert not any(isinstance(one, Delete) for one in request.operations), "planted"
-            return request
-
-        with patch.object(embedded, "decode_request", faulty):
-            self.finds("boxes", 1500, "has a fault")
+    def test_a_fault_in_an_answer(self) -> None:
+        """A question that raises what it has not declared."""
+        with patch.object(PeerAnswers, "get_server", lambda answers, server: {}[server]):
+            self.finds("boxes", 60, "has a fault")

@@ -511,7 +511,6 @@ class MemoryBackend:
         self.prefixes: dict[str, str] = {}
         self.keys_revision = 0
         self.keyring: Any = None
-        self.metrics = Metrics()
         self.now = NOW
         self.chronicle = memory_chronicle(lambda: self.now)
         self.metrics = metrics or Metrics()
