@@ -22,7 +22,9 @@ from tests.fuzz.promises import Broken, cut_up, no_timers, nothing_severe, promi
 from tests.fuzz.server import CONTENT, DELAY, HELD_SECONDS, FuzzServer, certificates
 from tests.ports.fakes import OTHER_ID, SERVER_ID
 
-BLOCKS = ("HELP", "TABLE", "WHO", "STATUS", "FILES", "HAVE", "EXPLAIN", "CHECK", "DRAINS", "FORGET", "TAKEOVER", "KEYS")
+BLOCKS = frozenset(
+    "CA CHECK DRAINS EXPLAIN FILES FORGET HAVE HELP HISTORY KEYS STATUS TABLE TAKEOVER WAIT WHO".split()  # noqa: SIM905
+)
 """First words of answers that are followed by as many lines as they say."""
 REST_MAX = 70_000
 """Bytes of a payload that an input has begun, up to which the rest is sent so that another request can follow."""
@@ -101,11 +103,11 @@ class Link:
         self.clock = server.clock
         self.factory = factory
         self.transport = Line(way)
-        self.protocol: Any = factory.buildProtocol(self.transport.getPeer())
-        self.protocol.makeConnection(self.transport)
+        protocol: Any = factory.buildProtocol(self.transport.getPeer())
+        self.protocol = protocol
+        protocol.makeConnection(self.transport)
         if way.certificate:
-            session: Any = self.protocol
-            session._session.encrypted = True
+            protocol._session.encrypted = True
 
     def send(self, data: bytes) -> None:
         """Give bytes, and let everything happen that they bring about."""
@@ -240,7 +242,7 @@ def read_answers(told: bytes, cut_short: bool) -> list[bytes]:
         elif words[0] == "DATA":
             at += int(words[1])
             promise(cut_short or at <= len(told), "fewer bytes than were announced")
-        elif words[0] in (*BLOCKS, "WAIT"):
+        elif words[0] in BLOCKS:
             for _ in range(int(words[1])):
                 at = told.index(b"\r\n", at) + 2
             promise(told.startswith(b"END\r\n", at), f"a block without END: {line!r}")
@@ -274,7 +276,7 @@ def _at_rest(server: FuzzServer, factory: ClientFactory, way: Way) -> None:
     """Nothing is left of a link that is gone, and a new one is answered."""
     settle(server.clock)
     no_timers(server.clock)
-    promise(not factory.connections and not factory._addresses, "a link that is gone is still counted")
+    promise(not factory.connections and not factory._places.total, "a link that is gone is still counted")
     promise(not factory._payload_bytes, f"{factory._payload_bytes} bytes of payload are reserved for nobody")
     promise(not factory._waiting, "a link that is gone waits for memory")
     promise(all(chunk.closed for chunk in server.opened), "a chunk is still open")

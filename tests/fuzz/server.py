@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.task import Clock, deferLater
 
 from chunkfarm.catalog import Catalog
+from chunkfarm.chunks.read_memory import ReadMemory
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import InvalidRequest, NotFound
 from chunkfarm.invites import Invites
@@ -95,6 +96,7 @@ class FuzzStore(MemoryStore):
     """A disk in memory, which says of ranges what the real one says."""
 
     opened: list[OpenChunk] = field(factory=list)
+    memory: ReadMemory = field(factory=ReadMemory)
 
     def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[Any]:
         if digest not in self.chunks:
