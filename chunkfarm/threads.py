@@ -6,6 +6,7 @@ queue is made of locks in Python that both sides wake up to wait for, it costs a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import deque
@@ -71,8 +72,9 @@ class Threads:
 
     def _work(self) -> None:
         if self._nice and sys.platform == "linux":
-            # There it is the thread's own, and anybody may give way.
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
+            # There it is the thread's own, and anybody may give way, but for those whose sandbox forbids the call.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
         while (job := self._jobs.get()) is not None:
             result, call = job
             try:

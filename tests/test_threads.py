@@ -43,6 +43,15 @@ class ThreadsTests(TestCase):
         assert await threads.run(priority) == min(19, own + 5) or sys.platform != "linux"
         assert priority() == own and await self.make().run(priority) == own
 
+    async def test_may_not_stand_back(self) -> None:
+        """Where a sandbox forbids that, as the systemd units do, they work all the same."""
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError("Operation not permitted")
+
+        self.patch(os, "setpriority", refuse)
+        assert await self.make(nice=5).run(lambda: 7).addTimeout(10, self.reactor) == 7
+
     async def test_errors(self) -> None:
         """What a call raises comes back too, and the thread goes on."""
 
