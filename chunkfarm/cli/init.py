@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chunkfarm.config_text import Listed, parse_config
-from chunkfarm.config_values import DEFAULT_PORT, PORTS_PER_SERVER, clean_name, read_host, read_port
+from chunkfarm.config_values import (
+    DEFAULT_PORT,
+    NAME_LENGTH_MAX,
+    PORTS_PER_SERVER,
+    clean_name,
+    read_host,
+    read_port,
+)
 from chunkfarm.model import Address
 from chunkfarm.trust.private import AlreadyExists, write_public
 from chunkfarm.trust.proof import JOIN_FILE, make_join_key, write_join_key
@@ -68,7 +76,8 @@ def _name_of(host: str) -> str:
         ipaddress.ip_address(host)
     except ValueError:
         return clean_name(host)
-    return host.replace(":", "-").strip("-") or "server"
+    # The zone of an address may be anything: fe80::1%eth0.
+    return re.sub(r"[^a-z0-9._-]", "-", host.lower()).strip("-._")[: NAME_LENGTH_MAX - 4] or "server"
 
 
 def _free_name(name: str, taken: set[str]) -> str:

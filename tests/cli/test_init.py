@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -124,6 +124,7 @@ class InitTests(SynchronousTestCase):
         assert "share a port" in self.refused("alpha:4100", "alpha:4102")
 
     @given(st.text(alphabet="a1.:[]-% ", max_size=12))
+    @example("fe80::1%eth0")
     def test_any_text(self, text: str) -> None:
         """An address is understood, or is an error that says what was expected."""
         try:
