@@ -197,7 +197,7 @@ class Parts:
         )
         self.roster = Roster(self.embedded, self.reactor)
         self.roster.subscribe(self._roster_changed)
-        self.roster.subscribe(lambda: self.witness.rows(self.roster.servers, self.roster.barred))
+        self.roster.subscribe(self._rows_changed)
         self.registry = Registry(self.embedded, self.now)
         self.issuer = Issuer(self.embedded, lambda: self.seal, self.now)
         self.duties = Duties(
@@ -523,6 +523,9 @@ class Parts:
         if self._keys_seen != self.roster.keys_revision:
             self._keys_seen = self.roster.keys_revision
             self.on_keys_changed()
+
+    def _rows_changed(self) -> None:
+        self.witness.rows(self.roster.servers, self.roster.barred, self.roster.revisions)
 
     def _lead_changed(self) -> None:
         table = self.embedded

@@ -27,6 +27,8 @@ class Witness:
         self._names = {server_id: name}
         self._rows: dict[str, Server] = {}
         self._seen: object = None
+        self._gone: list[tuple[Server, bool, int]] = []
+        """Rows that went, whether another server has their address, and up to which revision; why is known later."""
         self._takes_part = False
         """Whether this process has served. What it hears before is what it missed, and for others to tell."""
         self._phase: Kind | None = None
@@ -65,8 +67,18 @@ class Witness:
 
     # The rows.
 
-    def rows(self, servers: tuple[Server, ...], barred: Collection[str]) -> None:
-        """The server table as it is now; rows that have not changed are the same objects as before."""
+    def rows(self, servers: tuple[Server, ...], barred: Collection[str], revisions: tuple[int, int]) -> None:
+        """The server table as it is now; rows that have not changed are the same objects as before.
+
+        `revisions` are those of the rows and of `barred`, which may be behind.
+        """
+        newest, known = revisions
+        self._look(servers, newest)
+        while self._gone and self._gone[0][2] <= known:
+            row, replaced, _ = self._gone.pop(0)
+            self._tell(Kind.GONE, row.id, _why_gone(row, replaced, barred), mark=str(row.seniority))
+
+    def _look(self, servers: tuple[Server, ...], revision: int) -> None:
         if servers is self._seen or not servers:
             return
         self._seen = servers
@@ -80,8 +92,9 @@ class Witness:
             if self._takes_part or (is_own and (old is None or old.incarnation != server.incarnation)):
                 self._row(old, server, founded=len(servers) == 1)
         if self._takes_part:
-            for gone in (old for old in before.values() if old.id not in self._rows):
-                self._tell(Kind.GONE, gone.id, _why_gone(gone, servers, barred), mark=str(gone.seniority))
+            places = {server.peer_address for server in servers}
+            went = [old for old in before.values() if old.id not in self._rows]
+            self._gone += [(old, old.peer_address in places, revision) for old in went]
 
     def _row(self, old: Server | None, new: Server, *, founded: bool) -> None:
         if old is None or old.seniority != new.seniority:
@@ -185,9 +198,7 @@ def _why_state(old: str, new: str) -> str:
     return "it is not emptied any more" if old == "draining" else ""
 
 
-def _why_gone(gone: Server, servers: tuple[Server, ...], barred: Collection[str]) -> str:
+def _why_gone(gone: Server, replaced: bool, barred: Collection[str]) -> str:
     if gone.id in barred:
         return "an admin took it out for good"
-    if any(server.peer_address == gone.peer_address for server in servers):
-        return "another server has taken its address"
-    return "it was down for forget_after"
+    return "another server has taken its address" if replaced else "it was down for forget_after"

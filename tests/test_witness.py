@@ -31,7 +31,7 @@ class WitnessTests(SynchronousTestCase):
         self.notes: list[Note] = []
         witness = Witness(ME, "me", "alpha", self.notes.append)
         if rows:
-            witness.rows(rows, ())
+            witness.rows(rows, (), (1, 1))
         if serves:
             self.state(witness, "serving")
         self.notes.clear()
@@ -85,7 +85,7 @@ class WitnessTests(SynchronousTestCase):
         """What is noted when that row becomes this one."""
         own = row(ME, incarnation="me", seniority=1)
         witness = self.make(rows=(own, before))
-        witness.rows((own, after) if after is not None else (own,), barred)
+        witness.rows((own, after) if after is not None else (own,), barred, (1, 1))
         (found,) = self.seen()
         return found
 
@@ -109,7 +109,7 @@ class WitnessTests(SynchronousTestCase):
         """Who is new, who was started anew, who was away for too long, and who came back with the whole farm."""
         own = row(ME, incarnation="me", seniority=1)
         witness = self.make(rows=(own,))
-        witness.rows((own, row()), ())
+        witness.rows((own, row()), (), (1, 1))
         assert self.seen() == [("joined", "beta", "new in the farm")]
         anew = self.changed(row(), row(incarnation="2", seniority=9))
         assert anew == ("joined", "beta", "its process was started anew, so it stands at the end of the line")
@@ -128,36 +128,48 @@ class WitnessTests(SynchronousTestCase):
         assert self.changed(down, None, (OTHER,)) == ("gone", "beta", "an admin took it out for good")
         own = row(ME, incarnation="me", seniority=1)
         witness = self.make(rows=(own, down))
-        witness.rows((own, row(THIRD, peer=down.peer)), ())
+        witness.rows((own, row(THIRD, peer=down.peer)), (), (1, 1))
         assert self.seen() == [
             ("joined", "gamma", "new in the farm"),
             ("gone", "beta", "another server has taken its address"),
         ]
+
+    def test_barred_a_moment_later(self) -> None:
+        """The rows may come before the word that a server is barred: why it went is told when both are there."""
+        own, down = row(ME, incarnation="me", seniority=1), row(state="down")
+        witness = self.make(rows=(own, down))
+        witness.rows((own,), (), (7, 6))
+        own = evolve(own, free=3)
+        witness.rows((own,), (), (9, 6))
+        assert self.seen() == []
+        for _ in range(2):
+            witness.rows((own,), (OTHER,), (9, 7))
+        assert self.seen() == [("gone", "beta", "an admin took it out for good")]
 
     def test_figures_are_no_news(self) -> None:
         """Free space, notes and the same rows again are not noted."""
         before = row()
         own = row(ME, incarnation="me")
         witness = self.make(rows=(own, before))
-        witness.rows((own, evolve(before, free=7, note="x", full=True)), ())
+        witness.rows((own, evolve(before, free=7, note="x", full=True)), (), (1, 1))
         assert self.seen() == []
 
     def test_what_it_missed(self) -> None:
         """A process notes nothing that it was not there for, but its own place in the table."""
         witness = self.make(serves=False)
         own = row(ME, incarnation="old", seniority=1)
-        witness.rows((own, row()), ())
-        witness.rows((own, row(state="down")), ())
+        witness.rows((own, row()), (), (1, 1))
+        witness.rows((own, row(state="down")), (), (1, 1))
         witness.hears(OTHER, 3)
         witness.table(False, OTHER, 3, Reasons(), frozenset({OTHER}), 4)
         assert self.seen() == []
-        witness.rows((evolve(own, incarnation="me", seniority=9), row(state="down")), ())
+        witness.rows((evolve(own, incarnation="me", seniority=9), row(state="down")), (), (1, 1))
         assert self.seen()[0][:2] == ("joined", "alpha")
 
     def test_the_founder(self) -> None:
         """A farm's first note is by whom it was founded."""
         witness = self.make(serves=False)
-        witness.rows((row(ME, incarnation="me"),), ())
+        witness.rows((row(ME, incarnation="me"),), (), (1, 1))
         assert self.seen() == [("joined", "alpha", "it founded the farm")]
 
     def test_the_same_mark(self) -> None:
@@ -171,7 +183,7 @@ class WitnessTests(SynchronousTestCase):
 
     def changed_quietly(self, before: Server, after: Server) -> None:
         own = row(ME, incarnation="me", seniority=1)
-        self.make(rows=(own, before)).rows((own, after), ())
+        self.make(rows=(own, before)).rows((own, after), (), (1, 1))
 
     # Who leads.
 

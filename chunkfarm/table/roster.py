@@ -109,6 +109,11 @@ class Roster:
         return min(self._servers.revision, self._farm.revision)
 
     @property
+    def revisions(self) -> tuple[int, int]:
+        """How new `servers` is, and everything else: a row that goes may be seen before the word that it is barred."""
+        return self._servers.revision, self._farm.revision
+
+    @property
     def keys_revision(self) -> int:
         """Of the last change of any key."""
         row = self._farm.rows.get(KEYS_CHANGED_KEY)
