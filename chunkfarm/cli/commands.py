@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import click
-from twisted.internet.task import deferLater
 
 from chunkfarm import __version__
 from chunkfarm.bench.command import bench
-from chunkfarm.cli import authority, draining, exits, exporting, forgetting, keys, restoring, screen, taking_over
+from chunkfarm.cli import authority, draining, exits, exporting, files, forgetting, keys, restoring, screen, taking_over
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import init as initial
-from chunkfarm.cli.completion import completion, file_names, server_names, targets, watched
-from chunkfarm.cli.download import Download, NewFile
+from chunkfarm.cli.completion import completion, file_names, server_names, targets
 from chunkfarm.cli.exits import FAILED, Commands, give_up
-from chunkfarm.cli.farm import PAUSE_FIRST, Farm
+from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.history import history
 from chunkfarm.cli.inviting import invite
 from chunkfarm.cli.screen import as_json
+from chunkfarm.cli.status import status
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
-from chunkfarm.cli.upload import Upload
+from chunkfarm.cli.watching import watch
 from chunkfarm.drill.command import drill
-from chunkfarm.errors import FarmError, InvalidRequest
-from chunkfarm.links.lines import LineClient, Reply
-from chunkfarm.links.rows import parse_row
-from chunkfarm.model import check_file_name
-from chunkfarm.table.interface import Compacted, Event, Unavailable
+from chunkfarm.errors import FarmError
 from chunkfarm.wire.lines import quote
-
-DEFAULT_BUCKET = "home"
-"""Where `put` stores a file that was given no name."""
-LIST_PAGE = 1000
-
-_NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
-            "free", "used", "rank", "stale", "replicas"}  # fmt: skip
-
-
-def typed(fields: dict[str, str]) -> dict[str, str | int]:
-    """Fields for JSON: what counts something is a number there."""
-    return {name: int(value) if name in _NUMBERS and value.isdecimal() else value for name, value in fields.items()}
-
-
-def file_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """`bucket/path`, as an argument."""
-    if value is None:
-        return None
-    try:
-        return check_file_name(value)
-    except InvalidRequest as error:
-        raise click.BadParameter(error.sentence, context, parameter) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,13 +55,6 @@ def chunkfarm(context: click.Context, config: str, key: str | None, timeout: flo
     """
     surroundings = context.ensure_object(Surroundings)
     surroundings.config_path, surroundings.key_path, surroundings.timeout = config, key, timeout
-
-
-chunkfarm.add_command(authority.ca)
-chunkfarm.add_command(keys.key)
-chunkfarm.add_command(invite)
-chunkfarm.add_command(drill)
-chunkfarm.add_command(bench)
 
 
 @chunkfarm.command()
@@ -126,206 +89,6 @@ def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
 
 
 @chunkfarm.command()
-@click.argument("file", type=click.Path(path_type=str, allow_dash=True))
-@click.argument("name", callback=file_name, required=False, shell_complete=file_names)
-@as_json
-@click.pass_obj
-def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) -> None:
-    """Store FILE (- for the standard input) as NAME, home/<base name> by default.
-
-    \b
-    chunkfarm put report.pdf
-    chunkfarm put report.pdf work/2026/report.pdf
-    tar c photos | chunkfarm put - backup/photos.tar
-    """
-    if name is None:
-        if file == "-":
-            raise click.UsageError("the standard input needs a NAME")
-        name = f"{DEFAULT_BUCKET}/{Path(file).name}"
-    try:
-        check_file_name(name)
-        source: IO[bytes] = _standard_input() if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
-    except (InvalidRequest, OSError) as error:
-        give_up(error)
-    with source, screen.bar(name) as bar:
-        if file != "-":
-            bar.size(Path(file).stat().st_size)
-
-        async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
-            upload = Upload(
-                farm,
-                source,
-                name,
-                seekable=file != "-" and source.seekable(),
-                run_in_thread=run_in_thread,
-                on_bytes=bar.more,
-            )
-            return await upload.run()
-
-        receipt = surroundings.run(work).fields
-    if as_json:
-        screen.show_json(typed(receipt))
-    else:
-        click.echo(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
-
-
-def _standard_input() -> IO[bytes]:
-    """Without a buffer: its lock would be held, at the end of the process, by a thread that waits for more."""
-    raw: IO[bytes] = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    return raw
-
-
-def _kept(receipt: dict[str, str]) -> str:
-    """What a receipt promises, in words."""
-    size = screen.readable_size(int(receipt["size"]))
-    if receipt["size"] == "0":
-        return size
-    copies, holders = int(receipt["copies"]), len(receipt["holders"].split(","))
-    several = "copy" if copies == 1 else "copies"
-    return f"{size}, at least {copies} {several}, on {holders} server{'' if holders == 1 else 's'}"
-
-
-@chunkfarm.command()
-@click.argument("name", callback=file_name, shell_complete=file_names)
-@click.argument("file", type=click.Path(path_type=str, allow_dash=True), required=False)
-@click.pass_obj
-def get(surroundings: Surroundings, name: str, file: str | None) -> None:
-    """Fetch NAME into FILE (- for the standard output), its last part by default.
-
-    \b
-    chunkfarm get home/report.pdf
-    chunkfarm get backup/photos.tar - | tar x
-    """
-    target = None
-    if file in ("-", "/dev/stdout"):
-        stream: IO[bytes] = sys.stdout.buffer
-    else:
-        path = Path(file) if file is not None else Path(PurePosixPath(name).name)
-        if path.is_dir():
-            path = path / PurePosixPath(name).name
-        try:
-            target = NewFile(path)
-        except OSError as error:
-            give_up(error)
-        stream = target.stream
-    try:
-        with screen.bar(name) as bar:
-
-            async def work(farm: Farm, run_in_thread: RunInThread) -> dict[str, str]:
-                download = Download(
-                    farm,
-                    name,
-                    stream,
-                    can_restart=target is not None and target.can_restart,
-                    on_size=bar.size,
-                    on_bytes=bar.at,
-                )
-                return await download.run()
-
-            surroundings.run(work)
-        if target is not None:
-            target.keep()
-        else:
-            stream.flush()
-    except OSError as error:
-        give_up(error)
-    finally:
-        if target is not None:
-            target.drop()
-
-
-@chunkfarm.command()
-@click.argument("prefix", default="", shell_complete=file_names)
-@as_json
-@click.pass_obj
-def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
-    """List files, or those whose name begins with PREFIX.
-
-    \b
-    chunkfarm ls work/2026/
-    chunkfarm ls --json | jq '.[].name'
-    """
-
-    async def work(farm: Farm, run_in_thread: RunInThread) -> list[dict[str, str]]:
-        files: list[dict[str, str]] = []
-        more = True
-        while more:
-            after = quote(files[-1]["name"]) if files else "-"
-            line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
-            reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
-            files += reply.parsed()
-            more = "more" in reply.words and bool(reply.rows)
-        return files
-
-    files = surroundings.run(work)
-    if as_json:
-        screen.show_json([typed(file) for file in files])
-        return
-    rows = [
-        [screen.readable_time(file["modified"]), screen.readable_size(int(file["size"])), file["name"]]
-        for file in files
-    ]
-    screen.show_table(["MODIFIED", "SIZE", "NAME"], rows, right=["SIZE"])
-
-
-@chunkfarm.command()
-@click.argument("name", callback=file_name, shell_complete=file_names)
-@click.pass_obj
-def rm(surroundings: Surroundings, name: str) -> None:
-    """Remove a file.
-
-    \b
-    chunkfarm rm home/report.pdf
-    """
-    surroundings.ask(f"REMOVE {quote(name)}")
-
-
-@chunkfarm.command()
-@click.argument("name", callback=file_name, shell_complete=file_names)
-@as_json
-@click.pass_obj
-def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
-    """Say what is known of a file.
-
-    \b
-    chunkfarm stat home/report.pdf
-    """
-    fields = surroundings.ask(f"STAT {quote(name)}").fields
-    if as_json:
-        screen.show_json(typed(fields))
-        return
-    for field, value in fields.items():
-        click.echo(f"{field:10} {screen.clean(value)}")
-
-
-@chunkfarm.command()
-@click.argument("name", callback=file_name, shell_complete=file_names)
-@as_json
-@click.pass_obj
-def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
-    """Show which servers hold each chunk of NAME, since when each copy was read whole, and what is lost with which.
-
-    \b
-    chunkfarm explain backup/photos.tar
-    """
-
-    async def work(farm: Farm, run_in_thread: RunInThread) -> explaining.Explained:
-        return await explaining.explain(farm, name)
-
-    told = surroundings.run(work)
-    if as_json:
-        screen.show_json(explaining.as_value(told))
-        return
-    for line in explaining.lines(told):
-        click.echo(line)
-    if told.parts:
-        columns = ["CHUNKS", "SIZE", "COPIES", "VERIFIED", "ON"]
-        screen.show_table(columns, explaining.chunk_table(told), right=["SIZE", "COPIES"])
-        columns = ["SERVER", "STATE", "HOLDS", "VERIFIED", "LOST IF IT DIES"]
-        screen.show_table(columns, explaining.server_table(told), right=["HOLDS"])
-
-
-@chunkfarm.command()
 @as_json
 @click.option("--raw", is_flag=True, help="Print the table as the farm writes it, to be edited for --put.")
 @click.option("--put", "edited", type=click.File("rb"), metavar="FILE", help="Take the edited table from FILE (or -).")
@@ -350,7 +113,7 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
         return
     rows = reply.parsed()
     if as_json:
-        screen.show_json([typed(row) for row in rows])
+        screen.show_json([screen.typed(row) for row in rows])
         return
     columns = ["NAME", "STATE", "ROLE", "ADDRESS", "USED", "FREE", "ZONE", "JOINED", "VERSION"]
     shown = [
@@ -381,7 +144,7 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
     """
     rows = surroundings.ask("WHO").parsed()
     if as_json:
-        screen.show_json([typed(row) for row in rows])
+        screen.show_json([screen.typed(row) for row in rows])
         return
     leader = next((row for row in rows if row.get("leads") == "yes"), None)
     click.echo(f"{screen.clean(leader['name'])} leads the farm." if leader else "Nobody leads the farm now.")
@@ -390,74 +153,6 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
         [[row["rank"], row["name"], row["role"], row["state"], row["because"]] for row in rows],
         right=["NEXT"],
     )
-
-
-@chunkfarm.command()
-@as_json
-@click.pass_obj
-def status(surroundings: Surroundings, as_json: bool) -> None:
-    """Show jobs, copies of the table, and what could be lost now.
-
-    \b
-    chunkfarm status
-    chunkfarm status --json | jq -r .state
-    """
-    reply = surroundings.ask("STATUS")
-    pairs = [_pair(row) for row in reply.rows]
-    risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
-    for name, value in pairs:
-        if name == LOST_FILE:
-            holders, _, file = value.partition(" ")
-            for risk in risks:
-                if ",".join(risk["servers"]) == holders:
-                    risk.setdefault("names", []).append(file)
-    pairs = [pair for pair in pairs if pair[0] != LOST_FILE]
-    if as_json:
-        screen.show_json(dict(pairs) | ({LOST_WITH: risks} if risks else {}))
-        return
-    pairs = [pair for pair in pairs if pair[0] != LOST_WITH]
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        click.echo(f"{screen.clean(name).ljust(width)}  {screen.clean(value)}")
-    if risks:
-        click.echo()
-        screen.show_table(
-            ["LOST WITH", "CHUNKS", "SIZE", "FILES", "SUCH AS"],
-            [
-                [
-                    " and ".join(risk["servers"]),
-                    str(risk["chunks"]),
-                    screen.readable_size(risk["bytes"]),
-                    f"{risk['files']}{'' if risk['exactly'] else ' or more'}" if "files" in risk else "not known",
-                    ", ".join(map(screen.clean, risk.get("names", ()))),
-                ]
-                for risk in risks
-            ],
-            right=["CHUNKS", "SIZE", "FILES"],
-        )
-
-
-LOST_WITH = "lost-with"
-"""The name in STATUS of servers that have all copies of some chunks."""
-LOST_FILE = "lost-file"
-"""That of files which such chunks are parts of."""
-
-
-def _risk(value: str) -> dict[str, Any]:
-    """Who has all copies, and of how much: `alpha,beta chunks=3 bytes=100 files=2`, or `files=2+`: perhaps more."""
-    servers, fields = parse_row(value)
-    risk: dict[str, Any] = {"servers": servers.split(",")}
-    risk |= {name: int(fields[name]) for name in ("chunks", "bytes")}
-    if "files" in fields:
-        files = fields["files"]
-        risk |= {"files": int(files.removesuffix("+")), "exactly": not files.endswith("+")}
-    return risk
-
-
-def _pair(row: str) -> tuple[str, str]:
-    """`name=value`, where the name may be several words."""
-    name, _, value = row.partition("=")
-    return parse_row(name)[0], parse_row(f"x={value}")[1]["x"]
 
 
 @chunkfarm.command()
@@ -519,7 +214,7 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...], 
     words = " ".join(quote(word) for word in (target, *assignments))
     fields = surroundings.ask(f"SET {words}").fields
     if as_json:
-        screen.show_json(typed(fields))
+        screen.show_json(screen.typed(fields))
         return
     for field, value in fields.items():
         click.echo(f"{field:20} {screen.clean(value)}")
@@ -661,71 +356,23 @@ def _show_outlook(outlook: taking_over.Taken) -> None:
     screen.show_table(["SERVER", "ADDRESS", "STATE", "TERM", "INDEX", ""], rows, right=["TERM", "INDEX"])
 
 
-chunkfarm.add_command(history)
-chunkfarm.add_command(completion)
-chunkfarm.add_command(exporting.export)
-chunkfarm.add_command(restoring.restore)
-
-
-@chunkfarm.command()
-@click.argument("prefix", default="", shell_complete=watched)
-@as_json
-@click.pass_obj
-def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
-    """Show changes as they happen, under PREFIX (servers/, farm/ or files/) or all; end with Ctrl-C.
-
-    \b
-    chunkfarm watch files/work/
-    chunkfarm watch --json | jq .key
-    """
-    seen: list[int] = []
-
-    async def follow(link: LineClient) -> None:
-        try:
-            running = await link.watch(prefix.encode(), seen[-1] if seen else None)
-        except Compacted as error:
-            click.echo(f"chunkfarm: changes before revision {error.first_revision} were missed", err=True)
-            running = await link.watch(prefix.encode(), error.first_revision - 1)
-        try:
-            while True:
-                batch = await running.next()
-                for event in batch.events:
-                    _show_event(event, as_json)
-                seen[:] = [batch.revision]
-        finally:
-            running.close()
-
-    async def work(farm: Farm, run_in_thread: RunInThread) -> None:
-        while True:
-            try:
-                await farm.run(follow)
-            except Unavailable:
-                # The link's end, or its server's: the next one goes on after the last change shown.
-                farm.hang_up()
-                await deferLater(farm.clock, PAUSE_FIRST)
-
-    surroundings.run(work)
-
-
-def _show_event(event: Event, as_json: bool) -> None:
-    key = event.key.decode(errors="replace")
-    try:
-        value = json.loads(event.value) if event.value else None
-    except ValueError:
-        value = event.value.decode(errors="replace")
-    if as_json:
-        screen.show_json({"revision": event.revision, "kind": event.kind, "key": key, "value": value})
-        return
-    detail = ""
-    if isinstance(value, dict):
-        if event.key.startswith(b"servers/"):
-            detail = f"{value.get('name')} is {value.get('state')}"
-        elif event.key.startswith(b"files/"):
-            detail = screen.readable_size(int(value.get("size", 0)))
-        else:
-            detail = json.dumps(value, ensure_ascii=False)
-    elif value is not None:
-        detail = str(value)
-    word = {"PUT": "set", "DEL": "gone"}[event.kind]
-    click.echo(screen.clean(f"{event.revision:>8}  {word:4}  {key}  {detail}".rstrip()))
-    sys.stdout.flush()
+for command in (
+    authority.ca,
+    bench,
+    completion,
+    drill,
+    exporting.export,
+    files.explain,
+    files.get,
+    files.ls,
+    files.put,
+    files.rm,
+    files.stat,
+    history,
+    invite,
+    keys.key,
+    restoring.restore,
+    status,
+    watch,
+):
+    chunkfarm.add_command(command)

@@ -25,6 +25,15 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """For every command that prints a table."""
 
 
+_NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
+            "free", "used", "rank", "stale", "replicas"}  # fmt: skip
+
+
+def typed(fields: dict[str, str]) -> dict[str, str | int]:
+    """Fields for JSON: what counts something is a number there."""
+    return {name: int(value) if name in _NUMBERS and value.isdecimal() else value for name, value in fields.items()}
+
+
 def readable_size(size: int) -> str:
     """Bytes as people say them: `1.5 MiB`."""
     value = float(size)

@@ -49,7 +49,18 @@ class TableTests(SynchronousTestCase):
     def test_status(self) -> None:
         """What STATUS tells."""
         assert self.world.run("status").stdout == "table copies             2\nunder-replicated chunks  0\n"
-        assert json.loads(self.world.run("status", "--json").stdout)["table copies"] == "2"
+        assert json.loads(self.world.run("status", "--json").stdout)["table copies"] == 2
+
+    def test_status_json(self) -> None:
+        """Numbers are numbers, a server called 7 is not, and nothing is lost of what is there several times."""
+        told = [("name", "7"), ("term", "7"), ("waits-for", "a:1 refused"), ("waits-for", "b:1 refused"), ("cure", "x")]
+        self.world.servers["alpha"].backend.status = lambda: succeed(told)  # type: ignore[method-assign]
+        assert json.loads(self.world.run("status", "--json").stdout) == {
+            "name": "7",
+            "term": 7,
+            "waits-for": ["a:1 refused", "b:1 refused"],
+            "cure": ["x"],
+        }
 
     def test_what_can_be_lost(self) -> None:
         """The servers that have all copies of something are a table below the rest, and a list in JSON."""
