@@ -88,6 +88,7 @@ class ReporterTests(SynchronousTestCase):
         self.state = ServerState(server_id=server_id(3), name="s3", stamp=0, incarnation="run3")
         self.learned: dict[str, Address] = {}
         self.heeded: list[tuple[int, frozenset[str]]] = []
+        self.heard: list[tuple[str, int]] = []
         reporter = Reporter(
             state=self.state,
             make_report=lambda: Report(incarnation="run3"),
@@ -100,6 +101,7 @@ class ReporterTests(SynchronousTestCase):
             clock=self.clock,
             now=lambda: 77,
             heed=lambda term, members: self.heeded.append((term, members)),
+            heard=lambda first, term: self.heard.append((first, term)),
             cures=lambda: ("start a majority of the masters",),
         )
         self.reporter = reporter
@@ -143,6 +145,13 @@ class ReporterTests(SynchronousTestCase):
         reporter.start(server_id(1))
         assert reporter.voters == {server_id(1), server_id(2)}
         assert self.heeded == [(4, frozenset({server_id(1), server_id(2), server_id(3)}))]
+
+    def test_who_leads_and_in_which_term(self) -> None:
+        """Who holds no table learns from the answers who leads, and since which term, for the time line."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        assert self.heard == [(server_id(1), 4)]
 
     def test_what_the_farm_lacks(self) -> None:
         """The answer tells how many chunks of the farm have too few copies; an older first does not."""

@@ -14,10 +14,12 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -113,12 +115,20 @@ class RichBar:
         self._progress.advance(self._task, done)
 
 
+class _Rate(ProgressColumn):
+    """Bytes a second, in the units that everything else is told in."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{readable_size(int(speed))}/s" if speed is not None else "")
+
+
 @contextmanager
 def bar(name: str) -> Iterator[Bar]:
     """A progress bar on the standard error if that is a terminal."""
     if not sys.stderr.isatty():
         yield NoBar()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), _Rate())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         yield RichBar(progress, name)
