@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 
 import click
 from twisted.trial.unittest import SynchronousTestCase
@@ -44,6 +45,13 @@ class ManualTests(SynchronousTestCase):
         page = pages()["chunkfarm.ini.5"]
         for option in (*FARM_READERS, "generation", *SERVER_OPTIONS):
             assert f"\n\\fB{option} =\\fR\n" in page, option
+
+    def test_installed(self) -> None:
+        """The wheel takes each page to where `man` looks for it."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+        for name in pages():
+            assert shared[f"docs/man/{name}"] == f"share/man/man{name[-1]}/{name}"
 
     def test_rendered(self) -> None:
         """groff and mandoc have nothing to complain about."""

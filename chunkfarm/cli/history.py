@@ -159,7 +159,7 @@ async def _ask(farm: Farm, told: Told, since: int, now_ms: Callable[[], int]) ->
         while more:
             reply = await link.request(f"HISTORY {earliest} {after}")
             rows = reply.parsed()
-            told.notes += rows
+            told.notes += map(_checked, rows)
             more = "more" in reply.words and bool(rows)
             after = rows[-1]["number"] if rows else after
         with contextlib.suppress(Waiting):
@@ -169,19 +169,32 @@ async def _ask(farm: Farm, told: Told, since: int, now_ms: Callable[[], int]) ->
         link.lose()
 
 
+def _checked(note: Row) -> Row:
+    """A note that has what every note has; raises `NotUnderstood`."""
+    try:
+        parse_timestamp(note["at"])
+        if all(name in note for name in ("number", "kind", "server", "name")):
+            return note
+    except (KeyError, ValueError):
+        pass
+    raise NotUnderstood("it tells something that is no note")
+
+
 async def _set_clock(farm: Farm, link: LineClient, told: Told, now_ms: Callable[[], int]) -> None:
     best = float("inf")
     for _ in range(PROBES):
         wall, began = now_ms(), farm.clock.seconds()
         reply = await link.request("HISTORY - - 0")
         took = 1000 * (farm.clock.seconds() - began)
-        if "now" not in reply.fields:
-            raise NotUnderstood("it does not say what its clock shows")
+        try:
+            shown = parse_timestamp(reply.fields["now"])
+            told.id, told.name = reply.fields["server"], reply.fields["name"]
+        except (KeyError, ValueError):
+            raise NotUnderstood("it does not say who it is and what its clock shows") from None
         if took < best:
             best = took
-            told.ahead = parse_timestamp(reply.fields["now"]) - (wall + took / 2)
+            told.ahead = shown - (wall + took / 2)
             told.margin = took / 2
-        told.id, told.name = reply.fields["server"], reply.fields["name"]
 
 
 async def ask_all(farm: Farm, since: int, now_ms: Callable[[], int]) -> list[Told]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits
-from chunkfarm.cli.history import _WORDS, read_since
-from chunkfarm.errors import AuthenticationFailed
+from chunkfarm.cli.history import _WORDS, _checked, read_since
+from chunkfarm.links.lines import NotUnderstood
 from chunkfarm.model import parse_timestamp
+from chunkfarm.ports.client.commands import COMMANDS
 from chunkfarm.timeline import Kind, Note
 from tests.cli.world import World
 from tests.ports.fakes import NOW, OTHER_ID, SERVER_ID, memory_chronicle
@@ -209,10 +211,29 @@ class HistoryTests(SynchronousTestCase):
             with self.assertRaises(ValueError):
                 read_since(text, now)
 
+    def test_an_older_version(self) -> None:
+        """A server that keeps no history yet is told from one that is gone."""
+        world = self.make()
+        with mock.patch.dict(COMMANDS):
+            del COMMANDS["HISTORY"]
+            result = world.run("history")
+        assert result.exit_code == exits.NOBODY_ANSWERED
+        assert "alpha (10.0.0.1:4100): its version keeps no history" in result.stderr
+
+    def test_nonsense(self) -> None:
+        """What a server tells that is no note is told from one."""
+        whole = {"at": "2026-11-22T10:00:00.000Z", "number": "1", "kind": "up", "server": "a", "name": "b", "new": "x"}
+        assert _checked(whole) == whole
+        for field in ("at", "number", "kind", "server", "name"):
+            with self.assertRaises(NotUnderstood):
+                _checked({name: value for name, value in whole.items() if name != field})
+        with self.assertRaises(NotUnderstood):
+            _checked({**whole, "at": "yesterday"})
+
     def test_the_key_is_wrong_for_one(self) -> None:
         """What one server refuses is told with its reason."""
         world = self.make()
         world.servers["beta"].backend.keys.clear()
         result = world.run("history")
         assert result.exit_code == 0
-        assert AuthenticationFailed.code and "without what beta" in result.stderr
+        assert "without what beta" in result.stderr

@@ -6,6 +6,7 @@ waits by other clocks, where it makes `clock_nanosleep` fail and threads hang.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -17,6 +18,7 @@ from unittest import SkipTest
 
 import pytest
 
+from chunkfarm.model import parse_timestamp
 from tests.slow.farm_case import FarmTestCase
 from tests.slow.real_farm import RealFarm
 
@@ -75,6 +77,15 @@ class WrongClockTests(FarmTestCase):
         """The join times as the rows stand, oldest server first."""
         return [row["joined"] for row in farm.rows(name)]
 
+    def happened(self, farm: RealFarm, **hours: int) -> list[str]:
+        """Who joined and who went down, as `history` has it, which also tells how far each clock is off."""
+        told = json.loads(farm.cli("history", "--json").stdout)
+        ahead = {one["name"]: round(one["clock_ahead_ms"] / 3_600_000) for one in told["servers"]}
+        assert ahead == hours, told["servers"]
+        times = [parse_timestamp(one["time"]) for one in told["events"]]
+        assert all(abs(moment / 1000 - time.time()) < 600 for moment in times), told["events"]
+        return [f"{one['name']} {one['kind']}" for one in told["events"] if one["kind"] in ("joined", "down")]
+
     def test_steps_while_it_runs(self) -> None:
         """The clock of the first, and then of another, steps two hours forth and back: nobody notices."""
         farm = self.make_clocked(alpha=0, beta=0, gamma=0)
@@ -92,6 +103,8 @@ class WrongClockTests(FarmTestCase):
         after = farm.rows("beta")
         assert [[row[one] for one in keep] for row in after] == [[row[one] for one in keep] for row in before]
         assert load.longest_gap() < GAP_SECONDS, load
+        in_order = ["alpha joined", "beta joined", "gamma joined"]
+        assert self.happened(farm, alpha=-HOURS, beta=HOURS, gamma=0) == in_order
         self.check_load(farm, load)
 
     def test_hours_off_from_the_start(self) -> None:
@@ -110,4 +123,13 @@ class WrongClockTests(FarmTestCase):
         assert list(farm.states("gamma")) == ["gamma", "beta", "alpha"]
         joined = self.joined(farm, "gamma")
         assert joined == sorted(joined)
+        assert self.happened(farm, alpha=HOURS, beta=-HOURS, gamma=0) == [
+            "alpha joined",
+            "beta joined",
+            "gamma joined",
+            "beta down",
+            "beta joined",
+            "alpha down",
+            "alpha joined",
+        ]
         self.check_load(farm, load)
