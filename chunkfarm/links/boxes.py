@@ -18,6 +18,8 @@ BOX_KEYS_MAX = 32
 """Keys of one box: no command has a third of that, and a box that never ends would be kept as a whole in memory."""
 KEY_BYTES_MAX = 255
 """The longest key of a box, says AMP."""
+REASON_MAX = 200
+"""Characters of the reason for which a link is closed that go into the log: a peer may have made them up."""
 LINE = b"line"
 """Key of every box between servers: the line of the farm's history that its sender belongs to (`table.lines`)."""
 
@@ -235,7 +237,8 @@ class Boxes(amp.AMP):
         """An error that cannot be told to the peer, such as that of a command without an answer, ends the link."""
         if isinstance(failure.value, amp.RemoteAmpError):
             # The peer's fault, however often it asks: no traceback for it.
-            self._log.info("A peer's link is closed: {reason}.", reason=failure.value.description)
+            # And no more of what it has made up than tells what it was.
+            self._log.info("A peer's link is closed: {reason}.", reason=str(failure.value.description)[:REASON_MAX])
         else:
             self._log.failure("while answering a peer; its link is closed", failure)
         self.abort()

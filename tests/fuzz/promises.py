@@ -15,6 +15,10 @@ from zlib import crc32
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
+LOGGED_MAX = 1000
+"""Characters of a line in the log that somebody brings about who need not have a key."""
+AUDIT = "chunkfarm.audit"
+"""What admins do stands in the log as they said it."""
 SEVERE = (LogLevel.error, LogLevel.critical)
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
@@ -48,6 +52,9 @@ def nothing_severe() -> Iterator[None]:
             raise Broken(f"a fault is logged for what a peer did: {text}\n{told}")
         promise("Unable to format" not in text, f"a line of the log cannot be written: {text!r}")
         promise(not _CONTROL.search(text), f"a peer writes control characters into the log: {text!r}")
+        level = event.get("log_level")
+        short = len(text) <= LOGGED_MAX or level is LogLevel.debug or event.get("log_namespace") == AUDIT
+        promise(short, f"a peer writes {len(text)} characters into one line of the log: {text[:200]!r}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols import amp
 from twisted.test.iosim import FakeTransport, IOPump, connect
 from twisted.trial.unittest import SynchronousTestCase
@@ -339,6 +340,16 @@ class PeerPortTests(SynchronousTestCase):
         pump.flush()
         assert port not in self.factory.connections
         assert self.flushLoggedErrors() == []
+
+    def test_names_without_end(self) -> None:
+        """A stranger that makes up commands fills no log with them."""
+        link, port, pump = self.make_link()
+        assert link.transport is not None
+        with capturedLogs() as events:
+            link.transport.write(amp.AmpBox({amp.COMMAND: b"x" * 60_000}).serialize())
+            pump.flush()
+        assert port not in self.factory.connections
+        assert [len(formatEvent(event)) < 500 for event in events] == [True]
 
     def test_messages(self) -> None:
         """Messages of the consensus from a server of the farm are taken, in order, without an answer."""
