@@ -102,7 +102,7 @@ async def _join_at(parts: Parts, address: Address, shown: Shown, version: int) -
         assert identity is not None
         request = identity.signing_request(usable_names(parts.certificate_names()))
         arguments = {
-            "version": min(commands.PROTOCOL_VERSION, version),
+            "version": commands.version_for(version),
             "farm": parts.recorded_farm,
             "proof": proof(shown.key, JOINER, exporter),
             "request": request,

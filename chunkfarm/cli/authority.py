@@ -34,15 +34,21 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
     \b
     chunkfarm ca > ca.pem
     """
-    if rotate:
-        if not yes:
-            click.echo(BEFORE, err=True)
-            click.confirm("Change it?", abort=True, err=True)
-        before = _signing(surroundings.ask("CA", certificate_will_do=True))
-        surroundings.ask("ROTATE", certificate_will_do=True)
-        after = surroundings.run(lambda farm, run_in_thread: _wait(farm, run_in_thread, before))
-        click.echo(f"The farm's CA was {before}, and is {after}.", err=True)
-    reply = surroundings.ask("CA", certificate_will_do=True)
+    if rotate and not yes:
+        click.echo(BEFORE, err=True)
+        click.confirm("Change it?", abort=True, err=True)
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
+        reply: Reply = await farm.run(lambda link: link.request("CA"))
+        if not rotate:
+            return reply
+        before = _signing(reply)
+        await farm.run(lambda link: link.request("ROTATE"))
+        reply = await _wait(farm, before)
+        click.echo(f"The farm's CA was {before}, and is {_signing(reply)}.", err=True)
+        return reply
+
+    reply = surroundings.run(work, certificate_will_do=True)
     if as_json:
         rows = [
             {name: value for name, value in row.items() if name != "der"} | {"pem": _pem(row)} for row in reply.parsed()
@@ -53,13 +59,13 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
         click.echo(_pem(row), nl=False)
 
 
-async def _wait(farm: Farm, run_in_thread: RunInThread, before: str) -> str:
+async def _wait(farm: Farm, before: str) -> Reply:
     said = ""
     while True:
         reply: Reply = await farm.run(lambda link: link.request("CA"))
         step, now = reply.fields["step"], _signing(reply)
         if step == "none" and now != before:
-            return now
+            return reply
         waits = screen.clean(reply.fields.get("waitsfor", "")).replace(",", ", ")
         tells = (
             f"{step}{f', waits for {waits}' if waits else ''} {screen.clean(reply.fields.get('because', ''))}".strip()

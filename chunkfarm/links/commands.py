@@ -13,7 +13,12 @@ from typing import ClassVar
 from twisted.protocols import amp
 
 PROTOCOL_VERSION = 1
-"""Spoken between servers; a peer one version older is still understood."""
+"""Spoken between servers; a peer one version older is still understood, and spoken to in its own.
+
+It grows only with what an older server would take wrongly. What it would pass over does not need that: a command, an
+argument or a value that may be left out, a field of JSON. So what is new must be such that the other side may know
+nothing of it: arguments and values are `optional`, and a field that is missing means what was so before there was one.
+"""
 UNDERSTOOD = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 
 
@@ -22,6 +27,11 @@ def version_problem(version: int) -> str:
     if version in UNDERSTOOD:
         return ""
     return f"it speaks version {version} of the peer protocol, not version {PROTOCOL_VERSION} or the one before"
+
+
+def version_for(version: int) -> int:
+    """The version to speak with a peer of that one."""
+    return PROTOCOL_VERSION - 1 if version == PROTOCOL_VERSION - 1 else PROTOCOL_VERSION
 
 
 class NotFirst(Exception):

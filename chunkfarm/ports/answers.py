@@ -148,7 +148,8 @@ class PeerAnswers:
             self._learn(prober.server, prober.advertised)
         return {
             **(self._tell(prober.index) if prober.certified is not None else {}),
-            "version": commands.PROTOCOL_VERSION,
+            # Who is older by one takes only its own version, and the newer one speaks that too.
+            "version": commands.version_for(prober.version),
             "server": self._state.server_id,
             "state": self._state.phase,
             "farm": self._farm(),

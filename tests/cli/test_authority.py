@@ -37,7 +37,7 @@ class AuthorityTests(SynchronousTestCase):
 
     def test_rotate(self) -> None:
         """It waits until all have the new one, and says for whom it waits meanwhile."""
-        result = self.make(BEFORE, BEFORE, RUNS, AFTER, AFTER).run("ca", "--rotate", "--yes")
+        result = self.make(BEFORE, BEFORE, RUNS, AFTER).run("ca", "--rotate", "--yes")
         assert result.exit_code == 0, result.output
         assert self.backend.rotated == 1
         assert "trusting, waits for beta, gamma\n" in result.stderr

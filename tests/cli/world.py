@@ -101,6 +101,7 @@ class World:
         self.dialled: list[str] = []
         self.probed: list[str] = []
         self.on_idle: list[Callable[[], None]] = []
+        self._has_run = False
         shared = MemoryBackend()
         self.table = MemoryTable()
         self.catalog = shared.catalog
@@ -148,6 +149,8 @@ class World:
 
     def react(self, main: Main) -> None:
         """Run until it is done, and let time pass when nothing else does."""
+        assert not self._has_run, "a reactor runs once in a process"
+        self._has_run = True
         done = main(self.clock)
         for _ in range(2000):
             for server in self.servers.values():
@@ -166,6 +169,7 @@ class World:
 
     def surroundings(self) -> Surroundings:
         """What a command finds here."""
+        self._has_run = False
         return Surroundings(
             react=self.react,
             probe_with=lambda reactor: self.probe,

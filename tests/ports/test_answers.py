@@ -690,8 +690,9 @@ class PeerAnswersTests(SynchronousTestCase):
         assert [event["problem"].split(",")[0] for event in said if "problem" in event] == [
             "it speaks version 2 of the peer protocol"
         ]
-        answers.probe(Prober(server_id(7), 1, "", version=commands.PROTOCOL_VERSION - 1))
+        told = answers.probe(Prober(server_id(7), 1, "", version=commands.PROTOCOL_VERSION - 1))
         assert self.called() == [server_id(7)]
+        assert told["version"] == commands.PROTOCOL_VERSION - 1, "the older one would take no other"
 
     def test_where_a_server_of_the_farm_listens_now(self) -> None:
         """One that came back on another address says so with its certificate; nobody can say it of another."""
