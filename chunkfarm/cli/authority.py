@@ -70,7 +70,7 @@ async def _wait(farm: Farm, before: str) -> Reply:
         tells = (
             f"{step}{f', waits for {waits}' if waits else ''} {screen.clean(reply.fields.get('because', ''))}".strip()
         )
-        if tells != said:
+        if tells != said and step != "none":
             # Who waits for a server that is not ready yet has not hung up.
             click.echo(tells, err=True)
             said = tells
