@@ -109,6 +109,7 @@ class Farm(MultiService):
         self._loops: list[LoopingCall] = []
         self._lag_due = 0.0
         self._stopping = False
+        self._keeps_room = False
         self._why_end = "it was told to end"
         self._limits = Limits()
         self._met = Met(self._servers_known)
@@ -276,9 +277,14 @@ class Farm(MultiService):
         self._lag_due = now + LAG_INTERVAL
 
     def _look_at_disk(self, parts: Parts) -> Deferred[None]:
-        return parts.measure_space().addErrback(
+        return Deferred.fromCoroutine(self._measure(parts)).addErrback(
             lambda failure: self._log.failure("while looking at the free space", failure)
         )
+
+    async def _measure(self, parts: Parts) -> None:
+        await parts.measure_space()
+        if not self._keeps_room and not parts.space.full:
+            self._keeps_room = await parts.run_in_thread(self._machine.keep_room, os.fspath(parts.data.path))
 
     def _failed(self, failure: Failure) -> None:
         self._startup = None

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from chunkfarm.chunks.store import room_of
 from chunkfarm.descriptors import raise_descriptor_limit
+from chunkfarm.kept_room import keep
 from chunkfarm.table.journal import Journal
 from chunkfarm.threads import Threads
 from chunkfarm.wire import transport
@@ -52,5 +53,7 @@ class Machine:
     """Free bytes of a directory's file system, and all of them."""
     descriptors: Callable[[], int] = raise_descriptor_limit
     """Takes as many descriptors as the process may have; gives their number."""
+    keep_room: Callable[[str], bool] = keep
+    """Keeps room in a data directory for the next start; says whether it is kept."""
     exit: Callable[[int], None] = os._exit
     """Ends the process at once."""

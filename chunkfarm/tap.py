@@ -14,6 +14,7 @@ from chunkfarm import logs
 from chunkfarm.config import ServerOptions, format_size, read_config
 from chunkfarm.data_directory import is_unused
 from chunkfarm.errors import FarmError
+from chunkfarm.kept_room import give_back
 from chunkfarm.model import FarmOptions
 from chunkfarm.trust.invitation import CODE_LENGTH_MAX, Invitation
 from chunkfarm.trust.private import TrustError
@@ -84,6 +85,8 @@ class Options(usage.Options):
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
         self._check_free(config.server)
+        # Before twistd writes its pid.
+        give_back(config.server.data)
         self._place_files(os.fspath(config.server.data))
         self._direct_log(config.server)
 

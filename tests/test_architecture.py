@@ -51,7 +51,7 @@ FLOORS: list[set[str]] = [
     {"chunks"},
     {"table"},
     {"chronicle"},
-    {"links", "addresses", "data_directory", "systemd", "logs", "metrics"},
+    {"links", "addresses", "data_directory", "kept_room", "systemd", "logs", "metrics"},
     {"rotation"},
     {"trust"},
     {"wire"},

@@ -169,6 +169,7 @@ class SimulatedServer:
             open_journal=self._open_journal,
             room=lambda directory: (50 * GIB, 100 * GIB),
             descriptors=lambda: 65_536,
+            keep_room=lambda directory: True,
             exit=lambda status: process.end(f"exit {status}"),
         )
         wish = Wish(config=self.config_path, overrides={}, host_name=self.name)

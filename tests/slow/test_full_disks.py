@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chunkfarm import kept_room
 from tests.slow.line_socket import Refused
 from tests.slow.own_disks import DisksFarm, DisksTestCase
 
@@ -50,10 +51,20 @@ class FullDiskTests(DisksTestCase):
         self.reads(farm)
 
     def test_no_room(self) -> None:
-        """Full disks: no chunk and no change is taken, with the reason; files are read; with room all is well again."""
+        """Full disks: nothing new is taken, with the reason; files are read, after a start too; then all is well."""
         farm = self.make_full()
         assert self.put(farm, self.large, "home/large")[0] == 0
-        fillers = [self.fill(farm.servers[name].data) for name in NAMES]
+        gamma = farm.servers["gamma"].data
+        farm.wait_for((gamma / kept_room.FILE).exists, 20, "gamma keeps room for a start")
+        fillers = [self.fill(gamma)]
+        farm.sigterm("gamma")
+        farm.wait_ended("gamma", 20)
+        fillers.append(self.fill(gamma))
+        farm.start("gamma")
+        farm.wait_serving("gamma")
+        self.reads(farm)
+        assert not (gamma / kept_room.FILE).exists()
+        fillers += [self.fill(farm.servers[name].data) for name in NAMES]
         status, said = self.put(farm, self.more, "home/more")
         assert status in (1, 6) and "full" in said and "Traceback" not in said, said
         refused = farm.curl("-sS", "-w", "%{http_code}", "-T", str(self.more), f"{farm.servers['beta'].url}/home/more")
@@ -77,7 +88,7 @@ class FullDiskTests(DisksTestCase):
 
     def fill(self, folder: Path) -> Path:
         """Take all room of a disk."""
-        filler = folder / "filler"
+        filler = folder / f"filler{len(list(folder.iterdir()))}"
         descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             piece, at = 1 << 26, 0
