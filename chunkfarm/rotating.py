@@ -262,7 +262,12 @@ class Rotating:
             self._sealed = rotation
 
     async def _finish(self, rotation: Rotation, row: Row) -> None:
-        if self._is_held_up(held_up_by(rotation, self._servers(), self._told())) or self._sealed != rotation:
+        if self._is_held_up(held_up_by(rotation, self._servers(), self._told())):
+            return
+        # Once more: a master that had not heard of this step may have sealed something meanwhile.
+        self._sealed = None
+        await self._seal_rows(rotation)
+        if self._sealed != rotation:
             return
 
         def decide(before: Registered) -> Change:
