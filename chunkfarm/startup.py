@@ -6,6 +6,7 @@ whatever time may mend is waited for, and the state says what that is.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -386,7 +387,10 @@ class Startup:
         noted = await parts.run_in_thread(self._file.reached, me)
         reached = witness(me, parts.state.farm_id, versions, noted)
         if parts.embedded.is_member and reached > self._held_generation:
-            self._withhold(parts, OLDER_THAN_CONFIG, reached)
+            try:
+                self._withhold(parts, OLDER_THAN_CONFIG, reached)
+            except sqlite3.Error as error:
+                raise CannotStart(f"the table in {parts.data.path} cannot be written: {error}") from None
 
     def _withhold(self, parts: Parts, reason: str, reached: int) -> None:
         self._log.warn(

@@ -227,6 +227,23 @@ class DiskTests(SynchronousTestCase):
             farm[3].start()
             farm.end()
 
+    def test_an_old_journal_on_a_disk_that_fails(self) -> None:
+        """It says so in a sentence and ends; with a disk that works it learns like any other."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            copy = farm[3].copy_disk()
+            farm.grow(4)
+            farm.until(lambda: "s4" in farm[3].config.read_text(), "the list of s3 is newer than the copy")
+            farm[3].kill()
+            farm[3].put_back(copy)
+            farm[3].disk.broken = "sync"
+            farm[3].start()
+            farm.until(lambda: not farm[3].is_up, "it has ended")
+            assert any("cannot be written: disk I/O error" in line for line in farm.story)
+            farm[3].disk.broken = ""
+            farm.end()
+
     def test_disks_change_places(self) -> None:
         """Two machines that have each other's disks are the two servers that they were, at each other's addresses."""
         with Stage() as farm:
