@@ -19,7 +19,7 @@ from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.errors import FarmError
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
-from chunkfarm.model import CA_CERTIFICATE_KEY, ROTATION_KEY, SEAL_DIGEST_KEY
+from chunkfarm.model import CA_CERTIFICATE_KEY, ROTATION_KEY, ROTATION_WANTED_KEY, SEAL_DIGEST_KEY
 from chunkfarm.rotation import Rotation, believed, in_force
 from chunkfarm.table.interface import Row, TableError
 from chunkfarm.trust.authority import certificates_in, fingerprint, fingerprint_of, introduced
@@ -87,9 +87,10 @@ class Beliefs:
             return None
 
     def report(self) -> tuple[str, str]:
-        """While the farm changes its CA: that of this server's certificate, and the one it is ready for."""
+        """While the farm changes its CA, or wants to: that of this server's certificate, and one it is ready for."""
         rotation, identity = self.rotation, self._contexts.identity
-        if rotation is None or not rotation.is_running or identity is None:
+        runs = rotation is not None and rotation.is_running
+        if identity is None or not (runs or self._row(ROTATION_WANTED_KEY) is not None):
             return "", ""
         return identity.ca_fingerprint, self._ready
 

@@ -28,7 +28,7 @@ from chunkfarm.model import (
     SEAL_DIGEST_KEY,
     Server,
 )
-from chunkfarm.rotation import INTRODUCED_MS, Rotation, Told, held_up_by, without_key
+from chunkfarm.rotation import INTRODUCED_MS, Rotation, Told, held_up_by, unaware, without_key
 from chunkfarm.sealed_rows import sealed_anew
 from chunkfarm.table.interface import Compare, Conflict, Delete, ITable, Operation, Put, Row, TableError
 from chunkfarm.table.registry import Change, Registered, Registry, read_all
@@ -180,7 +180,7 @@ class Rotating:
             await self._registry.measure({id: {"public_key": key} for id, key in some})
 
     def _is_held_up(self, servers: tuple[Server, ...]) -> bool:
-        self.waits_for = tuple(server.name for server in servers)
+        self.waits_for = tuple(dict.fromkeys(server.name for server in servers))
         return bool(servers)
 
     async def _commit(self, row: Row | None, operations: tuple[Operation, ...], *also: Compare) -> None:
@@ -191,7 +191,8 @@ class Rotating:
 
     async def _begin(self, row: Row | None, wanted_row: Row | None) -> None:
         """Make the next CA and the next seal key; nothing is signed or sealed with them yet but the CA's own key."""
-        if self._is_held_up(without_key(self._servers())):
+        servers = self._servers()
+        if self._is_held_up((*without_key(servers), *unaware(servers, self._told()))):
             return
         now_row = self._row(CA_CERTIFICATE_KEY)
         if now_row is None:

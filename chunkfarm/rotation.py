@@ -140,6 +140,16 @@ def without_key(servers: Iterable[Server]) -> tuple[Server, ...]:
     return tuple(server for server in servers if server.state != "down" and not server.public_key)
 
 
+def unaware(servers: Iterable[Server], told: Mapping[str, Told]) -> tuple[Server, ...]:
+    """Servers that are there and do not tell of their CA although another one is wanted: they are of an older version.
+
+    Such a one would leave the keys out of the rows that it puts anew, if it came to lead.
+    """
+    return tuple(
+        server for server in servers if server.state != "down" and not (server.id in told and told[server.id].ca)
+    )
+
+
 def held_up_by(rotation: Rotation, servers: Iterable[Server], told: Mapping[str, Told]) -> tuple[Server, ...]:
     """The servers that are there and have not done yet what this step asks of them."""
     if not rotation.is_running:

@@ -58,6 +58,7 @@ class RotatingTests(SynchronousTestCase):
             row = make_server(number, public_key=f"{number}", state="down" if number == 4 else "up")
             self.table.put(row.key, row.to_value())
         self.told: dict[str, Report] = {}
+        self.tell(1, 2, 3)
         self.shown: dict[str, str] = {}
         self.leading = True
         self.rotating = self.make()
@@ -108,9 +109,11 @@ class RotatingTests(SynchronousTestCase):
     def want(self) -> None:
         self.successResultOf(self.rotating.want("a test wants it"))
 
-    def tell(self, *numbers: int, ca: str = "", ready: str = "") -> None:
+    def tell(self, *numbers: int, ca: str | None = None, ready: str = "") -> None:
+        old = self.authority.fingerprint
         for number in numbers:
-            self.told[server_id(number)] = Report(incarnation=f"run{number}", ca=ca, ready=ready)
+            report = Report(incarnation=f"run{number}", ca=old if ca is None else ca, ready=ready)
+            self.told[server_id(number)] = report
 
     def value(self, key: bytes) -> bytes:
         return self.table.rows[key].value
@@ -148,6 +151,16 @@ class RotatingTests(SynchronousTestCase):
         self.turn(2)
         assert self.step == "trusting"
         assert {server.id: server.public_key for server in self.servers()}[server_id(2)] == "two"
+
+    def test_older_servers(self) -> None:
+        """Nothing begins while a server is there that knows nothing of this: rows that it puts would lack the keys."""
+        self.tell(3, ca="")
+        self.want()
+        self.turn(3)
+        assert (self.step, self.rotating.waits_for) == ("", ("s3",))
+        self.tell(3, ca=self.authority.fingerprint)
+        self.turn()
+        assert self.step == "trusting"
 
     def test_the_next_ca(self) -> None:
         """It is told to all with its introduction, and signs nothing; what opens its key is new."""

@@ -65,7 +65,7 @@ class Report:
     drain: Drain | None = None
     """How far it is, if it is emptied."""
     ca: str = ""
-    """While the farm changes its CA: the fingerprint of that which signed this server's certificate."""
+    """While the farm changes its CA, or wants to: the fingerprint of that which signed this server's certificate."""
     ready: str = ""
     """And of that which this server believes, durably, and whose seal key it holds if it may be a master."""
     risk: Risk | None = None
