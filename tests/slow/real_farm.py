@@ -24,6 +24,7 @@ from attrs import define
 
 import chunkfarm
 from chunkfarm.config import Config, read_config
+from chunkfarm.drill.servers import environment as inherited
 from tests.slow.line_socket import Hello, LineSocket, Reply, link_to
 
 ROOT = Path(chunkfarm.__file__).resolve().parents[1]
@@ -163,7 +164,7 @@ class RealFarm:
                 [*_passing(sockets), *TWISTD, "-n", "chunkfarm", *options],
                 pass_fds=[passed.fileno() for passed in sockets.values()],
                 cwd=self.directory,
-                env={**_environment(), **environment},
+                env={**inherited(os.environ), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -355,7 +356,7 @@ class RealFarm:
         process = subprocess.Popen(
             [*CLI, "--config", str(self.config_path), *key, *arguments],
             cwd=self.directory,
-            env=_environment(),
+            env=inherited(os.environ),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -410,12 +411,6 @@ def find_curl() -> str:
     if found is None:
         raise SkipTest("curl is not installed")
     return found
-
-
-def _environment() -> dict[str, str]:
-    """This process's, in which an uninstalled checkout is found, and none of a person's settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CHUNKFARM_")}
-    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])}
 
 
 def hash_of_folder(directory: Path, but: Iterable[str] = ()) -> dict[str, str]:

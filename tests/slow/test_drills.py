@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.slow.real_farm import CLI, _environment
+from chunkfarm.drill.servers import environment
+from tests.slow.real_farm import CLI
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ class DrillTests(SynchronousTestCase):
         process = subprocess.Popen(
             [*CLI, "drill", *arguments],
             cwd=folder,
-            env={**_environment(), "TMPDIR": str(folder)},
+            env={**environment(os.environ), "TMPDIR": str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
