@@ -19,6 +19,8 @@ It grows only with what an older server would take wrongly. What it would pass o
 argument or a value that may be left out, a field of JSON. So what is new must be such that the other side may know
 nothing of it: arguments and values are `optional`, and a field that is missing means what was so before there was one.
 """
+VERSION_DIGITS_SHOWN = 12
+"""A stranger can name a version of thousands of digits, which no log is for."""
 UNDERSTOOD = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 
 
@@ -26,7 +28,8 @@ def version_problem(version: int) -> str:
     """Why a peer of that version cannot be spoken with, or an empty string."""
     if version in UNDERSTOOD:
         return ""
-    return f"it speaks version {version} of the peer protocol, not version {PROTOCOL_VERSION} or the one before"
+    shown = str(version)[:VERSION_DIGITS_SHOWN]
+    return f"it speaks version {shown} of the peer protocol, not version {PROTOCOL_VERSION} or the one before"
 
 
 def version_for(version: int) -> int:

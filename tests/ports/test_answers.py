@@ -242,6 +242,8 @@ class PeerAnswersTests(SynchronousTestCase):
         assert "version 99" in self.refusal(answers, version=99)
         for version in (commands.PROTOCOL_VERSION - 2, commands.PROTOCOL_VERSION + 1):
             assert f"version {version} of the peer protocol" in self.refusal(answers, version=version)
+        # Nor is the log for digits without end.
+        assert len(self.refusal(answers, version=10**4000)) < 200
 
     def invited(self, answers: PeerAnswers, seconds: float = 60.0) -> dict[str, Any]:
         """What a joiner shows that has a new code."""
