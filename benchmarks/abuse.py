@@ -199,6 +199,9 @@ class Client:
         assert data, "the well-behaved client was cut off"
         return data
 
+    def close(self) -> None:
+        self._socket.close()
+
     def times(self, seconds: float, look: Any = lambda: None) -> list[tuple[float, float]]:
         """For each request when it was due, in seconds from now, and how many milliseconds later it was answered."""
         began, found = time.monotonic(), []
@@ -246,7 +249,7 @@ def run(farm: RealFarm, seconds: float, slow: int = 300, idle: int = 1000) -> Ou
     key = ":".join(farm.key())
     client = Client(alpha.files, key)
     client.times(2)
-    before = client.times(min(seconds, 20.0))
+    before = client.times(min(seconds / 2, 20.0))
     memory, descriptors = [], []
 
     def look() -> None:
@@ -256,7 +259,7 @@ def run(farm: RealFarm, seconds: float, slow: int = 300, idle: int = 1000) -> Ou
     look()
     attacker = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.abuse", "--attack"]
-        + [str(number) for number in (alpha.client, alpha.peer, alpha.files, slow, idle, seconds + 5)],
+        + [str(number) for number in (alpha.client, alpha.peer, alpha.files, slow, idle, seconds + 1)],
         env={**os.environ, "ABUSE_KEY": key},
         stdout=subprocess.PIPE,
         text=True,
@@ -265,6 +268,7 @@ def run(farm: RealFarm, seconds: float, slow: int = 300, idle: int = 1000) -> Ou
         during = client.times(seconds, look)
         out, _ = attacker.communicate(timeout=60)
     finally:
+        client.close()
         attacker.kill()
         attacker.wait()
         if attacker.stdout is not None:

@@ -1,0 +1,40 @@
+"""Hundreds of slow and a thousand idle connections at once: others are served, and those are closed."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from benchmarks import abuse
+from tests.slow.farm_case import FarmTestCase
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 3.0
+"""In place of the times in [limits]."""
+LAST = 10.0
+"""Seconds after which nobody may be left. A slow reader is looked at twice: at first the kernel takes what is sent."""
+
+
+class AbuseTests(FarmTestCase):
+    def test_slow_and_idle_connections(self) -> None:
+        """They are closed by their deadlines, memory and descriptors stay bounded, and a client hardly notices them.
+
+        `python -m benchmarks.abuse` measures how little on a machine that does nothing else.
+        """
+        farm = self.make_farm("alpha", replicas=1, server=abuse.limits(SECONDS))
+        found = abuse.run(farm, LAST)
+        abuse.show(found)
+        for kind, held in found.held.items():
+            assert held.opened + held.refused >= abuse.LEAST[kind], kind
+            assert len(held.closed) == held.opened, kind
+            assert max(held.closed) < LAST, kind
+        assert max(found.memory) - found.memory[0] < 512 << 20
+        assert max(found.descriptors) < 1800
+        assert found.descriptors[-1] < found.descriptors[0] + 50
+        assert statistics.median(found.during) < 2 * abuse.percentile(found.before, 0.99)
+        assert "Traceback" not in farm.servers["alpha"].logged()
+        metrics = farm.curl(f"{farm.servers['alpha'].url}/-/metrics").stdout.decode()
+        for limit in ("head_time", "body_rate", "answer_rate", "idle"):
+            assert f'chunkfarm_limited_total{{limit="{limit}",port="files"}}' in metrics
