@@ -74,13 +74,12 @@ class Access:
         """Whose key it is, looked up in the rows that this server holds."""
         try:
             key = KEYS + key_id.encode()
-            page = await self._table.read(key, limit=1, stale=True)
+            page = await self._table.find(key, stale=True)
         except (TableError, UnicodeEncodeError):
             raise Waiting("the table with the keys cannot be read now") from None
-        row = next((row for row in page.rows if row.key == key), None)
-        if row is None:
+        if not page.rows:
             raise AuthenticationFailed(REFUSAL)
-        known = KeyRow.from_value(row.value)
+        known = KeyRow.from_value(page.rows[0].value)
         if not check(known, proof):
             raise AuthenticationFailed(REFUSAL)
         return known.principal

@@ -274,15 +274,15 @@ class Catalog:
 
     async def _stat(self, name: str) -> File:
         key = _key(name)
-        file = _file_in(await self._read(key, limit=1), key)
+        file = _file_in(await self._asked(self._table.find(key)))
         if file is None:
             raise NotFound(f"there is no file {name}")
         return file
 
     async def _find(self, name: str) -> Found:
         key = _key(name)
-        page, stale = await self._read_somehow(key, limit=1)
-        file = _file_in(page, key)
+        page, stale = await self._somehow(lambda stale: self._table.find(key, stale))
+        file = _file_in(page)
         if file is None and stale:
             # It may have been stored since. Who asks can try another server.
             raise Busy(f"there was no file {name} at revision {stale}, and nobody who knows the last state answers")
@@ -297,11 +297,12 @@ class Catalog:
             key, start = FILES + prefix.encode(), FILES + after.encode() if after else b""
         except UnicodeEncodeError:
             raise InvalidRequest("a prefix is text in UTF-8") from None
-        page, stale = await self._read_somehow(key, start, min(limit, _PAGE))
+        page, stale = await self._somehow(lambda stale: self._table.read(key, start, min(limit, _PAGE), stale))
         rows = [*page.rows]
         while page.more and len(rows) < limit:
             start = rows[-1].key if rows else start
-            page = await self._read(key, start, min(limit - len(rows), _PAGE), stale=stale > 0)
+            more = self._table.read(key, start, min(limit - len(rows), _PAGE), stale > 0)
+            page = await self._asked(more)
             if not page.rows:
                 break
             rows += page.rows
@@ -383,7 +384,7 @@ class Catalog:
         if not condition.if_match and not condition.if_none_match:
             return 0
         key = _key(name)
-        file = _file_in(await self._read(key, limit=1), key)
+        file = _file_in(await self._asked(self._table.find(key)))
         condition.check(name, file.etag if file is not None else None)
         return file.revision if file is not None else 0
 
@@ -546,18 +547,21 @@ class Catalog:
             raise
         return download
 
-    async def _read(self, prefix: bytes, after: bytes = b"", limit: int = _PAGE, stale: bool = False) -> Page:
+    async def _asked(self, asked: Deferred[Page]) -> Page:
         try:
-            return await self._table.read(prefix, after, limit, stale)
+            return await asked
         except (Unavailable, TableClosed) as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error
 
-    async def _read_somehow(self, prefix: bytes, after: bytes = b"", limit: int = _PAGE) -> tuple[Page, int]:
-        """A page as it is now and 0; or this server's last state of it, and the revision of that."""
+    async def _somehow(self, ask: Callable[[bool], Deferred[Page]]) -> tuple[Page, int]:
+        """A page as it is now and 0; or this server's last state of it, and the revision of that.
+
+        `ask` is told whether a stale page will do.
+        """
         try:
-            return await self._table.read(prefix, after, limit).addTimeout(STALE_AFTER, self._clock), 0
+            return await ask(False).addTimeout(STALE_AFTER, self._clock), 0
         except (Unavailable, TimeoutError):
-            page = await self._read(prefix, after, limit, stale=True)
+            page = await self._asked(ask(True))
             return page, page.revision
         except TableClosed as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error
@@ -584,10 +588,9 @@ def _key(name: str) -> bytes:
     return FILES + check_file_name(name).encode()
 
 
-def _file_in(page: Page, key: bytes) -> File | None:
-    """The file at `key` in a page of the rows that begin with it: it is the first of them or not there."""
-    if page.rows and page.rows[0].key == key:
-        row = page.rows[0]
+def _file_in(page: Page) -> File | None:
+    """The file in a page of one row or none."""
+    for row in page.rows:
         return File.from_row(row.key, row.value, row.revision)
     return None
 

@@ -26,6 +26,7 @@ from chunkfarm.table.interface import (
     Row,
     TableClosed,
     Unavailable,
+    of_one,
 )
 
 
@@ -136,6 +137,9 @@ class MemoryTable:
             return fail(Unavailable("no majority of the masters answers"))
         keys = sorted(key for key in self.rows if key.startswith(prefix) and key > after)
         return succeed(Page(self.revision, tuple(self.rows[key] for key in keys[:limit]), len(keys) > limit))
+
+    def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
+        return self.read(key, b"", 1, stale).addCallback(of_one, key)
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if from_revision + 1 < self._first_kept:

@@ -622,7 +622,7 @@ class StaleTests(CatalogTestCase):
 
         def refuse(*arguments: Any, stale: bool = False) -> Any:
             if stale or arguments[-1] is True:
-                raise Unavailable("this server holds no rows")
+                return fail(Unavailable("this server holds no rows"))
             return read(*arguments)
 
         with mock.patch.object(self.table, "read", refuse):

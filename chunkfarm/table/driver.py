@@ -27,6 +27,7 @@ from chunkfarm.table.consensus import LEADER, Consensus
 from chunkfarm.table.interface import TableClosed, Unavailable
 from chunkfarm.table.journal import Journal, Saved
 from chunkfarm.table.links_interface import IConsensusLinks
+from chunkfarm.table.recent_rows import RecentRows
 from chunkfarm.table.records import Configuration, Message, ReadState, Ready
 from chunkfarm.table.rows import events_of
 from chunkfarm.table.snapshot_streams import SnapshotStreams
@@ -124,6 +125,8 @@ class Driver:
         self._marking = False
         self._doubts = Doubts()
         self.core = self._make_core()
+        self.rows = RecentRows(self.core.applied)
+        """Rows that were used last, as they are by all that is applied."""
         self._seen: object = None
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
@@ -156,6 +159,7 @@ class Driver:
         server_id = self.id
         await self._on_disk(lambda: self._journal.found(server_id))
         self.core = self._make_core()
+        self.rows.replace(self.core.applied)
         self.hub.replace(self.core.applied)
         if self._loop.running:
             self.core.campaign()
@@ -428,11 +432,16 @@ class Driver:
             saved = await self._write(lambda: self._journal.save(ready, apply=not later))
         if self.stopped:
             return
+        # Before anybody can hear of it, so that nobody finds a row here that is older than what was told.
+        if ready.snapshot is not None:
+            self.rows.replace(ready.snapshot.index)
+        self.rows.apply(saved.applied, saved.revision)
         self._send(ready.messages)
         if later:
             saved = await self._write(lambda: self._journal.save(Ready(committed=ready.committed)))
             if self.stopped:
                 return
+            self.rows.apply(saved.applied, saved.revision)
         self.core.persisted(ready)
         if ready.snapshot is not None:
             self._streams.installed()

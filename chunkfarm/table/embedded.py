@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
@@ -59,6 +59,7 @@ from chunkfarm.table.interface import (
     TableClosed,
     TableError,
     Unavailable,
+    of_one,
 )
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.lines import Past
@@ -446,6 +447,15 @@ class EmbeddedTable:
             return fail(Unavailable("this server holds no rows"))
         return Deferred.fromCoroutine(self._read_here(ReadRequest(prefix, after, limit)))
 
+    def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
+        if len(key) > KEY_BYTES_MAX:
+            return fail(LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes"))
+        if not stale:
+            return Deferred.fromCoroutine(self._find(key))
+        if not self.holds_rows:
+            return fail(Unavailable("this server holds no rows"))
+        return Deferred.fromCoroutine(self._find_here(key))
+
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if self._driver.stopped:
             return fail(TableClosed("this server's part of the table is closed"))
@@ -534,12 +544,17 @@ class EmbeddedTable:
     # -- reads -------------------------------------------------------------------------------------------
 
     async def _read(self, request: ReadRequest) -> Page:
-        encoded = encode_read(request)
+        return await self._ask(request, lambda: self._read_current(request))
+
+    async def _find(self, key: bytes) -> Page:
+        return of_one(await self._ask(ReadRequest(key, b"", 1), lambda: self._find_current(key)), key)
+
+    async def _ask(self, request: ReadRequest, here: Callable[[], Coroutine[Any, Any, Page]]) -> Page:
+        """What the leader says, or, on a member, what is read here once the leader has said from where on it may be."""
         carried = await self._courier.carry(
-            # A member asks the leader only for the index, and reads at home.
             lambda: self.id if self.is_member and self.has_quorum else self._whom_to_ask(),
-            lambda: Deferred.fromCoroutine(self._read_current(request)),
-            lambda leader: self._links.read(leader, encoded).addCallback(decode_page),
+            lambda: Deferred.fromCoroutine(here()),
+            lambda leader: self._links.read(leader, encode_read(request)).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,
         )
         return carried.answer
@@ -547,6 +562,33 @@ class EmbeddedTable:
     async def _read_current(self, request: ReadRequest, secrets: bool = True) -> Page:
         await self._driver.read_index()
         return await self._read_here(request, secrets)
+
+    async def _find_current(self, key: bytes) -> Page:
+        rows = self._driver.rows
+        ahead: Deferred[object] | None = None
+        if rows.find(key) is None:
+            # Meanwhile the leader is asked. What comes of it goes among the recent rows, and counts only from there.
+            ahead = self._fetch(key).addErrback(lambda _: None)
+        await self._driver.read_index()
+        if ahead is not None and rows.find(key) is None:
+            await ahead
+        return await self._find_here(key)
+
+    async def _find_here(self, key: bytes) -> Page:
+        """The row as it is by all that is applied here."""
+        if self._driver.stopped:
+            raise TableClosed("this server's part of the table is closed")
+        return self._driver.rows.find(key) or await self._fetch(key)
+
+    def _fetch(self, key: bytes) -> Deferred[Page]:
+        """Read the row from the journal, and remember it."""
+
+        def read(page: Page) -> Page:
+            found = of_one(page, key)
+            self._driver.rows.read(key, found)
+            return found
+
+        return self._driver.reading(lambda: self._journal.read(key, b"", 1)).addCallback(read)
 
     async def _read_here(self, request: ReadRequest, secrets: bool = True) -> Page:
         if self._driver.stopped:

@@ -119,6 +119,12 @@ class Batch:
     events: tuple[Event, ...]
 
 
+def of_one(page: Page, key: bytes) -> Page:
+    """What `ITable.find` says of `key`, by the first page of the rows whose keys start with it."""
+    found = page.rows[:1] if page.rows and page.rows[0].key == key else ()
+    return Page(page.revision, found, more=False)
+
+
 class IWatch(Interface):
     """A running watch."""
 
@@ -156,6 +162,9 @@ class ITable(Interface):
         Linearizable, unless `stale`: then this server's own last state (`Unavailable` if it holds none).
         A page may end before `limit` rows; `more` says so.
         """
+
+    def find(key: bytes, stale: bool = False) -> Deferred[Page]:
+        """The row at `key`: a page of that row or of none. As current as `read`, and mostly cheaper."""
 
     def watch(prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         """Watch changes of rows under `prefix` with a revision greater than `from_revision`.

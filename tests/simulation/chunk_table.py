@@ -31,6 +31,7 @@ from chunkfarm.table.interface import (
     Row,
     TableClosed,
     Unavailable,
+    of_one,
 )
 from tests.simulation.world import Process, World
 
@@ -143,6 +144,9 @@ class ServerTable:
             # How old rows mislead nobody is not asked here: a guess that is right costs nothing.
             return succeed(self._table.page(prefix, after, limit))
         return self._ask(lambda: self._table.page(prefix, after, limit))
+
+    def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
+        return self.read(key, limit=1, stale=stale).addCallback(of_one, key)
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         return succeed(_Watch(self._table, self._process, self.lag, prefix, from_revision))

@@ -70,6 +70,7 @@ class Node:
     path: str
     disk: HeldDisk
     table: EmbeddedTable
+    reads: HeldDisk
     alive: bool = True
     fatal: list[Failure] = field(factory=list)
 
@@ -157,7 +158,7 @@ class Cluster:
     def add(self, id: str, before: Callable[[EmbeddedTable], object] = lambda table: None) -> Node:
         """A node that is started, after `before` had its say; it takes up what its file holds."""
         path = os.path.join(self.directory, f"{id}.sqlite")
-        disk = HeldDisk()
+        disk, reads = HeldDisk(), HeldDisk()
         fatal: list[Failure] = []
         table = EmbeddedTable(
             id,
@@ -166,10 +167,10 @@ class Cluster:
             self.clock,
             random.Random(self.random.getrandbits(64)),
             run_on_disk=disk,
-            run_reads=at_once,
+            run_reads=reads,
             on_fatal=fatal.append,
         )
-        node = self.nodes[id] = Node(id, path, disk, table, fatal=fatal)
+        node = self.nodes[id] = Node(id, path, disk, table, reads, fatal=fatal)
         before(table)
         table.start()
         return node
@@ -232,7 +233,7 @@ class Cluster:
         """The process is gone from one moment to the next; its disk keeps what was committed."""
         node = self.nodes[id]
         node.alive = False
-        node.disk.held = True
+        node.disk.held = node.reads.held = True
         node.table.stop()
         node.table._journal.close()
 
@@ -243,4 +244,5 @@ class Cluster:
         for node in self.nodes.values():
             if node.alive:
                 node.disk.release()
+                node.reads.release()
                 self.result(node.table.stop())

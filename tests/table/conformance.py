@@ -132,6 +132,22 @@ class TableConformance:
             more = page.more
         assert seen == names
 
+    def test_find(self) -> None:
+        """One row is asked for by its key, and no other row is taken for it."""
+        table = self.table()
+        for key in (b"a", b"ab", b"b"):
+            self.put(table, key, key)
+        for _ in range(2):
+            assert self.result(table.find(b"")).rows == self.result(table.find(b"aa")).rows == ()
+            page = self.result(table.find(b"a"))
+            assert [row.value for row in page.rows] == [b"a"] and not page.more and page.revision >= 3
+        changed = self.put(table, b"a", b"2")
+        assert self.result(table.find(b"a")).rows == (Row(b"a", b"2", changed),)
+        self.result(table.transact((), (Delete(b"a"),)))
+        assert self.result(table.find(b"a")).rows == ()
+        if self.checks_limits:
+            self.error(table.find(b"k" * 1201), FarmError)
+
     def test_stale(self) -> None:
         """A stale read is this server's own last state."""
         table = self.table()
@@ -139,6 +155,8 @@ class TableConformance:
         self.settle()
         page = self.result(table.read(b"", stale=True))
         assert page.rows == (Row(b"a", b"1", revision),) and page.revision >= revision
+        found = self.result(table.find(b"a", stale=True))
+        assert found.rows == page.rows and found.revision >= revision
 
     def test_limits(self) -> None:
         """What is too large is refused, and changes nothing."""

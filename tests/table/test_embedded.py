@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -35,6 +37,7 @@ from chunkfarm.table.interface import (
     ITable,
     IWatch,
     Put,
+    Row,
     TableClosed,
     TableError,
     Unavailable,
@@ -334,6 +337,14 @@ class OneServerTests(ClusterTestCase):
             self.failureResultOf(node.table.read(b"", stale=True), Unavailable)
         assert [failure.value for failure in node.fatal] == [broken]
 
+    def test_a_disk_that_fails_when_a_row_is_found(self) -> None:
+        """The same where the row is read before it is known from when on it may be."""
+        node = self.of("a").nodes["a"]
+        broken = self.broken()
+        with patch.object(node.table._journal, "read", side_effect=broken):
+            self.failureResultOf(node.table.find(b"none"), TableError)
+        assert [failure.value for failure in node.fatal] == [broken]
+
     def test_a_disk_that_fails_under_a_watch(self) -> None:
         """Who watches from the past looks elsewhere, and the process ends."""
         cluster = self.of("a")
@@ -448,6 +459,59 @@ class ThreeServersTests(ClusterTestCase):
         with self.assertRaises(Conflict) as caught:
             cluster.result(self.table("c").transact((Compare(b"k", "==", 0),), (Delete(b"k"),)))
         assert caught.exception.rows == rows
+
+    def test_found_rows_are_never_old(self) -> None:
+        """Who asks for a row after a change of it was acknowledged sees the change, wherever both were asked for."""
+        cluster = self.of("a", "b", "c")
+        for number in range(30):
+            writer, reader = "abc"[number % 3], "abc"[number // 3 % 3]
+            if number % 7 == 6:
+                cluster.result(self.table(writer).transact((), (Delete(b"k"),)))
+                assert cluster.result(self.table(reader).find(b"k")).rows == ()
+            else:
+                revision = self.put(writer, b"k", b"%d" % number)
+                assert cluster.result(self.table(reader).find(b"k")).rows == (Row(b"k", b"%d" % number, revision),)
+
+    def test_found_without_the_disk(self) -> None:
+        """What was written or asked for of late is found without a way to a thread, and what is not there too."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k")
+        for id in "abc":
+            node = cluster.nodes[id]
+            cluster.result(node.table.find(b"none"))
+            node.reads.held = True
+            for key in (b"k", b"none"):
+                assert len(cluster.result(node.table.find(key)).rows) == (key == b"k")
+            assert not len(node.reads)
+
+    def test_read_while_the_leader_is_asked(self) -> None:
+        """The row is read while the others confirm who leads, and not believed if it changed meanwhile."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k", b"1")
+        for id in "ab":
+            node = cluster.nodes[id]
+            for changes in (False, True):
+                rows, reading = node.table._driver.rows, node.table._driver.reading
+                rows.replace(node.table.revision)
+                ahead: list[object] = []
+
+                def late(call: Callable[[], T], ahead: Any = ahead, reading: Any = reading) -> Deferred[T]:
+                    """What the thread has read arrives a second later."""
+                    result: Deferred[T] = Deferred()
+                    ahead.append(reading(call).addCallback(partial(cluster.clock.callLater, 1, result.callback)))
+                    return result
+
+                with patch.object(node.table._driver, "reading", late):
+                    asked = node.table.find(b"k")
+                    if changes:
+                        last = self.put("a", b"k", b"2" + id.encode())
+                        cluster.run(0.5)
+                        # The row was dropped since, for others that were used later.
+                        rows._rows.clear()
+                    cluster.result(asked)
+                    assert len(ahead) == 1 + changes, "the row was read once, and again if it may be old"
+                found = cluster.result(node.table.find(b"k")).rows
+                assert not changes or found == (Row(b"k", b"2" + id.encode(), last),)
 
     def test_the_leader_dies(self) -> None:
         """The next one leads, everything acknowledged is there, and writing goes on."""
@@ -751,9 +815,11 @@ class CatchUpTests(ClusterTestCase):
         start = self.put("a", b"start")
         cluster.run(0.5)
         watch = cluster.result(self.table("c").watch(b"", start))
+        assert [row.value for row in cluster.result(self.table("c").find(b"start")).rows] == [b""]
         cluster.cut = {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")}
         for n in range(60):
             self.put("a", b"%02d" % n)
+        self.put("a", b"start", b"changed")
         waiting = watch.next()
         pages = cluster.pages
         cluster.cut = set()
@@ -761,6 +827,7 @@ class CatchUpTests(ClusterTestCase):
         assert cluster.pages > pages
         assert isinstance(self.failureResultOf(waiting).value, Compacted)
         assert len(self.keys("c", stale=True)) == 61
+        assert [row.value for row in cluster.result(self.table("c").find(b"start", stale=True)).rows] == [b"changed"]
         assert len(self.digests()) == 1
         again = cluster.result(self.table("c").watch(b"", cluster.nodes["c"].table.revision))
         new = self.put("b", b"new")

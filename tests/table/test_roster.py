@@ -26,6 +26,7 @@ from chunkfarm.table.interface import (
     TableClosed,
     TableError,
     Unavailable,
+    of_one,
 )
 from chunkfarm.table.roster import CATCH_UP_SECONDS, RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX, Roster
 
@@ -105,6 +106,9 @@ class ScriptedTable:
         keys = sorted(key for key in self.rows if key.startswith(prefix) and key > after)
         rows = tuple(self.rows[key] for key in keys[: self.page_size])
         return succeed(Page(self.revision, rows, len(keys) > self.page_size))
+
+    def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
+        return self.read(key, limit=1, stale=stale).addCallback(of_one, key)
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if self.compacted:
