@@ -17,9 +17,10 @@ from chunkfarm import by_hand
 from chunkfarm.history import History
 from chunkfarm.table.driver import Driver
 from chunkfarm.table.embedded import EmbeddedTable
-from chunkfarm.table.interface import Page
+from chunkfarm.table.interface import Page, Row
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.leadership import Leadership
+from chunkfarm.table.recent_rows import RecentRows
 from chunkfarm.table.watches import WatchHub
 from tests.simulation.divided import LineSimulation
 from tests.simulation.divided_stories import away_from_both, terms_of_the_lost
@@ -50,6 +51,17 @@ def _reads_at_home() -> AbstractContextManager[Any]:
         return await self._read_here(request, secrets)
 
     return patch.object(EmbeddedTable, "_read_current", read)
+
+
+def _keeps_old_rows() -> AbstractContextManager[Any]:
+    """A row that is in memory stays as it was when it was asked for."""
+    keep = RecentRows._keep
+
+    def keeps(self: RecentRows, key: bytes, row: Row | None, revision: int) -> None:
+        if key not in self._rows:
+            keep(self, key, row, revision)
+
+    return patch.object(RecentRows, "_keep", keeps)
 
 
 def _watches_with_a_gap() -> AbstractContextManager[Any]:
@@ -145,6 +157,7 @@ FARM_MUTANTS: dict[str, FarmMutant] = {
     "farm-not-synchronized": FarmMutant("farm", _never_full, _busy, 4, "promises"),
     "farm-promises-early": FarmMutant("farm", _promises_early, _busy, 1, "promises"),
     "farm-reads-at-home": FarmMutant("farm", _reads_at_home, _busy, 1, "linearizable"),
+    "farm-keeps-old-rows": FarmMutant("farm", _keeps_old_rows, _busy, 1, "linearizable"),
     "farm-watches-with-a-gap": FarmMutant("farm", _watches_with_a_gap, _busy, 1, "watch"),
     "farm-needs-everybody": FarmMutant("farm", _needs_everybody, _calm, 2, "takeover storm"),
     "line-learns-nothing": FarmMutant("divided", _learns_nothing, _divided, 3, "liveness"),
