@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
+from chunkfarm.table import driver as driver_module
 from chunkfarm.table import journal as journal_module
 from chunkfarm.table.codec import (
     Answer,
@@ -471,6 +472,18 @@ class ThreeServersTests(ClusterTestCase):
             else:
                 revision = self.put(writer, b"k", b"%d" % number)
                 assert cluster.result(self.table(reader).find(b"k")).rows == (Row(b"k", b"%d" % number, revision),)
+
+    @patch.object(driver_module, "APPLY_WITH_APPEND_MAX", 0)
+    def test_found_rows_of_a_backlog(self) -> None:
+        """The same where so much came at once that it is applied after all else."""
+        cluster = self.of("a", "b", "c")
+        for number in range(10):
+            # How far is committed comes with the next entry, and so does what is to be applied.
+            put = self.table("a").transact((), (Put(b"k", b"%d" % number),))
+            put.addCallback(lambda _: self.table("a").transact((), (Put(b"other", b""),)))
+            cluster.result(put)
+            for id in "abc":
+                assert [row.value for row in cluster.result(self.table(id).find(b"k")).rows] == [b"%d" % number]
 
     def test_found_without_the_disk(self) -> None:
         """What was written or asked for of late is found without a way to a thread, and what is not there too."""
