@@ -73,7 +73,8 @@ class Chronicle:
     """The notes of one server.
 
     `run` names this process, `now` is the wall clock in ms, `boot_time` a clock in seconds that nobody sets. What was
-    noted before is read at once, as everything is that a server needs before it starts.
+    noted before is read at once, as everything is that a server needs before it starts. Nothing is written before
+    `begin`: a start that is refused leaves the data directory as it was.
     """
 
     _log = Logger()
@@ -101,6 +102,7 @@ class Chronicle:
         self._failing = False
         self._writing: Deferred[Any] | None = None
         self._idle: list[Deferred[None]] = []
+        self._begun = False
         self._load()
 
     def _load(self) -> None:
@@ -124,6 +126,11 @@ class Chronicle:
     def last(self) -> Note | None:
         """The newest note."""
         return self._notes[-1] if self._notes else None
+
+    def begin(self) -> None:
+        """Write what was noted so far, and from now on at once."""
+        self._begun = True
+        self._write()
 
     def note(self, note: Note) -> None:
         """Keep a note, with its number and its time filled in."""
@@ -164,7 +171,7 @@ class Chronicle:
         return self.when_written().addCallback(lambda _: self._threads.stop())
 
     def _write(self) -> None:
-        if self._writing is not None or not self._unwritten:
+        if not self._begun or self._writing is not None or not self._unwritten:
             return
         some, self._unwritten = self._unwritten, []
         # The first write makes the file, whose name is to be durable too.

@@ -167,6 +167,8 @@ class Farm(MultiService):
         files = self._file_factory
         parts.metrics.count_connections("files", lambda: len(files.connections))
         self._files.open(parts.config.server.files, self._file_factory, parts.contexts.file_port_factory())
+        # By now nothing can refuse this start any more.
+        parts.chronicle.begin()
 
     def _servers_known(self) -> tuple[Server, ...]:
         parts = self._parts

@@ -148,6 +148,17 @@ class ChronicleTests(SynchronousTestCase):
         chronicle.note(note("a"))
         assert self.told(chronicle) == ["a"] and file.data.count(b"\n") == 1
 
+    def test_refused_start(self) -> None:
+        """A start that is refused leaves nothing in the file, and is told of by nobody later."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        path = directory / "history.jsonl"
+        threads: Any = AtOnce()
+        chronicle = Chronicle(NotesFile(path), threads, "1", lambda: NOW, lambda: 1.0)
+        chronicle.note(note("refused"))
+        self.successResultOf(chronicle.stop())
+        assert not path.exists()
+
     def test_a_real_file(self) -> None:
         """On a real disk too: made, added to, and readable by nobody else."""
         directory = Path(self.mktemp())
@@ -157,6 +168,7 @@ class ChronicleTests(SynchronousTestCase):
         for run in ("1", "2"):
             chronicle = Chronicle(NotesFile(path), threads, run, lambda: NOW, lambda: 1.0)
             chronicle.note(note(run))
+            chronicle.begin()
             chronicle.note(note(run))
             self.successResultOf(chronicle.stop())
         assert path.read_bytes().count(b"\n") == 4

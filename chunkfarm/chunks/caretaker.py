@@ -475,7 +475,7 @@ class Caretaker(Loop):
             await self._pace(len(data))
             began = self._clock.seconds()
             try:
-                await self._links.put(server, digest, data).addTimeout(COPY_TIMEOUT, self._clock)
+                await self._links.put(server, digest, data, gently=True).addTimeout(COPY_TIMEOUT, self._clock)
             except CancelledError:
                 raise
             except Exception as error:

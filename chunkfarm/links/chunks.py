@@ -34,6 +34,15 @@ from chunkfarm.links.peers import CONNECT_TIMEOUT, LinkFailed
 from chunkfarm.model import CHUNK_SIZE_MAX, KIB, Server
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX, HEAD_END, BadResponse, CountedBody, ResponseHead, parse_response
 
+GENTLE_PIECE = 256 * KIB
+"""Bytes of a chunk that is sent gently which go at once: one or two milliseconds of a processor at each end."""
+GENTLE_PAUSE = 0.004
+"""Seconds from one such piece to the next at least: 64 MiB a second, what `repair_rate` is by default."""
+GENTLE_PAUSE_MAX = 0.032
+"""At most: 8 MiB a second, so that copies come on also on a machine that is always busy."""
+GENTLE_FACTOR = 4
+"""A timer that is late shows that others wait for a processor too: they have it for so many times that, before the next
+piece."""
 STALL_SECONDS = 20.0
 """Without a byte in either direction, after which (and before twice that time) a request is given up. A slow disk
 may take some seconds for the fsync of a large chunk; whoever asks goes to another server long before."""
@@ -78,6 +87,8 @@ class Ask:
     head: bytes
     body: Buffer = b""
     answer_max: int = 0
+    gently: bool = False
+    """Whether the body goes in small pieces, with pauses in which others have the processor."""
 
 
 @frozen
@@ -108,6 +119,9 @@ class ChunkLink(TwistedProtocol):
         self._pieces: list[bytes | memoryview] = []
         self._received = 0
         self._progress = (0, 0)
+        self._unsent: memoryview | None = None
+        """What is left of a body that goes gently."""
+        self._next_piece: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """The connection is there; the handshake may still be under way."""
@@ -140,10 +154,29 @@ class ChunkLink(TwistedProtocol):
         self._look_for_progress()
         transport: Any = self.transport
         transport.write(ask.head)
-        if len(ask.body):
-            takes_views = getattr(transport, "accepts_memoryview", False)
-            transport.write(memoryview(ask.body) if takes_views else bytes(ask.body))
+        if ask.gently and len(ask.body) > GENTLE_PIECE:
+            self._unsent = memoryview(ask.body)
+            self._send_piece(self._clock.seconds())
+        elif len(ask.body):
+            self._write(memoryview(ask.body))
         return waiting
+
+    def _write(self, data: memoryview) -> None:
+        transport: Any = self.transport
+        transport.write(data if getattr(transport, "accepts_memoryview", False) else bytes(data))
+
+    def _send_piece(self, due: float) -> None:
+        """Send the next piece of the body, which was to be sent at `due`."""
+        self._next_piece = None
+        unsent = self._unsent
+        if unsent is None:
+            return
+        late = self._clock.seconds() - due
+        self._write(unsent[:GENTLE_PIECE])
+        self._unsent = unsent[GENTLE_PIECE:] or None
+        if self._unsent is not None:
+            pause = min(GENTLE_PAUSE + GENTLE_FACTOR * late, GENTLE_PAUSE_MAX)
+            self._next_piece = self._clock.callLater(pause, self._send_piece, self._clock.seconds() + pause)
 
     def dataReceived(self, data: bytes) -> None:
         """A part of an answer."""
@@ -199,14 +232,19 @@ class ChunkLink(TwistedProtocol):
         assert waiting is not None and head is not None
         body = b"".join(self._pieces)
         self.used = True
+        answered_early = self._unsent is not None
         self._reset()
-        if not head.keep_alive:
+        if answered_early or not head.keep_alive:
             # A part of the request may still be queued, which nobody wants any more.
             self.abort()
         waiting.callback(Told(head, body))
 
     def _reset(self) -> None:
         self.disarm()
+        self._unsent = None
+        if self._next_piece is not None:
+            self._next_piece.cancel()
+            self._next_piece = None
         self._waiting = self._asked = self._head = self._body = None
         self._pieces = []
         self._input = b""
@@ -361,9 +399,9 @@ class ChunkClient:
         self._places: dict[tuple[str, str, int], _Place] = {}
         self._closed = False
 
-    def put(self, server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+    def put(self, server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
         """Store a chunk on `server`; see `IChunkLinks`."""
-        return Deferred.fromCoroutine(self._put(server, digest, data))
+        return Deferred.fromCoroutine(self._put(server, digest, data, gently))
 
     def get(self, server: Server, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[bytes]:
         """Bytes of a chunk from `server`, not checked yet; see `IChunkLinks`."""
@@ -407,9 +445,9 @@ class ChunkClient:
         for place in list(self._places.values()):
             place.close()
 
-    async def _put(self, server: Server, digest: bytes, data: Buffer) -> None:
+    async def _put(self, server: Server, digest: bytes, data: Buffer, gently: bool) -> None:
         head = self._head(b"PUT", digest.hex(), server, b"Content-Length: %d\r\n" % len(data))
-        told = await self._ask(server, Ask(head, data))
+        told = await self._ask(server, Ask(head, data, gently=gently))
         if told.head.status not in (200, 201, 204):
             raise refused(server, told)
 

@@ -18,8 +18,12 @@ class IChunkLinks(Interface):
     out, not that server): the caller then goes to the next one.
     """
 
-    def put(server: Server, digest: bytes, data: bytes | bytearray | memoryview) -> Deferred[None]:
+    def put(
+        server: Server, digest: bytes, data: bytes | bytearray | memoryview, gently: bool = False
+    ) -> Deferred[None]:
         """Store the chunk on `server`; fires once it is durable there.
+
+        Nobody waits for one that goes `gently`: it is sent in small pieces, with pauses for what others want.
 
         `data` is not changed while the request runs, and is not copied. Fails with `Full` if that server has
         no room, with `Mismatch` if the bytes do not have this digest.

@@ -97,7 +97,7 @@ class MemoryLinks:
         self.waiting: list[tuple[str, str, Callable[[], object], Deferred[object]]] = []
         self.cancelled: list[tuple[str, str]] = []
 
-    def put(self, server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+    def put(self, server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
         def store() -> None:
             if server.id in self.full:
                 raise Full(f"the disk of {server.name} is full")

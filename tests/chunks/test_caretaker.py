@@ -305,9 +305,10 @@ class CaretakerTests(SynchronousTestCase):
         sent: list[bytes] = []
         put = self.links.put
 
-        def noting(server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+        def noting(server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
             sent.append(digest)
-            return put(server, digest, data)
+            assert gently
+            return put(server, digest, data, gently)
 
         self.patch(self.links, "put", noting)
         self.pass_time(START_SECONDS + 400)

@@ -18,6 +18,9 @@ from zope.interface.verify import verifyObject
 
 from chunkfarm.errors import Busy, Full, InvalidRequest, Mismatch, NotFound, Waiting
 from chunkfarm.links.chunks import (
+    GENTLE_PAUSE,
+    GENTLE_PAUSE_MAX,
+    GENTLE_PIECE,
     IDLE_LINKS_MAX,
     IDLE_SECONDS,
     LINKS_MAX,
@@ -506,3 +509,79 @@ class ChunkClientTests(SynchronousTestCase):
         assert net.wires[0].near.aborted
         self.result(net, net.client.have(net.beta, []))
         assert len(net.dialed) == 2
+
+
+class GentleTests(SynchronousTestCase):
+    """A chunk that nobody waits for leaves the processor to others."""
+
+    DATA = bytes(4 * GENTLE_PIECE - 1)
+    DIGEST = digest_of(DATA)
+
+    def begin(self, net: Net) -> tuple[Deferred[None], Any]:
+        """A chunk of four pieces on its way, and where it is written."""
+        asked = net.client.put(net.beta, self.DIGEST, self.DATA, gently=True)
+        return asked, net.wires[0].near
+
+    def sent(self, near: Any) -> int:
+        """Bytes of the body so far."""
+        return sum(len(data) for data in near.written[1:])
+
+    def make(self, silent: bool = True) -> Net:
+        return Net(silent=silent)
+
+    def test_pieces(self) -> None:
+        """It goes piece after piece, with a pause after each, and is whole there."""
+        net = self.make(silent=False)
+        asked, near = self.begin(net)
+        for number in range(1, 4):
+            assert self.sent(near) == number * GENTLE_PIECE
+            net.clock.advance(GENTLE_PAUSE)
+        assert self.sent(near) == len(self.DATA)
+        net.pump()
+        self.successResultOf(asked)
+        assert net.backend.store.chunks == {self.DIGEST: self.DATA}
+
+    def test_others_wait_for_a_processor(self) -> None:
+        """Pauses are longer where timers are late, up to a limit."""
+        net = self.make()
+        _, near = self.begin(net)
+        net.clock.advance(GENTLE_PAUSE + 0.001)
+        assert self.sent(near) == 2 * GENTLE_PIECE
+        net.clock.advance(GENTLE_PAUSE + 0.003)
+        assert self.sent(near) == 2 * GENTLE_PIECE
+        net.clock.advance(0.002)
+        assert self.sent(near) == 3 * GENTLE_PIECE
+        net = self.make()
+        _, near = self.begin(net)
+        net.clock.advance(STALL_SECONDS / 2)
+        assert self.sent(near) == 2 * GENTLE_PIECE
+        net.clock.advance(GENTLE_PAUSE_MAX)
+        assert self.sent(near) == 3 * GENTLE_PIECE
+
+    def test_refused_early(self) -> None:
+        """After an answer to a part of it the rest is not sent, and the connection is not used again."""
+        net = self.make()
+        asked, near = self.begin(net)
+        net.wires[0].client.dataReceived(b"HTTP/1.1 507 x\r\nContent-Length: 4\r\n\r\nfull")
+        self.failureResultOf(asked, LinkFailed)
+        assert near.aborted
+        before = self.sent(near)
+        net.clock.advance(1.0)
+        assert self.sent(near) == before
+
+    def test_given_up(self) -> None:
+        """Nothing follows when it is given up."""
+        net = self.make()
+        asked, near = self.begin(net)
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        assert near.aborted
+        net.pump()
+        assert not net.clock.getDelayedCalls()
+
+    def test_small(self) -> None:
+        """What is one piece goes at once."""
+        net = self.make(silent=False)
+        asked = net.client.put(net.beta, DIGEST, DATA, gently=True)
+        net.pump()
+        self.successResultOf(asked)

@@ -484,7 +484,9 @@ def memory_chronicle(
 ) -> Chronicle:
     """A time line that is on no disk; its machine has run since 1970 if no `boot_time` is given."""
     threads: Any = AtOnce()
-    return Chronicle(file or MemoryNotes(), threads, run, now, boot_time or (lambda: now() / 1000), most)
+    chronicle = Chronicle(file or MemoryNotes(), threads, run, now, boot_time or (lambda: now() / 1000), most)
+    chronicle.begin()
+    return chronicle
 
 
 class MemoryBackend:

@@ -184,7 +184,7 @@ class ClientHistories(RuleBasedStateMachine):
     def list(self, prefix: str) -> None:
         found = [name for name in self.files if prefix == "-" or name.startswith(prefix)]
         answer = f"FILES {len(found)} revision=7\r\n" + "".join(
-            f"FILE name={quoted(name)} size={len(self.files[name])} \0" for name in sorted(found, key=str.encode)
+            f"FILE name={quoted(name)} size={len(self.files[name])} \0\r\n" for name in sorted(found, key=str.encode)
         )
         self.line(f"LIST {prefix}", self.may("read") or answer + "END\r\n")
 

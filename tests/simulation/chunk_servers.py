@@ -458,7 +458,7 @@ class Links:
     _process: Process
     sent: int = field(default=0, init=False)
 
-    def put(self, server: Server, digest: bytes, data: Buffer) -> Deferred[None]:
+    def put(self, server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
         copy = bytes(data)
         return self._ask(server, lambda other: other.store.put(digest, copy).addCallback(lambda _: None))
 

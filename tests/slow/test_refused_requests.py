@@ -65,7 +65,9 @@ def everything(farm: RealFarm) -> dict[str, Any]:
         "servers": [row["id"] for row in farm.rows("alpha")],
         "chunks": hash_of_folder(chunks),
         "config": farm.config_path.read_bytes(),
-        "secrets": hash_of_folder(farm.directory, but=("*.log", "*.sqlite*", "chunks/*", "*.chunk", "*.pack")),
+        "secrets": hash_of_folder(
+            farm.directory, but=("*.log", "*.sqlite*", "history.jsonl", "room", "chunks/*", "*.chunk", "*.pack")
+        ),
     }
 
 

@@ -167,7 +167,9 @@ class RelayTests(WatchersCase):
 def strip(row: str) -> str:
     """A row without what differs from moment to moment, and from place to place."""
     row = re.sub(r" (revision|free|used)=[^ ]*", "", row)
-    return re.sub(r"holders=([^ ]*)", lambda found: "holders=" + ",".join(sorted(found[1].split(","))), row)
+    return re.sub(
+        r"(holders|verified)=([^ ]*)", lambda found: f"{found[1]}=" + ",".join(sorted(found[2].split(","))), row
+    )
 
 
 class TightReader:
