@@ -105,14 +105,15 @@ class Examiner:
 
     async def examine(self, digests: Sequence[bytes]) -> Examined:
         """What each of these chunks needs."""
+        # Who is hindered now is left out of this look, also if that is over before it ends.
+        left_out = bool(self.hindrances())
         servers, replicas = self._as_seen(), self.replicas()
         lengths = dict(zip(digests, await self.store.has(digests), strict=True))
         here = [digest for digest in lengths if lengths[digest]]
         absent = tuple(digest for digest in lengths if not lengths[digest])
         holders = {digest: {self.self_id} for digest in here}
         whom = await self.run_in_thread(_owners_to_ask, here, servers, replicas)
-        # Who is hindered was not asked either.
-        answered = await self._ask(whom, holders) and not self.hindrances()
+        answered = await self._ask(whom, holders) and not left_out
         needs = await self.run_in_thread(_needs, here, servers, replicas, holders)
         short = [digest for digest in here if needs[digest].is_short]
         if short:

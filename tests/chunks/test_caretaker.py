@@ -472,6 +472,26 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(5)
         assert self.has(3, digest)
 
+    def test_a_look_while_a_server_begins_to_listen(self) -> None:
+        """Whoever is left out of a look that is under way gets its copies soon after, not in an hour."""
+        self.make(3)
+        digests = [self.put(data) for data in self.own(20, 1000)]
+        self.pass_time(START_SECONDS + 2 * NEW_SECONDS)
+        joined = make_servers(4)[3]
+        have = self.links.have
+        # Some looks begin while it is not to be asked, and end when it is again.
+        self.links.have = lambda server, digests: deferLater(  # type: ignore[method-assign]
+            self.clock, 0.0 if server.id == joined.id else 0.6
+        ).addCallback(lambda _: have(server, digests))
+        self.links.dead.add(joined.id)
+        self.servers = (*self.servers, joined)
+        self.caretaker.table_changed()
+        self.clock.pump([0.1] * 150)
+        self.links.dead.clear()
+        self.clock.pump([0.1] * 1200)
+        owned = [one for one in digests if joined in placement.owners(one, self.servers, 3)]
+        assert owned and all(one in self.links.on(joined) for one in owned)
+
     def test_a_server_that_refuses_for_long(self) -> None:
         """It is asked less and less often; when it is started anew, soon again."""
         self.make()

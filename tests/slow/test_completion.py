@@ -55,7 +55,7 @@ class CompletionTests(TestCase):
             )
         assert done.stdout.splitlines() == [
             "complete -o nosort -F _chunkfarm_completion chunkfarm",
-            "drain",
+            "drain drill",
             "beta",
             "--repair",
         ], done

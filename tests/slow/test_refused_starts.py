@@ -11,7 +11,7 @@ from tests.slow.real_farm import RealFarm, hash_of_folder
 
 pytestmark = pytest.mark.slow
 
-MOVING = ("*.log", "twistd.pid", "lock", "*-shm", "*-wal")
+MOVING = ("*.log", "twistd.pid", "lock", "config.ini.lock", "*-shm", "*-wal")
 """What any process leaves in its folders."""
 
 
