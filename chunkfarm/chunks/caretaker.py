@@ -475,7 +475,9 @@ class Caretaker(Loop):
             await self._pace(len(data))
             began = self._clock.seconds()
             try:
-                await self._links.put(server, digest, data, gently=True).addTimeout(COPY_TIMEOUT, self._clock)
+                # What a single disk may lose makes no room for anybody.
+                sent = self._links.put(server, digest, data, gently=copies > 1)
+                await sent.addTimeout(COPY_TIMEOUT, self._clock)
             except CancelledError:
                 raise
             except Exception as error:

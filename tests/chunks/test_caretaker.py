@@ -295,24 +295,23 @@ class CaretakerTests(SynchronousTestCase):
         assert "get" not in {verb for verb, _ in self.links.calls}
 
     def test_fewest_copies_first(self) -> None:
-        """What only this disk has goes before what another one has too."""
+        """What only this disk has goes before what another one has too, and makes no room for users."""
         self.make(4, rate=1000)
         both, alone = self.own(2, 70_000)
         self.put(both)
         self.put(alone)
         for owner in placement.owners(digest_of(both), self.servers, 3)[1:2]:
             self.links.on(owner)[digest_of(both)] = both
-        sent: list[bytes] = []
+        sent: list[tuple[bytes, bool]] = []
         put = self.links.put
 
         def noting(server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
-            sent.append(digest)
-            assert gently
+            sent.append((digest, gently))
             return put(server, digest, data, gently)
 
         self.patch(self.links, "put", noting)
         self.pass_time(START_SECONDS + 400)
-        assert sent == [digest_of(alone)] * 2 + [digest_of(both)]
+        assert sent == [(digest_of(alone), False), (digest_of(alone), True), (digest_of(both), True)]
 
     def test_rate(self) -> None:
         """No more bytes a second are sent than `repair_rate` says, and STATUS tells how long it will take."""
