@@ -69,7 +69,7 @@ class Farm:
     def client(self) -> list[str]:
         """The port, the CA, and the first key."""
         ca = str(self._farm.directory / SERVERS[0] / "ca.pem")
-        return ["--port", str(self._farm.server(self._asked).files), "--ca", ca, "--key", ":".join(self._farm.key())]
+        return ["--port", str(self._farm.server(self._asked).files), "--ca", ca, "--key", str(self._farm.key_file())]
 
     def clear(self, names: Sequence[str]) -> None:
         """Remove the large chunks behind the back of the servers, which are not asked for them again.

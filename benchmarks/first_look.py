@@ -139,7 +139,7 @@ class FirstLook:
                 what = f"{verb.lower()} {size // 1024} KiB"
                 for who, name in (("farm, the first", "alpha"), ("farm, another", "beta")):
                     server = self.farm.server(name)
-                    key = ":".join(self.farm.key())
+                    key = str(self.farm.key_file())
                     self._small(what, who, verb, size, count, server.files, f"/small/{name}-{size}-{number}-",
                                 self.farm.directory / "alpha" / "ca.pem", key, self._pids)  # fmt: skip
                 if self.nginx is not None:

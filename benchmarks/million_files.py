@@ -50,7 +50,7 @@ class Trial:
         each = max(1, count // self._clients)
         server, ca = self._farm.server(self._asked), str(self._farm.directory / SERVERS[0] / "ca.pem")
         command = [sys.executable, "-m", "benchmarks.small_files", "PUT", "--port", str(server.files), "--ca", ca]
-        command += ["--key", ":".join(self._farm.key()), "--count", str(each), "--size", str(self._size)]
+        command += ["--key", str(self._farm.key_file()), "--count", str(each), "--size", str(self._size)]
         running = [
             subprocess.Popen(
                 [*command, "--folders", "--prefix", f"/million/{part}-{client}"], cwd=ROOT, stdout=subprocess.PIPE

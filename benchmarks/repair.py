@@ -70,7 +70,7 @@ class Trial:
     def _ask(self, verb: str, *more: str) -> list[float]:
         server = self.farm.server(self.asked)
         command = [sys.executable, "-m", "benchmarks.small_files", verb, "--size", str(SIZE), "--prefix", "/small/"]
-        command += ["--port", str(server.files), "--key", ":".join(self.farm.key())]
+        command += ["--port", str(server.files), "--key", str(self.farm.key_file())]
         command += ["--ca", str(self.farm.directory / SERVERS[0] / "ca.pem")]
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr + self.farm.tails()

@@ -152,13 +152,14 @@ def main() -> None:
     options.add_argument("--count", type=int, required=True)
     options.add_argument("--size", type=int, required=True)
     options.add_argument("--ca", help="without it the connection is not encrypted")
-    options.add_argument("--key", default="", help="<key id>:<secret>")
+    options.add_argument("--key", help="file with the key: <key id> <secret>")
     options.add_argument("--seconds", type=float, help="go on for so long, with the same files again; only GET")
     options.add_argument("--pace", type=float, default=0.0, help="so many a second at most")
     options.add_argument("--folders", action="store_true", help="a folder for every thousand")
     options.add_argument("--mounts", nargs=2, help="two folders to write to and read from, and no connection")
     options.add_argument("--tahoe", type=Path, help="Tahoe-LAFS; what it answers is kept there")
     chosen = options.parse_args()
+    key = ":".join(Path(chosen.key).read_text().split()) if chosen.key else ""
     files: Requests | Capabilities | Mounts
     if chosen.mounts:
         write, read = chosen.mounts
@@ -166,7 +167,7 @@ def main() -> None:
     elif chosen.tahoe:
         files = Capabilities(Connection(chosen.port, None, ""), chosen.tahoe)
     else:
-        files = Requests(Connection(chosen.port, chosen.ca, chosen.key), chosen.prefix, chosen.folders)
+        files = Requests(Connection(chosen.port, chosen.ca, key), chosen.prefix, chosen.folders)
     do: Callable[[int], None]
     if chosen.verb == "PUT":
         bodies = [os.urandom(chosen.size) for _ in range(chosen.count)]

@@ -114,7 +114,7 @@ class Farm:
 
     def command(self, servers: list[str]) -> list[str]:
         ports = [str(self.farm.server(name).client) for name in servers]
-        return ["farm", "--key", " ".join(self.farm.key()), "--ports", *ports]
+        return ["farm", "--key", str(self.farm.key_file()), "--ports", *ports]
 
     def kill9(self, name: str) -> None:
         os.kill(self.farm.server(name).pid, 9)

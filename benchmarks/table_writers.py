@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.etcd import GatewayLink, Link
 
@@ -140,15 +141,16 @@ def main() -> None:
     options.add_argument("system", choices=["farm", "etcd", "gateway"])
     options.add_argument("--ports", type=int, nargs="+", required=True)
     options.add_argument("--stem", required=True, help="what the names begin with")
-    options.add_argument("--key", default="", help="<key id> <secret>")
+    options.add_argument("--key", type=Path, help="file with the key: <key id> <secret>")
     options.add_argument("--writers", type=int, default=1)
     options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--until-first", action="store_true")
     chosen = options.parse_args()
+    key = chosen.key.read_text().strip() if chosen.key else ""
     if chosen.until_first:
-        print(until_first([(chosen.system, port, chosen.key) for port in chosen.ports], chosen.stem.encode()))
+        print(until_first([(chosen.system, port, key) for port in chosen.ports], chosen.stem.encode()))
         return
-    links = [_open(chosen.system, chosen.ports[0], chosen.key) for _ in range(chosen.writers)]
+    links = [_open(chosen.system, chosen.ports[0], key) for _ in range(chosen.writers)]
     print(json.dumps(measure(links, chosen.stem.encode(), chosen.seconds)))
 
 

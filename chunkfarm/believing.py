@@ -10,15 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.errors import FarmError
-from chunkfarm.links import commands
-from chunkfarm.links.peers import LinkFailed
+from chunkfarm.following import UNANSWERED, Following
 from chunkfarm.model import CA_CERTIFICATE_KEY, ROTATION_KEY, ROTATION_WANTED_KEY, SEAL_DIGEST_KEY
 from chunkfarm.rotation import Rotation, believed, in_force
 from chunkfarm.table.interface import Row, TableError
@@ -27,7 +26,6 @@ from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.seal import SealKey, digest_of_seal_key
 
-UNANSWERED = (LinkFailed, commands.NotFirst, commands.NotNow, commands.BadRequest)
 RETRY_SECONDS = 3.0
 """After a try that failed: the farm waits for it."""
 
@@ -64,16 +62,15 @@ class Beliefs:
         self._ask = ask
         self._renew = renew
         self._changed = changed
-        self._clock = clock
         self._run_in_thread = run_in_thread
         self.seal: SealKey | None = None
         """The keys that seal secret rows; None on a server that may not be a master, or has none yet."""
         self._ready = ""
         self._seen: tuple[int, ...] = ()
         self._done: tuple[int, ...] = ()
-        self._busy: Deferred[None] | None = None
-        self._again: IDelayedCall | None = None
-        self._started = False
+        self._following = Following(
+            lambda: self._done != self._seen, self._bring_up_to_date, self._failed, RETRY_SECONDS, clock
+        )
 
     # What is said of it.
 
@@ -98,19 +95,12 @@ class Beliefs:
 
     def start(self) -> None:
         """Bring the data directory up to date, now and from now on."""
-        self._started = True
         self.table_changed()
+        self._following.start()
 
     def stop(self) -> Deferred[None]:
         """Look no more; fires when nothing is under way."""
-        self._started = False
-        if self._again is not None and self._again.active():
-            self._again.cancel()
-        busy, self._busy = self._busy, None
-        if busy is None:
-            return succeed(None)
-        busy.cancel()
-        return busy
+        return self._following.stop()
 
     def introduced(self, chain: Sequence[x509.Certificate]) -> None:
         """Another server showed this chain: believe its CA if one that is believed introduces it there."""
@@ -132,13 +122,7 @@ class Beliefs:
         seen = tuple(0 if row is None else row.revision for row in rows)
         if seen != self._seen:
             self._take(seen)
-        waits = self._again is not None and self._again.active()
-        if not self._started or self._busy is not None or waits or self._done == self._seen:
-            return
-        busy = Deferred.fromCoroutine(self._bring_up_to_date(self._seen))
-        if not busy.called:
-            self._busy = busy
-        busy.addErrback(self._failed).addCallback(self._rest)
+        self._following.look()
 
     def _take(self, seen: tuple[int, ...]) -> None:
         """Judge connections by the new rows, those that are open too."""
@@ -152,21 +136,14 @@ class Beliefs:
         if known and before != self._contexts.in_force:
             self._changed()
 
-    def _rest(self, _: object) -> None:
-        self._busy = None
-        self.table_changed()
-
     def _failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError):
-            return
         if failure.check(FarmError, TableError, OSError, *UNANSWERED):
             self._log.warn("What the change of the farm's CA takes is not here yet: {why}", why=str(failure.value))
         else:
             self._log.failure("while following the change of the farm's CA", failure)
-        if self._started:
-            self._again = self._clock.callLater(RETRY_SECONDS, self.table_changed)
 
-    async def _bring_up_to_date(self, seen: tuple[int, ...]) -> None:
+    async def _bring_up_to_date(self) -> None:
+        seen = self._seen
         rotation, row = self.rotation, self._row(CA_CERTIFICATE_KEY)
         if row is None:
             return

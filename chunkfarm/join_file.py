@@ -10,19 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import RunInThread
-from chunkfarm.links import commands
-from chunkfarm.links.peers import LinkFailed
+from chunkfarm.following import UNANSWERED, Following
 from chunkfarm.table.interface import TableError
 from chunkfarm.trust.private import NoSuchFile, TrustError
 from chunkfarm.trust.proof import digest_of_key, read_join_key, write_join_key
 
-UNANSWERED = (LinkFailed, commands.NotFirst, commands.NotNow, commands.BadRequest)
 RETRY_SECONDS = 10.0
 """After a try that failed: the first may be changing, or a disk be full."""
 
@@ -42,51 +40,34 @@ class JoinFile:
     _clock: IReactorTime
     _run_in_thread: RunInThread
     _done: str = field(default="", init=False)
-    _busy: Deferred[None] | None = field(default=None, init=False)
-    _again: IDelayedCall | None = field(default=None, init=False)
-    _started: bool = field(default=False, init=False)
+    _following: Following = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._following = Following(self._is_due, self._bring_up_to_date, self._failed, RETRY_SECONDS, self._clock)
 
     def start(self) -> None:
         """Look now, and from now on."""
-        self._started = True
-        self.table_changed()
+        self._following.start()
 
     def stop(self) -> Deferred[None]:
         """Look no more; fires when nothing is under way."""
-        self._started = False
-        if self._again is not None and self._again.active():
-            self._again.cancel()
-        busy, self._busy = self._busy, None
-        if busy is None:
-            return succeed(None)
-        busy.cancel()
-        return busy
+        return self._following.stop()
 
     def table_changed(self) -> None:
         """The row may be another."""
-        waits = self._again is not None and self._again.active()
-        if not self._started or self._busy is not None or waits or self._wanted() in ("", self._done):
-            return
-        busy = Deferred.fromCoroutine(self._bring_up_to_date(self._wanted()))
-        if not busy.called:
-            self._busy = busy
-        busy.addErrback(self._failed).addCallback(self._rest)
+        self._following.look()
 
-    def _rest(self, _: object) -> None:
-        self._busy = None
-        self.table_changed()
+    def _is_due(self) -> bool:
+        return self._wanted() not in ("", self._done)
 
     def _failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError):
-            return
         if failure.check(TrustError, TableError, OSError, *UNANSWERED):
             self._log.warn("{path} cannot be renewed yet: {reason}", path=str(self._path), reason=str(failure.value))
         else:
             self._log.failure("while renewing {path}", failure, path=str(self._path))
-        if self._started:
-            self._again = self._clock.callLater(RETRY_SECONDS, self.table_changed)
 
-    async def _bring_up_to_date(self, wanted: str) -> None:
+    async def _bring_up_to_date(self) -> None:
+        wanted = self._wanted()
         try:
             key = await self._run_in_thread(read_join_key, self._path)
         except NoSuchFile:

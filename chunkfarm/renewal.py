@@ -13,15 +13,15 @@ from twisted.logger import Logger
 
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.errors import FarmError
+from chunkfarm.following import UNANSWERED
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
-from chunkfarm.links.peers import LinkFailed, Peers
+from chunkfarm.links.peers import Peers
 from chunkfarm.table.interface import TableError
 from chunkfarm.trust.authority import certified_names, fingerprint, usable_names
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
 
-UNANSWERED = (LinkFailed, commands.NotFirst, commands.NotNow, commands.BadRequest)
 LOOK_SECONDS = 6 * 3600.0
 """A certificate is renewed months before its end, so a look every few hours leaves hundreds of tries."""
 

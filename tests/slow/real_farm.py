@@ -352,7 +352,7 @@ class RealFarm:
 
     def start_cli(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Run the `chunkfarm` command, and do not wait."""
-        key = ["--key", str(self._key_file())] if self._key_file().exists() else []
+        key = ["--key", str(self.key_file())] if self.key_file().exists() else []
         process = subprocess.Popen(
             [*CLI, "--config", str(self.config_path), *key, *arguments],
             cwd=self.directory,
@@ -365,12 +365,13 @@ class RealFarm:
         self._children.append(process)
         return process
 
-    def _key_file(self) -> Path:
+    def key_file(self) -> Path:
+        """The key of the founder."""
         return next(self.directory.glob("*/admin.key"), self.directory / "admin.key")
 
     def curl(self, *arguments: str, seconds: float = 120.0, netrc: bool = True) -> subprocess.CompletedProcess[bytes]:
         """Run curl as README.md tells people to: with the farm's CA and the key of the founder."""
-        founder = self._key_file().parent
+        founder = self.key_file().parent
         command = [find_curl(), "-sS", "--max-time", str(int(seconds)), "--cacert", str(founder / "ca.pem")]
         if netrc:
             command += ["--netrc-file", str(founder / "netrc")]
