@@ -39,8 +39,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
-from chunkfarm.model import KIB, MIB
+from chunkfarm.model import KIB
 from chunkfarm.wire.outbox import RECORD, Outbox, Piece
+from chunkfarm.wire.shares import ONE_IN_TURN, Shares
 from chunkfarm.wire.tls import (
     HANDSHAKE_TIMEOUT,
     ContextSource,
@@ -64,10 +65,8 @@ FLUSH_PATIENCE = 30.0
 """Seconds after which a connection that is to be closed is looked at: it is cut off if the peer took too little."""
 FLUSH_BYTES_MIN = 16 * KIB
 """What it must have taken of what is queued by then."""
-WRITE_TURN = 1 * MIB
-"""Bytes sent in one turn, about half a millisecond of encryption: other connections must have their turn."""
 READ_TURN = 256 * KIB
-"""Bytes read in one turn and handed over as one piece, for the same reason."""
+"""Bytes read in one turn and handed over as one piece: other connections must have their turn."""
 SHORT_READ = 2 * KIB
 """A first record of so few bytes is mostly all there is, as with a question or an answer. To ask the socket for more,
 and hear that there is none, costs as much as the record; if there is more the reactor says so at once."""
@@ -132,6 +131,7 @@ class Stream(tcp.Connection):
     _handshaking = False
     _handshake_waiter: Deferred[None] | None = None
     _turnstile: Turnstile | None = None
+    _shares: Shares | None = None
     """Of those who shake hands with this port."""
     _timer: IDelayedCall | None = None
     """Of the handshake, then of the close: never both."""
@@ -434,7 +434,14 @@ class Stream(tcp.Connection):
             why = self._shake_hands()
             if why is not None or self._handshaking or not self.connected or self._aborting:
                 return why
-        left = WRITE_TURN
+        before, share = self.taken, ONE_IN_TURN if self._shares is None else self._shares.share
+        try:
+            return self._send_share(share)
+        finally:
+            if self._shares is not None:
+                self._shares.sent(self.taken - before)
+
+    def _send_share(self, left: int) -> Exception | None:
         while True:
             outbox = self._outbox if self._cleartext is None else self._cleartext
             while outbox and left > 0:

@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from chunkfarm.config_values import ListenDescription
 from chunkfarm.wire.inherited import Inherited, inherited_descriptor, own_inherited_ports
+from chunkfarm.wire.shares import Shares
 from chunkfarm.wire.stream import Flusher, Stream
 from chunkfarm.wire.tls import HANDSHAKE_TIMEOUT, ContextSource, HandshakeTimedOut, TLSFailed, name_to_ask_for
 from chunkfarm.wire.turnstile import ACCEPTED_IN_TURN, Turnstile
@@ -63,6 +64,7 @@ class AcceptedStream(Stream, tcp.Server):
     def __init__(self, sock: Any, protocol: Any, client: Any, server: StreamPort, sessionno: int, reactor: Any) -> None:
         self._begin(server.flusher, server.handshake_timeout)
         self._turnstile = server.turnstile
+        self._shares = server.shares
         tcp.Server.__init__(self, sock, protocol, client, server, sessionno, reactor)
         self.setTcpNoDelay(True)
         if server.tls is None:
@@ -82,6 +84,7 @@ class StreamPort(tcp.Port):
     handshake_timeout = HANDSHAKE_TIMEOUT
     flusher: Flusher
     turnstile: Turnstile
+    shares: Shares
 
     def doRead(self) -> None:
         """Accept some of those who wait, and leave the others for the next turn."""
@@ -92,6 +95,7 @@ class StreamPort(tcp.Port):
         """Say how connections are to be; must come before the first is accepted."""
         self.flusher = Flusher(self.reactor)
         self.turnstile = Turnstile(self.reactor)
+        self.shares = Shares(self.reactor)
         self.tls = tls
         self.handshake_timeout = handshake_timeout
         try:

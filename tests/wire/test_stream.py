@@ -17,7 +17,8 @@ from zope.interface import directlyProvides, implementer
 
 from chunkfarm.wire import stream
 from chunkfarm.wire.pump import PumpStopped, pump
-from chunkfarm.wire.stream import HIGH_WATER, WRITE_TURN
+from chunkfarm.wire.shares import ALL_IN_TURN, LEAST_IN_TURN, ONE_IN_TURN
+from chunkfarm.wire.stream import HIGH_WATER
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import TLSFailed, connect
 from tests.wire.certificates import Contexts, contexts
@@ -179,7 +180,28 @@ class BytesTests(LinkTestCase):
 
         look()
         await self.until(lambda: len(server.received) == 16 * MIB)
-        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * WRITE_TURN
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * ONE_IN_TURN
+
+    async def test_a_turn_of_many_is_bounded(self) -> None:
+        """Many who are sent much at once share a turn: it is not as much longer as they are many."""
+        number, count = self.listen(), 30
+        clients: list[Any] = [await connect(reactor, "127.0.0.1", number, self.dialed) for _ in range(count)]
+        await self.until(lambda: len(self.accepted.made) == count)
+        ends = self.accepted.made
+        for end in ends:
+            end.transport.write(bytes(2 * MIB))
+        seen: list[int] = []
+
+        def look() -> None:
+            seen.append(sum(end.transport.taken for end in ends))
+            if any(end.transport.queued for end in ends):
+                reactor.callLater(0, look)
+
+        look()
+        await self.until(lambda: all(len(client.received) == 2 * MIB for client in clients))
+        # The reactor may call the ports' turn before or after this one's look.
+        most = 2 * (ALL_IN_TURN + count * LEAST_IN_TURN)
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= most
 
     async def test_fan_out(self) -> None:
         """One line to many connections in one go reaches all of them."""
