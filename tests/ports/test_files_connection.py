@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.limits import Limits
 from chunkfarm.ports.files import connection
 from chunkfarm.ports.files.connection import QUEUED_MAX
+from chunkfarm.ports.files.factory import ENDED_IN_TURN
 from chunkfarm.ports.places import REFUSALS_MAX
 from chunkfarm.wire.http1 import HEAD_BYTES_MAX
 from tests.ports.fakes import OTHER_ID
@@ -227,6 +228,30 @@ class TimeTests(SynchronousTestCase):
         assert caller.open
         caller.clock.advance(1)
         assert not caller.open and caller.answers() == []
+
+    def test_many_idle(self) -> None:
+        """Hundreds that are due in the same second are closed a few at a time, and all of them."""
+        first = Caller(limits=Limits(files_connections_address=1000))
+        others = [Caller(first.backend, first.factory) for _ in range(100)]
+        first.clock.advance(LIMITS.files_idle)
+        turns = 0
+        while still := sum(caller.open for caller in (first, *others)):
+            assert still == 101 - (turns + 1) * ENDED_IN_TURN
+            first.clock.advance(0)
+            turns += 1
+        for caller in (first, *others):
+            caller.hang_up()
+        assert first.clock.getDelayedCalls() == []
+
+    def test_lost_while_others_are_closed(self) -> None:
+        """Whoever leaves while the idle ones are closed is not closed once more."""
+        first = Caller(limits=Limits(files_connections_address=1000))
+        others = [Caller(first.backend, first.factory) for _ in range(2 * ENDED_IN_TURN)]
+        first.clock.advance(LIMITS.files_idle)
+        for caller in (first, *others):
+            caller.hang_up()
+        first.clock.advance(0)
+        assert first.clock.getDelayedCalls() == []
 
     def test_slow_head(self) -> None:
         """A head has to come whole within its time, however it is dribbled."""

@@ -453,14 +453,14 @@ class FileProtocol(Protocol):
         if self._state is not ENDED:
             self._abort()
 
-    def look_at_time(self, now: float) -> None:
-        """End what takes too long; called about once a second."""
+    def look_at_time(self, now: float) -> bool:
+        """End what takes too long, and say whether that was done; called about once a second."""
         if now >= self._deadline:
             self._too_late()
-        elif self._state is BODY and self._body().wanted:
-            self._look_at_body(now)
-        elif self._counted is not None or self._draining:
-            self._look_at_answer(now)
+            return True
+        if self._state is BODY and self._body().wanted:
+            return self._look_at_body(now)
+        return (self._counted is not None or self._draining) and self._look_at_answer(now)
 
     def _too_late(self) -> None:
         if self._in_head:
@@ -470,27 +470,31 @@ class FileProtocol(Protocol):
             self._files.limited("idle")
             self._end()
 
-    def _look_at_body(self, now: float) -> None:
+    def _look_at_body(self, now: float) -> bool:
         elapsed, rate = now - self._body_since, self._limits.files_body_rate
         if elapsed < self._limits.files_body_time:
-            return
+            return False
         if self._body_bytes < elapsed * rate:
             self._files.limited("body_rate")
             self._close = True
             self._body().fail(TooSlow(f"a body must bring at least {rate} bytes a second"))
-        else:
-            self._body_since, self._body_bytes = now, 0
+            return True
+        self._body_since, self._body_bytes = now, 0
+        return False
 
-    def _look_at_answer(self, now: float) -> None:
+    def _look_at_answer(self, now: float) -> bool:
         elapsed = now - self._moved_at
+        is_too_slow = False
         if not getattr(self.transport, "queued", 0):
             # The client has taken all that there is: it is we who are slow.
             self._look_anew(now)
         elif elapsed >= self._limits.files_answer_time:
-            if self._delivered() - self._moved < elapsed * self._limits.files_answer_rate:
+            is_too_slow = self._delivered() - self._moved < elapsed * self._limits.files_answer_rate
+            if is_too_slow:
                 self._files.limited("answer_rate")
                 self._abort()
             self._look_anew(now)
+        return is_too_slow
 
     def _look_anew(self, now: float) -> None:
         self._moved, self._moved_at = self._delivered(), now

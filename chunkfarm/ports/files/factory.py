@@ -21,6 +21,10 @@ from chunkfarm.wire.http1_rules import format_date
 SWEEP_SECONDS = 1.0
 """How often the time of all connections is looked at: one timer for all is cheaper than one a request."""
 
+ENDED_IN_TURN = 8
+"""Connections that are ended in one turn of the reactor, at a sixth of a millisecond each: hundreds may be idle since
+the same second, and others wait for answers."""
+
 
 class FileFactory(Factory):
     """Makes the connections of the file port. `now_ms` is the wall clock, in milliseconds since 1970.
@@ -56,6 +60,7 @@ class FileFactory(Factory):
         self._now_ms = now_ms
         self._tell_queued = queued
         self._sweeper: IDelayedCall | None = None
+        self._looking: IDelayedCall | None = None
         self._crowded = False
         self._places = Places(met)
         self._turned_away: set[FileProtocol] = set()
@@ -111,8 +116,10 @@ class FileFactory(Factory):
         if not self._hosts:
             self._tell_queued(0)
             sweeper, self._sweeper = self._sweeper, None
-            if sweeper is not None:
-                sweeper.cancel()
+            looking, self._looking = self._looking, None
+            for call in (sweeper, looking):
+                if call is not None and call.active():
+                    call.cancel()
             finished, self._finished = self._finished, []
             for waiting in finished:
                 waiting.callback(None)
@@ -142,6 +149,16 @@ class FileFactory(Factory):
         self._sweeper = self.clock.callLater(SWEEP_SECONDS, self._sweep)
         self._uploads.look()
         self._tell_queued(sum(getattr(protocol.transport, "queued", 0) for protocol in self.connections))
-        now = self.clock.seconds()
-        for protocol in list(self.connections):
-            protocol.look_at_time(now)
+        if self._looking is None:
+            self._look(list(self.connections), self.clock.seconds())
+
+    def _look(self, connections: list[FileProtocol], now: float) -> None:
+        """End those of these that take too long: a few now, and the others in the next turns of the reactor."""
+        self._looking = None
+        ended = 0
+        for number, protocol in enumerate(connections):
+            if ended == ENDED_IN_TURN:
+                self._looking = self.clock.callLater(0, self._look, connections[number:], now)
+                return
+            # Some may have ended meanwhile.
+            ended += protocol in self.connections and protocol.look_at_time(now)
