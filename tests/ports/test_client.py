@@ -19,7 +19,7 @@ from chunkfarm.ports.places import REFUSALS_MAX
 from chunkfarm.state import Wait
 from chunkfarm.wire.lines import LINE_BYTES_MAX
 from tests.ports.client_link import ClientLink
-from tests.ports.fakes import NOW, SERVER_ID
+from tests.ports.fakes import NOW, OTHER_ID, SERVER_ID
 
 ELSEWHERE = "10.0.0.9"
 HELLO = f"OK chunkfarm/1 farm={'fa' * 16} name=alpha state=serving server={SERVER_ID} revision=7 chunksize=8388608\r\n"
@@ -144,6 +144,35 @@ class GettingInTests(SynchronousTestCase):
         link = ClientLink().auth("admin")
         link.say("STARTTLS")
         assert link.say("SERVERS").startswith("ERR auth ")
+
+    def test_starttls_while_answers_wait(self) -> None:
+        """Where the other side had yet to take what was said before STARTTLS, the link goes on behind the handshake."""
+        link = ClientLink().auth("reader")
+        waits: Deferred[None] = Deferred()
+        link.backend.catalog.waits = waits
+        link.say("LIST", "STARTTLS")
+        written = link.transport.write
+
+        def write(data: bytes) -> None:
+            written(data)
+            if link.transport.producer is not None and not link.transport.tls:
+                link.transport.producer.pauseProducing()
+
+        self.patch(link.transport, "write", write)
+        waits.callback(None)
+        assert link.heard().endswith("OK\r\n") and link.transport.tls == ["a context"]
+        assert link.say("PING") == "OK\r\n"
+
+    def test_starttls_forgets_the_key(self) -> None:
+        """A server that showed a key before its certificate does not lose its link when keys change."""
+        link = ClientLink().auth("admin")
+        link.backend.peers["the certificate of beta"] = OTHER_ID
+        link.transport.certificate = "the certificate of beta"
+        link.say("STARTTLS")
+        link.backend.keys_revision += 1
+        assert link.say("SERVERS").startswith("TABLE ")
+        link.backend.keys_revision += 1
+        assert link.say("SERVERS").startswith("TABLE ")
 
     def test_no_certificate_yet(self) -> None:
         """A server without a certificate says that it cannot encrypt, and the link goes on."""

@@ -213,6 +213,13 @@ class WatchTests(SynchronousTestCase):
         assert self.link.heard() == "ERR waiting this server is leaving; watch another\r\n"
         assert self.link.closed
 
+    def test_server_leaves(self) -> None:
+        """A watcher that is otherwise silent is told that the server leaves, and not just cut off."""
+        self.link.say("WATCH")
+        self.link.factory.finish()
+        assert self.link.heard() == "ERR waiting this server is leaving; watch another\r\n"
+        assert self.link.closed
+
     def test_link_lost(self) -> None:
         """A lost link ends its watch."""
         self.link.say("WATCH")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
@@ -104,6 +105,16 @@ class FramingTests(SynchronousTestCase):
             assert (answer.status, answer.headers["connection"]) == (status, "close"), head
             assert not caller.open
 
+    def test_refused_head(self) -> None:
+        """HEAD is answered without a body also where its target is none, or there is no place for who asks."""
+        crowded = Caller(limits=evolve(LIMITS, files_connections=2, files_reserved=1))
+        away = Caller(crowded.backend, crowded.factory)
+        for caller, target, status in ((Caller(), "/home/../a", 400), (away, "/home/a", 503)):
+            caller.send(request("HEAD", target))
+            (answer,) = caller.answers(head_only=True)
+            assert answer.status == status and int(answer.headers["content-length"]) > 0
+            assert not caller.open
+
     def test_odd_methods_and_targets(self) -> None:
         """CONNECT, TRACE and targets that are no path get an error; what is stored under such a name is not told."""
         for line, status in (
@@ -146,6 +157,18 @@ class FramingTests(SynchronousTestCase):
         for _ in range(HEAD_BYTES_MAX // 1024 + 1):
             caller.send(b"x" * 1024)
         assert [answer.status for answer in caller.answers()] == [431] and not caller.open
+
+    def test_large_heads_are_counted(self) -> None:
+        """A head beyond its limit is counted, however it comes; what breaks other rules is not."""
+        head = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * HEAD_BYTES_MAX
+        for data in (head, head + b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"Host: a\r\n\r\n"):
+            caller = Caller()
+            caller.send(data)
+            assert caller.answers()[0].status == 431
+            assert 'limited_total{limit="head",port="files"} 1.0' in caller.backend.metrics.text(()).decode()
+        caller = Caller()
+        caller.send(b"GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert 'limit="head"' not in caller.backend.metrics.text(()).decode()
 
     def test_unwanted_body(self) -> None:
         """A body that nobody reads ends the connection, unless it is short and all there."""
@@ -469,6 +492,36 @@ class FactoryTests(SynchronousTestCase):
         assert self.successResultOf(finished) is None
         assert self.successResultOf(files.finish()) is None
         assert files.buildProtocol(IPv4Address("TCP", "10.0.0.9", 1)) is None
+
+    def test_finish_in_the_middle_of_an_answer(self) -> None:
+        """A connection whose answer had begun when the server was told to end closes behind it, as the others do."""
+        caller = Caller()
+        caller.backend.catalog.add("home/a", b"x" * 300_000)
+        self.patch(caller.link, "write", pausing(caller, 0))
+        caller.send(request("GET", "/home/a"))
+        finished = caller.factory.finish()
+        assert caller.open
+        self.patch(caller.link, "write", pausing(caller, 100))
+        while (producer := caller.link.producer) is not None:
+            producer.resumeProducing()
+        (answer,) = caller.answers()
+        assert len(answer.body) == 300_000 and not caller.open
+        caller.hang_up()
+        assert self.successResultOf(finished) is None
+
+    def test_finish_while_answers_are_taken(self) -> None:
+        """So does one that waited for its client to take what was written: it begins no further request."""
+        caller = Caller()
+        caller.link.queued = QUEUED_MAX + 1
+        caller.send(request("GET", "/-/health") * 2)
+        finished = caller.factory.finish()
+        assert caller.open and len(caller.answers()) == 1
+        for _ in range(2):
+            # A transport asks once at the beginning, and then when nothing is queued any more.
+            caller.link.producer.resumeProducing()
+        assert not caller.open and caller.answers() == []
+        caller.hang_up()
+        assert self.successResultOf(finished) is None
 
     def test_abort(self) -> None:
         """What does not finish in time is cut off."""

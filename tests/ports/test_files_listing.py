@@ -124,6 +124,24 @@ class JsonTests(SynchronousTestCase):
         assert (page["folders"], self.names(page), page["more"]) == (["home/large/"], ["home/z"], False)
         assert len([call for call in caller.backend.catalog.calls if call[0] == "list"]) == 2
 
+    def test_names_at_the_very_end(self) -> None:
+        """Whoever stores names with the last character there is keeps nobody from the folders behind theirs."""
+        caller = Caller()
+        last = "\U0010ffff"
+        for number in range(3 * listing.FOLD_READ):
+            caller.backend.catalog.add(f"home/a/{last}{last}{number}", b"")
+        caller.backend.catalog.add("home/b/c", b"")
+        assert self.look(caller, "/home/", delimiter="/")["folders"] == ["home/a/", "home/b/"]
+        folders: list[str] = []
+        after: str | None = ""
+        for _ in range(3):
+            page = self.look(caller, "/home/", delimiter="/", limit=1, after=after)
+            folders += page["folders"]
+            after = page["next"]
+            if after is None:
+                break
+        assert (folders, after) == (["home/a/", "home/b/"], None)
+
     def test_very_many_folders(self) -> None:
         """When one answer would take too many steps, it ends early and says where to go on."""
         self.patch(listing, "FOLD_READS_MAX", 2)

@@ -496,10 +496,12 @@ class ClientConnection(Protocol):
         transport.unregisterProducer()
         transport.startTLS(self.factory.tls)
         transport.registerProducer(self, True)
+        # Whether the transport takes more it says anew; what waited for that leaves before the handshake.
+        self._writing_paused = False
         self._awaits_tls = False
         self._session.encrypted = True
         # What was proved in the clear counts no more.
-        self._session.principal = None
+        self._session.principal, self._session.proof = None, b""
 
     def end(self) -> None:
         """Write nothing more, and close once everything written has left."""
@@ -579,7 +581,10 @@ class ClientConnection(Protocol):
             return
         self._stop_reading()
         if not self._queue:
-            self.end()
+            if self._session.watching is not None:
+                self.fail(Waiting("this server is leaving; watch another"))
+            else:
+                self.end()
         else:
             self._answered(refusal(Waiting("this server is leaving; ask another"), self.end))
             self._turn()

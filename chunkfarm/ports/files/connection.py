@@ -77,6 +77,8 @@ class FileProtocol(Protocol):
         self._head_written = False
         self._close = False
         """Whether the connection ends with the answer under way."""
+        self._head_only = False
+        """Whether that answer has no body, since HEAD was asked."""
         self._began = 0
         """Requests begun in this turn."""
         self._in_head = False
@@ -180,18 +182,21 @@ class FileProtocol(Protocol):
         end += len(HEAD_END)
         self._offset = end
         self._searched = 0
+        head = None
         try:
             head = parse_request(data[offset:end], self._limits.files_head)
             if head is None:
                 return True
             path, query = split_target(head.target)
         except FarmError as error:
-            self._refuse(error)
+            if isinstance(error, HeadTooLarge):
+                self._files.limited("head")
+            self._refuse(error, head)
             return False
         if (self._turned_away or self._on_trust) and not self._is_server():
             if self._on_trust:
                 self._files.limited("connections")
-            self._refuse(Busy("this server has too many connections"))
+            self._refuse(Busy("this server has too many connections"), head)
             return False
         self._begin(head, path, query)
         return True
@@ -209,6 +214,7 @@ class FileProtocol(Protocol):
         self._deadline = _NEVER
         self._head_written = False
         self._close = not head.keep_alive
+        self._head_only = head.method == b"HEAD"
         self._started = self._clock.seconds()
         self._state = BODY if head.has_body else ANSWERING
         self._request = request = Request(head, path, query, self._session, self)
@@ -257,9 +263,13 @@ class FileProtocol(Protocol):
 
     # Answers into bytes.
 
-    def _refuse(self, error: FarmError) -> None:
-        """Answer a head that is not one, and end: where the next request begins is not known."""
+    def _refuse(self, error: FarmError, head: RequestHead | None = None) -> None:
+        """Answer a head that is not one, or that asks for nothing that could be, and end.
+
+        Where the next request begins is mostly not known. `head` is what was asked, if it could be read.
+        """
         self._close = True
+        self._head_only = head is not None and head.method == b"HEAD"
         self._state = ANSWERING
         self._head_written = False
         self._answer(refusal(error))
@@ -272,14 +282,13 @@ class FileProtocol(Protocol):
             return None
         if self._state is BODY and not self._skip_body():
             self._close = True
-        head_only = self._request is not None and self._request.method == b"HEAD"
-        if answer.source is not None and not head_only:
+        if answer.source is not None and not self._head_only:
             self._running = stream = self._stream(answer, answer.source)
             return stream.addCallback(self._streamed)
         if answer.source is not None:
             answer.source.close()
         head = self._head(answer)
-        self._write(head if head_only else head + answer.body)
+        self._write(head if self._head_only else head + answer.body)
         self._finish()
         return None
 
@@ -403,7 +412,8 @@ class FileProtocol(Protocol):
         self._request = self._counted = None
         if self._state is ENDED:
             return
-        if self._close:
+        if self._close or self._files.finishing:
+            # An answer whose head was written before the server was told to end did not say so, and need not.
             self._end()
             return
         self._state = WAITING
@@ -424,7 +434,9 @@ class FileProtocol(Protocol):
 
     def _drained(self) -> None:
         self._draining = False
-        if self._state is WAITING:
+        if self._state is WAITING and self._files.finishing:
+            self._end()
+        elif self._state is WAITING:
             self._deadline = self._clock.seconds() + self._limits.files_idle
             self._turn()
 
@@ -444,7 +456,7 @@ class FileProtocol(Protocol):
     # From the factory.
 
     def end_if_idle(self) -> None:
-        """The server is about to end: close unless a request is under way, which ends with its answer."""
+        """The server is about to end: close unless answers are under way, behind which the connection ends."""
         if self._state is WAITING and not self._draining:
             self._end()
 

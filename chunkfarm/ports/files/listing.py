@@ -98,7 +98,9 @@ async def fold(catalog: Names, prefix: str, after: str, limit: int) -> Entries:
         for file in page.files:
             folder, slash, _ = file.name[len(prefix) :].partition("/")
             full = prefix + folder + slash
-            if slash and entries.folders and entries.folders[-1] == full:
+            if slash and (cursor.startswith(full + LAST_CHARACTER) or entries.folders[-1:] == [full]):
+                # Shown already, here or before `after`. Names may go on behind where it was to be passed over.
+                cursor = max(cursor, file.name)
                 continue
             if len(entries) == limit:
                 entries.next = cursor
