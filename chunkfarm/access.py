@@ -17,7 +17,7 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.model import KEYS, Principal, Server
 from chunkfarm.table.interface import ITable, TableError
-from chunkfarm.trust.keys import KeyRow, check, secret_digest
+from chunkfarm.trust.keys import KeyRow, check, is_key_id, secret_digest
 
 REMEMBER_SECONDS = 60.0
 """How long a good key is remembered by a server that has not heard yet that it was disabled."""
@@ -59,6 +59,7 @@ class Access:
     async def _check(self, key_id: str, proof: bytes) -> Principal:
         if self._holds_rows():
             return await self.check_here(key_id, proof)
+        _refuse_unfit(key_id)
         now, revision = self._clock.seconds(), self._revision()
         known = self._remembered.get((key_id, proof))
         if known is not None and now < known[0] and known[1] == revision:
@@ -72,6 +73,7 @@ class Access:
 
     async def check_here(self, key_id: str, proof: bytes) -> Principal:
         """Whose key it is, looked up in the rows that this server holds."""
+        _refuse_unfit(key_id)
         try:
             key = KEYS + key_id.encode()
             page = await self._table.find(key, stale=True)
@@ -100,3 +102,9 @@ class Access:
                 raise AuthenticationFailed(REFUSAL)
             return Principal(key_id, str(box["role"]), str(box.get("prefix") or ""))
         raise Waiting(f"no master answers for the keys now ({problem})")
+
+
+def _refuse_unfit(key_id: str) -> None:
+    """Raise `AuthenticationFailed` for an id that no key has: the table, or a message, may not even take it."""
+    if not is_key_id(key_id):
+        raise AuthenticationFailed(REFUSAL)

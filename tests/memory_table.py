@@ -7,6 +7,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
+from chunkfarm.errors import LimitExceeded
 from chunkfarm.table.interface import (
     KEY_BYTES_MAX,
     OPERATIONS_MAX,
@@ -139,6 +140,8 @@ class MemoryTable:
         return succeed(Page(self.revision, tuple(self.rows[key] for key in keys[:limit]), len(keys) > limit))
 
     def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
+        if len(key) > KEY_BYTES_MAX:
+            return fail(LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes"))
         return self.read(key, b"", 1, stale).addCallback(of_one, key)
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:

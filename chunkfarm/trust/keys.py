@@ -126,6 +126,11 @@ def _text(value: Any) -> str:
     return value
 
 
+def is_key_id(text: str) -> bool:
+    """Whether a key could have this id."""
+    return _ID.match(text) is not None
+
+
 def secret_digest(secret: str) -> bytes:
     """SHA-256 of a secret: what a key row holds, and what servers ask each other with."""
     return hashlib.sha256(secret.encode()).digest()
