@@ -9,7 +9,7 @@ import time
 from typing import Any, cast
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall, deferLater
@@ -413,11 +413,12 @@ class Farm(MultiService):
             await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
 
     async def _drain(self, parts: Parts) -> None:
-        """Let running requests end, for at most `drain_timeout`; then cut them off."""
-        for factory in (self._client_factory, self._file_factory):
-            if factory is not None:
-                await self._within(parts.config.server.drain_timeout, factory.finish())
-                factory.abort()
+        """Let running requests end, for at most `drain_timeout` on all ports together; then cut them off."""
+        factories = [factory for factory in (self._client_factory, self._file_factory) if factory is not None]
+        finished = gatherResults([factory.finish() for factory in factories], consumeErrors=True)
+        await self._within(parts.config.server.drain_timeout, finished)
+        for factory in factories:
+            factory.abort()
 
     async def _within(self, seconds: float, deferred: Deferred[Any]) -> None:
         """Wait for it, but not longer than that, and whatever comes of it."""

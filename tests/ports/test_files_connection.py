@@ -516,9 +516,10 @@ class FactoryTests(SynchronousTestCase):
         caller.send(request("GET", "/-/health") * 2)
         finished = caller.factory.finish()
         assert caller.open and len(caller.answers()) == 1
+        producer: Any = caller.link.producer
         for _ in range(2):
             # A transport asks once at the beginning, and then when nothing is queued any more.
-            caller.link.producer.resumeProducing()
+            producer.resumeProducing()
         assert not caller.open and caller.answers() == []
         caller.hang_up()
         assert self.successResultOf(finished) is None
