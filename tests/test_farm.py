@@ -34,9 +34,10 @@ class LeavingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         anything: Any = SimpleNamespace(threads=lambda *arguments: None)
-        self.farm: Any = Farm(anything, self.clock, anything, anything, anything)
+        farm: Any = Farm(anything, self.clock, anything, anything, anything)
         self.ports: Any = StubbornPort(), StubbornPort()
-        self.farm._client_factory, self.farm._file_factory = self.ports
+        farm._client_factory, farm._file_factory = self.ports
+        self.farm = farm
         self.parts: Any = SimpleNamespace(config=SimpleNamespace(server=SimpleNamespace(drain_timeout=20.0)))
 
     def test_all_ports_at_once(self) -> None:
