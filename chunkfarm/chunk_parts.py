@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm import membership
 from chunkfarm.catalog import Catalog
-from chunkfarm.chunks.caretaker import RATE, Caretaker
+from chunkfarm.chunks.caretaker import Caretaker
 from chunkfarm.chunks.collecting import Collector
 from chunkfarm.chunks.draining import Draining
 from chunkfarm.chunks.keeping import Keeper
@@ -142,7 +142,7 @@ class ChunkParts:
             lambda: parts.options().replicas,
             parts.reactor,
             parts.run_in_thread,
-            rate=RATE if parts.config.server.repair_rate is None else parts.config.server.repair_rate,
+            rate=parts.config.server.repair_rate,
             hindered=self._why_no_repair,
         )
         self.catalog = Catalog(
@@ -271,3 +271,4 @@ class ChunkParts:
         self.store.reserve = options.reserve
         self.caretaker.limit(options.repair_rate)
         self.surplus.limit(options.repair_rate)
+        self.draining.limit(options.repair_rate)

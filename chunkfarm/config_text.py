@@ -77,7 +77,7 @@ class ServerOptions:
     reserve: int | None = None
     """None: the larger of 1 GiB and 2 % of the disk."""
     repair_rate: int | None = None
-    """Bytes a second; None: as much as foreground work leaves."""
+    """Bytes a second, 0 for no limit; None: 64 MiB."""
     drain_timeout: float = DEFAULT_DRAIN_SECONDS
     certificate: Path | None = None
     """A PEM file with key and chain for the file port; None: the farm's own."""

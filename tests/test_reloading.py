@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.chunk_parts import ChunkParts
 from chunkfarm.config import Config, ConfigError, ServerOptions, parse_config
 from chunkfarm.errors import ReadOnly
 from chunkfarm.limits import Limits
@@ -24,6 +26,7 @@ from tests.builders import make_server
 from tests.chunks.builders import run_now
 
 TEXT = "[farm]\nchunksize = 8M\n[servers]\n[server]\ndata = /d\nhost = 127.0.0.1\nname = alpha\n"
+REPAIRING = ("caretaker", "surplus", "draining")
 
 
 class RunningServer:
@@ -82,6 +85,16 @@ class ReloadTests(SynchronousTestCase):
         assert changes.now == ("reserve", "repair_rate", "drain_timeout")
         assert self.server.config.server.repair_rate == 5 << 20
         assert self.server.row_fields == []
+
+    def test_everything_that_repairs(self) -> None:
+        """Another `repair_rate` holds for all that makes servers read or copy, also while this one is emptied."""
+        rates: dict[str, Any] = {}
+        told = {name: SimpleNamespace(limit=partial(rates.__setitem__, name)) for name in REPAIRING}
+        chunks: Any = SimpleNamespace(store=SimpleNamespace(), **told)
+        for text, rate in (("", None), ("repair_rate = 5M\n", 5 << 20), ("repair_rate = 0\n", 0)):
+            options = parse_config(TEXT + text, "config.ini", {}, "alpha").server
+            ChunkParts.take_options(chunks, options)
+            assert rates == dict.fromkeys(REPAIRING, rate)
 
     def test_limits_of_ports(self) -> None:
         """All of [limits] holds at once, and the log names what is different."""

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement, repair
+from chunkfarm.chunks.caretaker import RATE
 from chunkfarm.chunks.checking import ANSWER_SECONDS
 from chunkfarm.chunks.examining import together
 from chunkfarm.chunks.patience import reason_of
@@ -62,8 +63,8 @@ class _Part:
 class Draining:
     """The rounds of one server over its own chunks, while its row says that it is emptied.
 
-    `rate` is in bytes a second, which other servers are made to read at most; 0 is no limit. `hindered` says why
-    nothing may be done now, or is empty.
+    `rate` is `repair_rate` in bytes a second, which other servers are made to read at most; 0 is no limit. `hindered`
+    says why nothing may be done now, or is empty.
     """
 
     _log = Logger()
@@ -78,7 +79,7 @@ class Draining:
         clock: IReactorTime,
         run_in_thread: RunInThread,
         *,
-        rate: int,
+        rate: int | None,
         hindered: Callable[[], str] = lambda: "",
     ) -> None:
         self._store = store
@@ -88,7 +89,7 @@ class Draining:
         self._replicas = replicas
         self._clock = clock
         self._run_in_thread = run_in_thread
-        self._bucket = Bucket(rate, max(1, rate))
+        self.limit(rate)
         self._hindered = hindered
         self._moved = Meter(RATE_SECONDS)
         self._arrived = 0
@@ -119,6 +120,11 @@ class Draining:
     def _ended(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._log.failure("while emptying this server; nobody looks after that any more", failure)
+
+    def limit(self, rate: int | None) -> None:
+        """Another `repair_rate`, from now on; None: the usual one."""
+        rate = RATE if rate is None else rate
+        self._bucket = Bucket(rate, max(1, rate))
 
     def table_changed(self) -> None:
         """Servers came, went or changed: what was drained may be needed again."""

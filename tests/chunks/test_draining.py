@@ -68,6 +68,17 @@ class DrainingTests(SynchronousTestCase):
         assert progress is not None
         return progress
 
+    def test_another_rate(self) -> None:
+        """How much others are made to read for it can be changed at any time, and holds from then on."""
+        for before, after in ((1, 0), (0, 1)):
+            draining = self.make(rate=before)
+            draining.limit(after)
+            self.begin()
+            for digest in self.data:
+                self.copy(digest)
+            self.pass_time(STUCK_SECONDS + 1)
+            assert self.progress().drained == (after == 0)
+
     def test_not_emptied(self) -> None:
         """A server that stays asks nobody, and tells nothing."""
         draining = self.make()
