@@ -330,7 +330,7 @@ def main() -> None:
         attack(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="benchmarks.abuse", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=80.0, help="how long it goes on (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=130.0, help="how long it goes on (default: %(default)s)")
     parser.add_argument("--times", type=float, help="seconds in place of all times in [limits]")
     parser.add_argument("--slow", type=int, default=300, help="slow connections (default: %(default)s)")
     parser.add_argument("--idle", type=int, default=1000, help="idle connections (default: %(default)s)")

@@ -39,9 +39,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
-from chunkfarm.model import KIB
+from chunkfarm.model import KIB, MIB
 from chunkfarm.wire.outbox import RECORD, Outbox, Piece
-from chunkfarm.wire.shares import ONE_IN_TURN, Shares
 from chunkfarm.wire.tls import (
     HANDSHAKE_TIMEOUT,
     ContextSource,
@@ -65,8 +64,12 @@ FLUSH_PATIENCE = 30.0
 """Seconds after which a connection that is to be closed is looked at: it is cut off if the peer took too little."""
 FLUSH_BYTES_MIN = 16 * KIB
 """What it must have taken of what is queued by then."""
+WRITE_TURN = 1 * MIB
+"""Bytes sent in one turn, about half a millisecond of encryption: other connections must have their turn."""
+SMALL = 64 * KIB + 4 * KIB
+"""An answer of no more bytes, with its head, is sent when it is ready; larger ones of a port wait for each other."""
 READ_TURN = 256 * KIB
-"""Bytes read in one turn and handed over as one piece: other connections must have their turn."""
+"""Bytes read in one turn and handed over as one piece, for the same reason as `WRITE_TURN`."""
 SHORT_READ = 2 * KIB
 """A first record of so few bytes is mostly all there is, as with a question or an answer. To ask the socket for more,
 and hear that there is none, costs as much as the record; if there is more the reactor says so at once."""
@@ -130,8 +133,8 @@ class Stream(tcp.Connection):
     _tls: SSL.Connection | None = None
     _handshaking = False
     _handshake_waiter: Deferred[None] | None = None
-    _turnstile: Turnstile | None = None
-    _shares: Shares | None = None
+    _handshakes: Turnstile[Stream] | None = None
+    _large_sends: Turnstile[Stream] | None = None
     """Of those who shake hands with this port."""
     _timer: IDelayedCall | None = None
     """Of the handshake, then of the close: never both."""
@@ -198,7 +201,7 @@ class Stream(tcp.Connection):
             # The socket is readable, which is what the write waited for; it is repeated after this turn.
             self._write_wants_read = self._blocked = False
         if self._handshaking:
-            if self._turnstile is not None and not self._turnstile.passes(self):
+            if self._handshakes is not None and not self._handshakes.passes(self):
                 self.stopReading()
                 return None
             why = self._shake_hands()
@@ -434,14 +437,34 @@ class Stream(tcp.Connection):
             why = self._shake_hands()
             if why is not None or self._handshaking or not self.connected or self._aborting:
                 return why
-        before, share = self.taken, ONE_IN_TURN if self._shares is None else self._shares.share
-        try:
-            return self._send_share(share)
-        finally:
-            if self._shares is not None:
-                self._shares.sent(self.taken - before)
+        if self._large_sends is not None and not (self._is_small or self._large_sends.passes(self)):
+            self._blocked = True
+            self.stopWriting()
+            return None
+        return self._send_now()
 
-    def _send_share(self, left: int) -> Exception | None:
+    @property
+    def _is_small(self) -> bool:
+        """Whether what is to be sent now holds up nobody."""
+        if self.producer is None:
+            return self._outbox.size <= SMALL
+        return not self._outbox and self.streamingProducer and not self.producerPaused
+
+    def send_on(self) -> None:
+        """Its turn to send a part of a large answer has come."""
+        self._blocked = False
+        if self.connected and not self._aborting:
+            self._finish(self._guarded(self._turn_at_last))
+
+    def _turn_at_last(self) -> Exception | None:
+        self._in_turn = True
+        try:
+            return self._send_now()
+        finally:
+            self._in_turn = False
+
+    def _send_now(self) -> Exception | None:
+        left = WRITE_TURN
         while True:
             outbox = self._outbox if self._cleartext is None else self._cleartext
             while outbox and left > 0:
@@ -592,7 +615,7 @@ class Stream(tcp.Connection):
             waiter.callback(None)
         return None
 
-    def go_on(self) -> None:
+    def shake_on(self) -> None:
         """Its turn to shake hands has come."""
         if not (self.connected and self._handshaking) or self._aborting:
             return
@@ -708,8 +731,9 @@ class Stream(tcp.Connection):
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone."""
         self._disarm()
-        if self._turnstile is not None:
-            self._turnstile.leave(self)
+        for line in (self._handshakes, self._large_sends):
+            if line is not None:
+                line.leave(self)
         if self._tls is not None and self._heard_goodbye and not self._said_goodbye:
             with contextlib.suppress(SSL.Error):
                 self._tls.shutdown()

@@ -27,10 +27,9 @@ from zope.interface import implementer
 
 from chunkfarm.config_values import ListenDescription
 from chunkfarm.wire.inherited import Inherited, inherited_descriptor, own_inherited_ports
-from chunkfarm.wire.shares import Shares
 from chunkfarm.wire.stream import Flusher, Stream
 from chunkfarm.wire.tls import HANDSHAKE_TIMEOUT, ContextSource, HandshakeTimedOut, TLSFailed, name_to_ask_for
-from chunkfarm.wire.turnstile import ACCEPTED_IN_TURN, Turnstile
+from chunkfarm.wire.turnstile import ACCEPTED_IN_TURN, HANDSHAKES_IN_TURN, SENT_IN_TURN, Turnstile
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -63,8 +62,8 @@ class AcceptedStream(Stream, tcp.Server):
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: StreamPort, sessionno: int, reactor: Any) -> None:
         self._begin(server.flusher, server.handshake_timeout)
-        self._turnstile = server.turnstile
-        self._shares = server.shares
+        self._handshakes = server.handshakes
+        self._large_sends = server.large_sends
         tcp.Server.__init__(self, sock, protocol, client, server, sessionno, reactor)
         self.setTcpNoDelay(True)
         if server.tls is None:
@@ -83,8 +82,8 @@ class StreamPort(tcp.Port):
     tls: ContextSource | None = None
     handshake_timeout = HANDSHAKE_TIMEOUT
     flusher: Flusher
-    turnstile: Turnstile
-    shares: Shares
+    handshakes: Turnstile[Stream]
+    large_sends: Turnstile[Stream]
 
     def doRead(self) -> None:
         """Accept some of those who wait, and leave the others for the next turn."""
@@ -94,8 +93,8 @@ class StreamPort(tcp.Port):
     def prepare(self, tls: ContextSource | None, handshake_timeout: float) -> None:
         """Say how connections are to be; must come before the first is accepted."""
         self.flusher = Flusher(self.reactor)
-        self.turnstile = Turnstile(self.reactor)
-        self.shares = Shares(self.reactor)
+        self.handshakes = Turnstile(self.reactor, HANDSHAKES_IN_TURN, Stream.shake_on)
+        self.large_sends = Turnstile(self.reactor, SENT_IN_TURN, Stream.send_on)
         self.tls = tls
         self.handshake_timeout = handshake_timeout
         try:

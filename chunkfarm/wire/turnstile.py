@@ -1,37 +1,41 @@
-"""Lets few TLS handshakes through in each turn of the reactor, so that those who have done theirs do not wait for them.
+"""Lets few of those through in each turn of the reactor who take long, so that all others do not wait for them.
 
-A handshake takes half a millisecond and more, and a thousand who come together are all ready in the same turn. Each of
-them then waits for a place in line; whoever only wants an answer is served in between.
+A handshake takes half a millisecond and more, and a thousand who come together are all ready in the same turn; so are a
+hundred large answers. Each of them then waits for its place in line; whoever only wants little is served in between.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
-IN_TURN = 1
+HANDSHAKES_IN_TURN = 1
 """Steps of handshakes in one turn: up to a millisecond, as long as a small request takes anyway, which has several."""
 ACCEPTED_IN_TURN = 2
 """Connections that a port accepts in one turn, at a fifth of a millisecond each. Others wait in the kernel."""
+SENT_IN_TURN = 2
+"""Parts of large answers in one turn, at half a millisecond each, or two where threads for the disk want the
+interpreter at the same time."""
+
+T = TypeVar("T", bound=Hashable)
 
 
-class Waits(Protocol):
-    """Somebody in line."""
+class Turnstile(Generic[T]):
+    """For all connections of a port. `go_on` is called with whoever was not let through, when its turn has come.
 
-    def go_on(self) -> None:
-        """Its turn has come."""
+    `reactor` says when a turn is over.
+    """
 
-
-class Turnstile:
-    """For all connections of a port; `reactor` says when a turn is over."""
-
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, in_turn: int, go_on: Callable[[T], None]) -> None:
         self._reactor = reactor
-        self._left = IN_TURN
-        self._line: OrderedDict[Waits, None] = OrderedDict()
+        self._in_turn = in_turn
+        self._go_on = go_on
+        self._left = in_turn
+        self._line: OrderedDict[T, None] = OrderedDict()
         self._scheduled = False
 
-    def passes(self, waits: Waits) -> bool:
+    def passes(self, waits: T) -> bool:
         """Whether it may go on now; if not, `go_on` is called later."""
         if waits in self._line:
             return False
@@ -43,7 +47,7 @@ class Turnstile:
         self._later()
         return False
 
-    def leave(self, waits: Waits) -> None:
+    def leave(self, waits: T) -> None:
         """It waits no longer."""
         self._line.pop(waits, None)
 
@@ -54,10 +58,10 @@ class Turnstile:
 
     def _turn(self) -> None:
         self._scheduled = False
-        self._left = IN_TURN
+        self._left = self._in_turn
         while self._line and self._left:
             self._left -= 1
             waits, _ = self._line.popitem(last=False)
-            waits.go_on()
-        if self._line or self._left < IN_TURN:
+            self._go_on(waits)
+        if self._line or self._left < self._in_turn:
             self._later()

@@ -17,10 +17,10 @@ from zope.interface import directlyProvides, implementer
 
 from chunkfarm.wire import stream
 from chunkfarm.wire.pump import PumpStopped, pump
-from chunkfarm.wire.shares import ALL_IN_TURN, LEAST_IN_TURN, ONE_IN_TURN
-from chunkfarm.wire.stream import HIGH_WATER
+from chunkfarm.wire.stream import HIGH_WATER, WRITE_TURN
 from chunkfarm.wire.tls import PeerEnded
 from chunkfarm.wire.transport import TLSFailed, connect
+from chunkfarm.wire.turnstile import SENT_IN_TURN
 from tests.wire.certificates import Contexts, contexts
 from tests.wire.links import End, LinkTestCase
 
@@ -180,10 +180,10 @@ class BytesTests(LinkTestCase):
 
         look()
         await self.until(lambda: len(server.received) == 16 * MIB)
-        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * ONE_IN_TURN
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * WRITE_TURN
 
     async def test_a_turn_of_many_is_bounded(self) -> None:
-        """Many who are sent much at once share a turn: it is not as much longer as they are many."""
+        """Many who are sent much at once go one after the other: a turn is not longer for it."""
         number, count = self.listen(), 30
         clients: list[Any] = [await connect(reactor, "127.0.0.1", number, self.dialed) for _ in range(count)]
         await self.until(lambda: len(self.accepted.made) == count)
@@ -200,8 +200,22 @@ class BytesTests(LinkTestCase):
         look()
         await self.until(lambda: all(len(client.received) == 2 * MIB for client in clients))
         # The reactor may call the ports' turn before or after this one's look.
-        most = 2 * (ALL_IN_TURN + count * LEAST_IN_TURN)
+        most = 2 * SENT_IN_TURN * WRITE_TURN
         assert max(after - before for before, after in itertools.pairwise(seen)) <= most
+
+    async def test_lost_in_line(self) -> None:
+        """Whoever goes while others are sent much is passed over, and the others get all of theirs."""
+        number, count = self.listen(), 12
+        clients: list[Any] = [await connect(reactor, "127.0.0.1", number, self.dialed) for _ in range(count)]
+        await self.until(lambda: len(self.accepted.made) == count)
+        for end in self.accepted.made:
+            end.transport.write(bytes(2 * MIB))
+        for client in clients[::2]:
+            client.transport.abortConnection()
+        for end in self.accepted.made[1::4]:
+            end.transport.loseConnection()
+        await self.until(lambda: all(len(client.received) == 2 * MIB for client in clients[1::2]))
+        await self.until(lambda: all(client.lost.called for client in clients[1::4]))
 
     async def test_fan_out(self) -> None:
         """One line to many connections in one go reaches all of them."""

@@ -6,13 +6,15 @@ from attrs import define, field
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.wire.turnstile import IN_TURN, Turnstile
+from chunkfarm.wire.turnstile import Turnstile
+
+IN_TURN = 3
 
 
 @define(eq=False)
 class Visitor:
     went: list[Visitor]
-    turnstile: Turnstile
+    turnstile: Turnstile[Visitor]
     steps: int = field(default=0)
 
     def come(self) -> None:
@@ -27,7 +29,7 @@ class Visitor:
 class TurnstileTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.turnstile = Turnstile(self.clock)
+        self.turnstile: Turnstile[Visitor] = Turnstile(self.clock, IN_TURN, Visitor.go_on)
         self.went: list[Visitor] = []
 
     def visitors(self, count: int) -> list[Visitor]:
