@@ -36,6 +36,8 @@ class ServerBackend:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._line: tuple[Standing, ...] = ()
+        self._line_of: tuple[tuple[Server, ...], frozenset[str], str] = ((), frozenset(), "")
 
     @property
     def state(self) -> ServerState:
@@ -75,9 +77,13 @@ class ServerBackend:
         return self._parts.options()
 
     def succession(self) -> tuple[Standing, ...]:
-        return membership.succession(
-            self._parts.servers(), self._parts.embedded.configuration.voters, self._parts.first()
-        )
+        servers, voters, first = self._parts.servers(), self._parts.embedded.configuration.voters, self._parts.first()
+        known = self._line_of
+        if servers is not known[0] or (voters, first) != known[1:]:
+            # A thousand servers take milliseconds, and whoever is told of many changes asks for each.
+            self._line = membership.succession(servers, voters, first)
+            self._line_of = servers, voters, first
+        return self._line
 
     def authenticate(self, key_id: str, secret: str) -> Deferred[Principal]:
         return self._parts.access.authenticate(key_id, secret)

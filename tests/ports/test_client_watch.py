@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.limits import Limits
+from chunkfarm.membership import Standing, succession
 from chunkfarm.model import Server
 from chunkfarm.ports.client import watching
 from chunkfarm.ports.client.watching import PROGRESS_INTERVAL
@@ -17,6 +20,16 @@ from tests.ports.client_link import ClientLink
 from tests.ports.fakes import SERVER_ID, MemoryBackend
 
 ROW = Server(id=SERVER_ID, name="alpha", host="10.0.0.1", client=1, peer=2, files=3, seniority=1)
+
+
+class Counted(tuple[Standing, ...]):
+    """A line of succession that counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Standing]:
+        self.times += 1
+        return super().__iter__()
 
 
 class WrittenTests(SynchronousTestCase):
@@ -51,10 +64,23 @@ class WrittenTests(SynchronousTestCase):
 
     def test_forgotten(self) -> None:
         """A long stream of changes fills no memory, and old ones are told as well."""
-        for number in range(3 * watching.WRITTEN_MAX):
+        self.patch(watching, "WRITTEN_BYTES_MAX", 10_000)
+        for number in range(1000):
             self.written.lines(Event(number, "PUT", b"farm/a", b"1"), False)
-        assert len(self.written._kept) == watching.WRITTEN_MAX
+        kept = list(self.written._kept.values())
+        assert 9_900 < sum(len(line) for lines in kept for line in lines) <= 10_000
+        assert kept[-1][0].startswith("EVENT 999 ")
         assert self.written.lines(Event(0, "PUT", b"farm/a", b"1"), False) == ["EVENT 0 PUT ROW key=farm/a value=1"]
+
+    def test_many_servers(self) -> None:
+        """To tell a thousand changes of rows the line of succession is gone through once, not for each."""
+        servers = [evolve(ROW, id=f"{number:032x}", name=f"s{number}", seniority=number + 1) for number in range(1000)]
+        line = Counted(succession(servers))
+        self.patch(self.backend, "succession", lambda: line)
+        told = [self.written.lines(Event(1, "PUT", one.key, one.to_value()), False)[0] for one in servers]
+        assert line.times == 1
+        roles = {standing.server.id: standing.role for standing in line}
+        assert all(f" role={roles[one.id]} " in text for one, text in zip(servers, told, strict=True))
 
 
 class WatchTests(SynchronousTestCase):

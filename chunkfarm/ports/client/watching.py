@@ -10,7 +10,8 @@ from twisted.python.failure import Failure
 
 from chunkfarm.errors import Busy, Denied, FarmError, InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.links.rows import event_lines, event_server_id, more_follows
-from chunkfarm.model import EXPORTS_KEY, FARM, FILES, SERVERS
+from chunkfarm.membership import Standing
+from chunkfarm.model import EXPORTS_KEY, FARM, FILES, MIB, SERVERS
 from chunkfarm.ports.backend import Backend
 from chunkfarm.ports.client.looking import number
 from chunkfarm.ports.client.session import Answer, Link, Request, Session, ok
@@ -24,9 +25,9 @@ files: also with a key that is good for some names only."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two lines that only move the revision on: a watcher is told of changes that are not its own, but a
 busy farm does not send it a line for each."""
-WRITTEN_MAX = 64
-"""Changes kept as lines: those of one transaction, since all watchers are told of it in the same moment. At 16 KiB a
-row they take 2 MiB."""
+WRITTEN_BYTES_MAX = 4 * MIB
+"""Of changes kept as lines: all watchers are told of a change in the same moment, and when a thousand servers turn to
+another one they all ask for what happened since, several thousand changes of rows."""
 
 
 def compacted(error: Compacted) -> PreconditionFailed:
@@ -42,20 +43,29 @@ class Written:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._kept: OrderedDict[tuple[Event, bool], list[str]] = OrderedDict()
+        self._size = 0
+        self._line: tuple[Standing, ...] = ()
+        self._roles: dict[str, str] = {}
 
     def lines(self, event: Event, more: bool) -> list[str]:
         """As `event_lines`; a server's role is the one that it had when the change was first told."""
         lines = self._kept.get((event, more))
         if lines is None:
             lines = self._kept[event, more] = event_lines(event, self._role(event), more)
-            if len(self._kept) > WRITTEN_MAX:
-                self._kept.popitem(last=False)
+            self._size += sum(map(len, lines))
+            while self._size > WRITTEN_BYTES_MAX:
+                self._size -= sum(map(len, self._kept.popitem(last=False)[1]))
         return lines
 
     def _role(self, event: Event) -> str:
         server_id = event_server_id(event)
-        line = self._backend.succession() if server_id else ()
-        return next((standing.role for standing in line if standing.server.id == server_id), "server")
+        if not server_id:
+            return "server"
+        line = self._backend.succession()
+        if line is not self._line:
+            self._line = line
+            self._roles = {standing.server.id: standing.role for standing in line}
+        return self._roles.get(server_id, "server")
 
 
 class Following:
