@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,4 +59,4 @@ class SuccessionTests(SynchronousTestCase):
         self.configuration.voters = frozenset(row.id for row in ROWS[:3])
         seen.append(self.backend.succession())
         assert seen[-1] == self.right()
-        assert all(one != other for one, other in zip(seen, seen[1:], strict=False))
+        assert all(one != other for one, other in pairwise(seen))
