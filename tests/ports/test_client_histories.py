@@ -79,6 +79,7 @@ class ClientHistories(RuleBasedStateMachine):
     @rule(key=st.sampled_from(["reader", "writer", "admin"]))
     def auth(self, key: str) -> None:
         self.role = {"reader": "read", "writer": "write", "admin": "admin"}[key]
+        self.watching = False
         self.line(f"AUTH {key} secret", f"OK role={self.role}\r\n")
 
     @precondition(lambda self: not self.over and self.failures < 2)
@@ -86,6 +87,7 @@ class ClientHistories(RuleBasedStateMachine):
     def wrong_key(self) -> None:
         self.failures += 1
         self.role = ""
+        self.watching = False
         self.line("AUTH admin guess", "ERR auth ")
 
     @precondition(lambda self: not self.over)

@@ -503,6 +503,19 @@ class KeyTests(SynchronousTestCase):
         ):
             assert self.make().one("GET", "/home/a", f"Authorization: {value}", key=None).status == 401, value
 
+    def test_bad_credentials_wait(self) -> None:
+        """A key that is none, whatever is wrong with it, is counted and answered after the pause; no key at all is not."""
+        for value in ("Basic !!!", "Basic", "Bearer x", "Digest x", basic("nobody")[15:]):
+            caller = self.make()
+            caller.backend.pause = 1.0
+            assert caller.ask("GET", "/home/a", f"Authorization: {value}", key=None) == [], value
+            assert caller.backend.failed == ["10.0.0.9"]
+            caller.clock.advance(1)
+            assert [answer.status for answer in caller.answers()] == [401]
+        caller = self.make()
+        caller.backend.pause = 1.0
+        assert caller.one("GET", "/home/a", key=None).status == 401 and caller.backend.failed == []
+
     def test_remembered(self) -> None:
         """The same key on the same connection is not asked for again for a minute; another one is."""
         caller = self.make()

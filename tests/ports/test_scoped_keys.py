@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -9,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.errors import AuthenticationFailed
 from chunkfarm.keyring import Keyring
 from chunkfarm.model import Principal, digest_of
+from chunkfarm.table.interface import IWatch, TableClosed
 from chunkfarm.trust.seal import SealKey
 from tests.memory_table import MemoryTable
 from tests.ports.client_link import ClientLink
@@ -140,6 +143,41 @@ class ChangedKeyTests(SynchronousTestCase):
         link.factory.keys_changed()
         assert "ERR auth the key of this link is no longer good" in link.heard()
         assert link.closed
+
+    def test_watch_of_another_key(self) -> None:
+        """A watch does not outlive the key that allowed it: another AUTH ends it, good or wrong, and so does STARTTLS."""
+        for line in ("AUTH admin wrong", "AUTH writer secret", "STARTTLS"):
+            link = ClientLink().auth("reader")
+            table = link.backend.table
+            assert isinstance(table, MemoryTable)
+            link.say("WATCH farm/")
+            table.put(b"farm/a", b"1")
+            assert link.heard().startswith("EVENT 1 PUT ")
+            link.say(line)
+            link.clock.advance(1)
+            link.heard()
+            table.put(b"farm/a", b"2")
+            assert link.heard() == "", line
+            # And another one may be begun.
+            link.auth("reader")
+            assert link.say("WATCH farm/ 1").startswith("OK revision=1\r\nEVENT 2 PUT "), line
+
+    def test_watch_that_is_beginning(self) -> None:
+        """A key that is disabled while its watch is still being prepared is noticed too."""
+        link = ClientLink().auth("reader")
+        table: Any = link.backend.table
+        begun = self.successResultOf(table.watch(b"farm/", 0))
+        waits: Deferred[IWatch] = Deferred()
+        table.watch = lambda prefix, revision: waits
+        assert link.say("WATCH farm/") == ""
+        link.backend.confirm = self.refuse  # type: ignore[method-assign]
+        link.backend.keys_revision = 9
+        link.factory.keys_changed()
+        waits.callback(begun)
+        assert link.heard() == "ERR auth the key of this link is no longer good\r\n"
+        table.put(b"farm/a", b"1")
+        assert link.heard() == ""
+        self.failureResultOf(begun.next(), TableClosed)
 
     def test_file_port(self) -> None:
         """A connection of the file port does not go on with what it remembered."""

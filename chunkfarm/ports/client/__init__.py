@@ -209,7 +209,7 @@ The prefix begins with `servers/`, `farm/` or `files/`; without one it is all th
 revision greater than `from`; without it, greater than the revision in the OK. If they are no longer kept, the answer is
 `ERR conflict changes before revision <n> are no longer kept; ...`: read everything, then watch from the revision
 that was read. One watch a link. Other commands may be given meanwhile: EVENT lines stand between answers, never
-inside one.
+inside one. AUTH and STARTTLS end a watch.
 
     EVENT <revision> PUT SERVER id= ... [more=1] value=<the rest of the line>
     EVENT <revision> PUT FILE name= ... [more=1] value=<the rest of the line>

@@ -70,6 +70,8 @@ async def starttls(session: Session, request: Request) -> Answer:
 
 async def auth(session: Session, request: Request) -> Answer:
     key_id, secret = request.words
+    # It was for whoever asked before; if their key is taken away, nobody would notice.
+    session.end_watch()
     session.keys_revision = session.backend.keys_revision
     try:
         session.principal = await session.backend.authenticate(key_id, secret)

@@ -500,8 +500,9 @@ class ClientConnection(Protocol):
         self._writing_paused = False
         self._awaits_tls = False
         self._session.encrypted = True
-        # What was proved in the clear counts no more.
+        # What was proved in the clear counts no more, nor does what was begun with it.
         self._session.principal, self._session.proof = None, b""
+        self._session.end_watch()
 
     def end(self) -> None:
         """Write nothing more, and close once everything written has left."""

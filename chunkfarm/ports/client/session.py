@@ -140,6 +140,13 @@ class Session:
             raise AuthenticationFailed("the key of this link is no longer good") from None
         self.keys_revision = revision
 
+    def end_watch(self) -> None:
+        """End the watch that is running, if one is, without another word of it."""
+        watching, self.watching = self.watching, None
+        if watching is not None:
+            watching.stop()
+            self.link.forget_emitted()
+
     def identify(self) -> Principal | None:
         """Who asks: the key that AUTH proved, else the server whose certificate was shown."""
         if self.principal is None and self.encrypted and self.ready:

@@ -171,12 +171,15 @@ async def watch(session: Session, request: Request) -> Answer:
             revision = error.first_revision - 1
     following = Following(session, running, revision)
     session.watching = following
+    try:
+        # The key may have been taken away while the table was asked. From here on it is looked at when any changes.
+        await session.confirm()
+    except BaseException:
+        session.end_watch()
+        raise
     return Answer(lines=(f"OK revision={revision}",), then=following.start)
 
 
 async def unwatch(session: Session, request: Request) -> Answer:
-    if session.watching is not None:
-        session.watching.stop()
-        session.watching = None
-        session.link.forget_emitted()
+    session.end_watch()
     return ok()

@@ -109,8 +109,8 @@ class Routes:
         session, now, revision = request.session, self._clock.seconds(), self._backend.keys_revision
         principal = session.principal(value, now, revision)
         if principal is None:
-            key = credentials(value)
             try:
+                key = credentials(value)
                 principal = await self._backend.authenticate(key.id, key.secret)
             except AuthenticationFailed:
                 if (pause := self._backend.failed_attempt(session.address)) > 0:
