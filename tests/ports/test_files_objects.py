@@ -504,7 +504,7 @@ class KeyTests(SynchronousTestCase):
             assert self.make().one("GET", "/home/a", f"Authorization: {value}", key=None).status == 401, value
 
     def test_bad_credentials_wait(self) -> None:
-        """A key that is none, whatever is wrong with it, is counted and answered after the pause; no key at all is not."""
+        """A key that is none, whatever is wrong with it, is counted and answered after the pause."""
         for value in ("Basic !!!", "Basic", "Bearer x", "Digest x", basic("nobody")[15:]):
             caller = self.make()
             caller.backend.pause = 1.0

@@ -145,7 +145,7 @@ class ChangedKeyTests(SynchronousTestCase):
         assert link.closed
 
     def test_watch_of_another_key(self) -> None:
-        """A watch does not outlive the key that allowed it: another AUTH ends it, good or wrong, and so does STARTTLS."""
+        """A watch does not outlive the key that allowed it: AUTH ends it, good or wrong, and so does STARTTLS."""
         for line in ("AUTH admin wrong", "AUTH writer secret", "STARTTLS"):
             link = ClientLink().auth("reader")
             table = link.backend.table
