@@ -24,8 +24,9 @@ _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-
 CONTENT_TYPE_LENGTH_MAX = 255
 """It stands in the file's row, which is small."""
 
-_SCRIPTED = re.compile(r"text/html|.*[/+]xml\b", re.IGNORECASE)
-"""Types that a browser runs scripts in."""
+_SCRIPTED = re.compile(r"text/html|text/xsl|multipart/|.*[/+]xml\b", re.IGNORECASE)
+"""Types that a browser runs scripts in: Chromium reads text/xsl as XML, and Firefox shows the parts of
+multipart/x-mixed-replace as what each of them says that it is."""
 
 _types = mimetypes.MimeTypes()
 
