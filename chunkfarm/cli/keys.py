@@ -46,6 +46,9 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
     """
     if out is not None and os.path.exists(out):
         raise click.UsageError(f"{out} exists already")
+    if prefix == "-":
+        # On a line it stands for none, which would be a key for all files.
+        raise click.UsageError("--prefix: no file has a name that begins with a dash")
     words = ["KEY", "add", role, quote(prefix) or "-", quote(label) or "-"]
     made = surroundings.ask(" ".join(words), certificate_will_do=True).fields
     pair = KeyPair(made["id"], made["secret"])

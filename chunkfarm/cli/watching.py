@@ -29,14 +29,18 @@ def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
     chunkfarm watch files/work/
     chunkfarm watch --json | jq .key
     """
+    try:
+        wanted = prefix.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("PREFIX is not UTF-8") from None
     seen: list[int] = []
 
     async def follow(link: LineClient) -> None:
         try:
-            running = await link.watch(prefix.encode(), seen[-1] if seen else None)
+            running = await link.watch(wanted, seen[-1] if seen else None)
         except Compacted as error:
             click.echo(f"chunkfarm: changes before revision {error.first_revision} were missed", err=True)
-            running = await link.watch(prefix.encode(), error.first_revision - 1)
+            running = await link.watch(wanted, error.first_revision - 1)
         try:
             while True:
                 batch = await running.next()

@@ -152,6 +152,11 @@ class LineClient(Protocol):
         if self._lost is not None or self._closing:
             return fail(self._lost or LinkLost("the link was closed"))
         assert "\n" not in line and "\r" not in line, "words are quoted before they are put into a line"
+        try:
+            written = f"{line}\r\n".encode()
+        except UnicodeEncodeError:
+            # Words of a command line may be any bytes.
+            return fail(InvalidRequest("a line is UTF-8 text"))
 
         def cancel(_: Deferred[Reply]) -> None:
             request.dropped = True
@@ -160,7 +165,7 @@ class LineClient(Protocol):
 
         request = Request(line, Deferred(cancel), sink)
         self._requests.append(request)
-        self._out.append(f"{line}\r\n".encode())
+        self._out.append(written)
         self._out.extend(piece for piece in payload if len(piece))
         self._write_some()
         return request.deferred

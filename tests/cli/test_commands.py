@@ -243,6 +243,29 @@ class FindingTests(SynchronousTestCase):
         assert result.exit_code == exits.NOT_ALLOWED
         assert self.world.dialled == []
 
+    def test_words_that_are_no_text(self) -> None:
+        """A word that is not UTF-8 gets a sentence like any other mistake, and changes nothing."""
+        word = os.fsdecode(b"a\xff")
+        for arguments, status in (
+            (("ls", word), exits.FAILED),
+            (("check", "--quick", word), exits.FAILED),
+            (("set", "farm", f"name={word}"), exits.FAILED),
+            (("drain", word), exits.FAILED),
+            (("forget", word, "--yes"), exits.FAILED),
+            (("takeover", "--farm", word), exits.FAILED),
+            (("key", "add", "--role", "read", "--label", word), exits.FAILED),
+            (("watch", f"files/{word}"), exits.USAGE),
+            (("stat", f"home/{word}"), exits.USAGE),
+        ):
+            result = self.world.run(*arguments)
+            assert isinstance(result.exception, SystemExit) and result.exit_code == status, arguments
+            assert result.stderr.splitlines()[-1].endswith(("is UTF-8 text", "is not UTF-8", "no control characters"))
+
+    def test_a_prefix_that_says_nothing(self) -> None:
+        """A key for names that begin with a dash, as none does, does not become one for all names."""
+        result = self.world.run("key", "add", "--role", "read", "--prefix", "-")
+        assert result.exit_code == exits.USAGE and self.world.dialled == []
+
     def test_usage(self) -> None:
         """A mistake in usage has an exit status of its own."""
         assert self.world.run("fly").exit_code == exits.USAGE

@@ -69,6 +69,12 @@ class RequestTests(SynchronousTestCase):
         error = self.refused(pair, "STAT a/50%25%22")
         assert str(error) == "there is no file 'a/50%\"'"
 
+    def test_what_is_no_text(self) -> None:
+        """A line that cannot be written as UTF-8 is refused, and the link goes on."""
+        pair = LinePair().auth()
+        assert isinstance(self.refused(pair, "LIST a\udcff"), errors.InvalidRequest)
+        assert self.ask(pair, "PING").word == "OK"
+
     def test_payload_and_data(self) -> None:
         """Bytes go out in pieces and come back whole."""
         pair = LinePair().auth("writer")
