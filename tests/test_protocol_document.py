@@ -44,6 +44,15 @@ class ProtocolDocumentTests(SynchronousTestCase):
             if command.access in ("write", "admin"):
                 assert rows[0].endswith(f"| {command.access} |"), rows[0]
 
+    def test_before_serving(self) -> None:
+        """The commands that a server answers which waits for the others are named, and no others are answered."""
+        named = {command.name for command in client_commands.COMMANDS.values() if command.when_resuming}
+        found = re.search(r"and has the\s+table itself, answers ([A-Z, ]+ and [A-Z]+) too", TEXT)
+        assert found is not None and set(re.findall("[A-Z]+", found[1])) == named
+        named = {command.name for command in client_commands.COMMANDS.values() if command.when_waiting}
+        found = re.search(r"Everything but ([A-Z, ]+ and [A-Z]+) is\s+answered `ERR waiting`", TEXT)
+        assert found is not None and set(re.findall("[A-Z]+", found[1])) == named
+
     def test_codes(self) -> None:
         """Every code is there, with its HTTP status."""
         for code, kind in errors.CODES.items():

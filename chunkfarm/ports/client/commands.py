@@ -365,7 +365,6 @@ _ALL = (
         run=keys.list_keys,
         access=ADMIN,
         by_master=True,
-        when_resuming=True,
     ),
     Command(
         name="KEY",
