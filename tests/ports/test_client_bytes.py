@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.transfer import ChunkReceipt
@@ -303,6 +303,17 @@ class ChunkTests(SynchronousTestCase):
         assert link.factory._payload_bytes == 3
         waits.callback(ChunkReceipt(b"\0" * 32, ()))
         assert link.factory._payload_bytes == 0
+
+    def test_put_lost_and_given_up(self) -> None:
+        """So is that of one which something inside gives up on when its link is gone, or about to go."""
+        for over in (ClientLink.lose, lambda link: link.protocol.end()):
+            link = ClientLink().auth("writer")
+            waits: Deferred[ChunkReceipt] = Deferred()
+            link.backend.transfer = SlowTransfer(lambda data, digest, waits=waits: waits)  # type: ignore
+            link.send(put(b"abc"))
+            over(link)
+            waits.errback(CancelledError())
+            assert link.factory._payload_bytes == 0
 
     def test_put_broken_off(self) -> None:
         """A payload that never becomes whole is forgotten with its link."""

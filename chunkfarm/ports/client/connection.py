@@ -360,6 +360,7 @@ class ClientConnection(Protocol):
             commands.note_change(self._session, pending.command, pending.request)
         except CancelledError:
             if self._ended:
+                self._release(pending)
                 return
             # Somebody inside gave up, and whoever asked still waits.
             answer, outcome = refusal(Busy("this was given up; try again")), Busy.code
