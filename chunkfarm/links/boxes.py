@@ -106,6 +106,10 @@ def answer_box(tag: bytes, key: bytes, value: bytes, line: str | None) -> bytes:
     return b"".join((_ANSWER, _LENGTH.pack(len(tag)), tag, key, _LENGTH.pack(len(value)), value, *said, _END))
 
 
+class BoxTooLong(ValueError):
+    """An unfinished box has more bytes than this side takes."""
+
+
 class Boxes(amp.AMP):
     """AMP that says nothing when links come and go, and does not let a peer's malformed box raise here."""
 
@@ -150,8 +154,13 @@ class Boxes(amp.AMP):
         try:
             self._take(self._unread + data if self._unread else data)
         except Exception as error:
+            if isinstance(error, BoxTooLong):
+                self.box_too_long()
             self._log.info("A peer sent what is not AMP ({error}); its link is closed.", error=type(error).__name__)
             self.abort()
+
+    def box_too_long(self) -> None:
+        """The link is about to end, because of a box that has more than `box_bytes_max` bytes."""
 
     def _take(self, data: bytes) -> None:
         """Pass on each whole box in `data`, and keep what is left."""
@@ -180,7 +189,7 @@ class Boxes(amp.AMP):
             self._string(data[begin:end])
         self._unread = data[at:]
         if self.box_bytes_max is not None and self._box_bytes + len(self._unread) > self.box_bytes_max:
-            raise ValueError(f"a box has at most {self.box_bytes_max} bytes here")
+            raise BoxTooLong(f"a box has at most {self.box_bytes_max} bytes here")
 
     def _take_message(self, data: bytes, at: int) -> int:
         """Take a message of the consensus, after its command; where it ends, or 0 if it is not one, or not whole."""

@@ -201,6 +201,10 @@ class PeerPort(Boxes):
             return
         super().dataReceived(data)
 
+    def box_too_long(self) -> None:
+        """Count a stranger whose box does not end."""
+        self._owner.limited("stranger_bytes")
+
     def _takes_too_little(self) -> bool:
         untaken = int(getattr(self.transport, "queued", 0))
         return untaken > self._owner.limits.peer_stranger_answers and self in self._owner.strangers

@@ -318,6 +318,7 @@ class OrderTests(SynchronousTestCase):
             == f"OK\r\nERR limit a line has at most {LINE_BYTES_MAX} bytes\r\n"
         )
         assert link.closed
+        assert 'limited_total{limit="line",port="client"} 1.0' in link.backend.metrics.text(()).decode()
 
     def test_large_read(self) -> None:
         """However many commands come in one read, each is answered."""

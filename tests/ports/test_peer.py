@@ -471,9 +471,10 @@ class PeerPortTests(SynchronousTestCase):
             for start in range(0, len(data), 10_000):
                 if port in self.factory.connections:
                     port.dataReceived(data[start : start + 10_000])
-            pump.flush()
+                    pump.flush()
             assert (port in self.factory.connections) == stays
         assert self.flushLoggedErrors() == []
+        assert self.limited == ["stranger_bytes"]
 
     def test_all_places_taken(self) -> None:
         """A server gets in while there is any stranger to make room."""

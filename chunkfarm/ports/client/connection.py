@@ -209,6 +209,7 @@ class ClientConnection(Protocol):
                 try:
                     line = self._buffer.line()
                 except LineTooLong as error:
+                    self.factory.limited("line")
                     self._answered(refusal(error, self.end))
                     self._stop_reading()
                     return True
