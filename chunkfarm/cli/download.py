@@ -16,6 +16,9 @@ from chunkfarm.links.lines import LineClient
 from chunkfarm.model import etag_of
 from chunkfarm.wire.lines import quote
 
+NAME_SHOWN = 50
+"""Characters of a file's name in that of its unfinished copy, for whoever finds one: up to 200 of 255 bytes."""
+
 
 class Changed(Busy):
     """The file was replaced while it was read."""
@@ -123,7 +126,8 @@ class NewFile:
         if not self.can_restart:
             self.stream: IO[bytes] = open(path, "wb")  # noqa: SIM115 - `keep` and `drop` close it
             return
-        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part")
+        # Of a long name only the beginning: together it must be no longer than a name may be, in bytes.
+        self._temporary = self._path.with_name(f".{self._path.name[:NAME_SHOWN]}.{secrets.token_hex(4)}.part")
         try:
             self.stream = open(self._temporary, "xb")  # noqa: SIM115 - as above
         except OSError as error:

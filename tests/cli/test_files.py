@@ -247,6 +247,15 @@ class GetTests(FileTestCase):
         assert self.world.run("get", "x/y z", "folder").exit_code == 0
         assert (self.world.directory / "folder" / "y z").read_bytes() == DATA
 
+    def test_long_name(self) -> None:
+        """A name as long as a folder takes one is long enough for what it is called meanwhile, too."""
+        for name in ("n" * 255, "\u00e4" * 127):
+            self.world.catalog.add(f"x/{name}", DATA, chunk_size=4096)
+            result = self.world.run("get", f"x/{name}")
+            assert (result.exit_code, result.output) == (0, ""), name
+            assert (self.world.directory / name).read_bytes() == DATA
+        assert not [path for path in self.world.directory.iterdir() if path.name.endswith(".part")]
+
     def test_standard_output(self) -> None:
         """A file can go to the standard output."""
         assert self.world.run("get", "x/y z", "-").stdout_bytes == DATA
