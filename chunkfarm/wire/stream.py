@@ -134,8 +134,9 @@ class Stream(tcp.Connection):
     _handshaking = False
     _handshake_waiter: Deferred[None] | None = None
     _handshakes: Turnstile[Stream] | None = None
-    _large_sends: Turnstile[Stream] | None = None
     """Of those who shake hands with this port."""
+    _large_sends: Turnstile[Stream] | None = None
+    """Of those to whom it sends much."""
     _timer: IDelayedCall | None = None
     """Of the handshake, then of the close: never both."""
     _in_turn = False
@@ -445,10 +446,11 @@ class Stream(tcp.Connection):
 
     @property
     def _is_small(self) -> bool:
-        """Whether what is to be sent now holds up nobody."""
-        if self.producer is None:
-            return self._outbox.size <= SMALL
-        return not self._outbox and self.streamingProducer and not self.producerPaused
+        """Whether what is to be sent now holds up nobody: it is little, and nobody waits to write more behind it."""
+        if self._outbox.size > SMALL:
+            return False
+        # The client port's links have a producer all the time, of which most answers are small.
+        return self.producer is None or (self.streamingProducer and not self.producerPaused)
 
     def send_on(self) -> None:
         """Its turn to send a part of a large answer has come."""

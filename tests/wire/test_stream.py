@@ -11,7 +11,8 @@ from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer, IPushProducer
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer
 
@@ -65,6 +66,17 @@ class Puller:
 
     def stopProducing(self) -> None:
         self.stopped = True
+
+
+@implementer(IPushProducer)
+class Writer:
+    """Writes what it has to say whether it is paused or not, as the client port does."""
+
+    def pauseProducing(self) -> None: ...
+
+    def resumeProducing(self) -> None: ...
+
+    def stopProducing(self) -> None: ...
 
 
 def echo(end: End, data: bytes) -> None:
@@ -202,6 +214,21 @@ class BytesTests(LinkTestCase):
         # The reactor may call the ports' turn before or after this one's look.
         most = 2 * SENT_IN_TURN * WRITE_TURN
         assert max(after - before for before, after in itertools.pairwise(seen)) <= most
+
+    async def test_small_answers_do_not_wait(self) -> None:
+        """Small answers leave when they are ready, however many; also where whoever writes them could be paused."""
+        number, count = self.listen(), 30
+        clients: list[Any] = [await connect(reactor, "127.0.0.1", number, self.dialed) for _ in range(count)]
+        await self.until(lambda: len(self.accepted.made) == count)
+        before = [end.transport.taken for end in self.accepted.made]
+        for end in self.accepted.made:
+            end.transport.registerProducer(Writer(), True)
+            end.transport.writeSequence([b"an ", b"answer"])
+        await deferLater(reactor, 0, lambda: None)
+        assert [end.transport.taken for end in self.accepted.made] == [taken + 9 for taken in before]
+        for end in self.accepted.made:
+            end.transport.unregisterProducer()
+        await self.until(lambda: all(client.received == b"an answer" for client in clients))
 
     async def test_lost_in_line(self) -> None:
         """Whoever goes while others are sent much is passed over, and the others get all of theirs."""
