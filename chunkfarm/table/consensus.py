@@ -234,8 +234,11 @@ class Consensus(RaftState):
         return Leadership(self, self._election_ticks, self._heartbeat_ticks)
 
     def campaign(self) -> None:
-        """Stand for election, if this server may: first ask whether it would win (pre-vote, dissertation 9.6)."""
-        if self.role == LEADER or self.forced or not self._may_campaign():
+        """Stand for election, if this server may: first ask whether it would win (pre-vote, dissertation 9.6).
+
+        Who goes on alone asks nobody, and waits for its own disk however long that takes.
+        """
+        if self.role == LEADER or self.alone or not self._may_campaign():
             return
         if self.role == FOLLOWER:
             self._stands_because(Why.CUT if self._suspected else Why.SILENT)
@@ -560,6 +563,7 @@ class Consensus(RaftState):
     def _step_heartbeat_answer(self, message: Message) -> None:
         if self._leading is not None:
             self._leading.step_heartbeat_answer(message)
+            self._perhaps_retire(self._leading)
 
     def _perhaps_retire(self, leading: Leadership) -> None:
         """Removed by its own hand: tell the others what is committed, then lead no more."""

@@ -493,7 +493,7 @@ class Driver:
             others = [
                 (one.match, id)
                 for id, one in self.core.progress.items()
-                if one.recently_active and id in self.core.configuration.voters
+                if one.recently_active and not one.withheld and id in self.core.configuration.voters
             ]
             if others:
                 self.core.transfer(max(others)[1])

@@ -174,8 +174,15 @@ class Leadership:
 
     def _heard(self, message: Message) -> Progress | None:
         one = self.progress.get(message.sender)
-        if one is not None:
-            one.heard(message.life, message.withheld)
+        if one is None:
+            return None
+        was_withheld = one.withheld
+        if not one.heard(message.life, message.withheld):
+            return None
+        if was_withheld and not one.withheld:
+            # What it has acknowledged until now counts from now on, and it may have nothing new to say for long.
+            self.perhaps_commit()
+            self._confirm_reads()
         return one
 
     def step_append_answer(self, message: Message) -> None:

@@ -19,6 +19,8 @@ INFLIGHT_ENTRIES_MAX = 4096
 """Entries sent and not answered: more than a disk commits in one turn, so the stream never starves."""
 INFLIGHT_BYTES_MAX = 1024 * 1024
 """Bytes sent and not answered: eight milliseconds of a gigabit link, and a bound on what a lost link wastes."""
+LIVES_MAX = 8
+"""Earlier processes of a follower whose answers may still be on their way; of one there is hardly ever anything."""
 
 
 @define
@@ -50,16 +52,24 @@ class Progress:
     """Whether it says that it decides nothing: what it has counts only where every decision needs the leader too."""
     _inflight: deque[tuple[int, int]] = field(factory=deque)
     _inflight_bytes: int = 0
+    _past_lives: deque[int] = field(factory=lambda: deque(maxlen=LIVES_MAX))
 
-    def heard(self, life: int = 0, withheld: bool = False) -> None:
-        """It has answered. Another process than before may have another disk, so what it has is looked for anew."""
+    def heard(self, life: int = 0, withheld: bool = False) -> bool:
+        """It has answered; returns False for what an earlier process of it had said, which counts for nothing.
+
+        Another process than before may have another disk, so what it has is looked for anew.
+        """
+        if life in self._past_lives:
+            return False
         if self.life and life and life != self.life:
+            self._past_lives.append(self.life)
             self.match = self.answer = 0
             self.become_probe(self.next)
         self.life = life or self.life
         self.withheld = withheld
         self.silent_ticks = 0
         self.recently_active = True
+        return True
 
     def tick(self, election_ticks: int) -> None:
         self.silent_ticks += 1

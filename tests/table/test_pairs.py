@@ -11,7 +11,7 @@ from chunkfarm.table.raft_log import encode_configuration
 from chunkfarm.table.records import Configuration, EntryKind, MessageKind
 from chunkfarm.table.survivor import Survivor
 from tests.table.cluster import Cluster
-from tests.table.one_server import OneServer, entry, log_of
+from tests.table.one_server import ELECTION_TICKS, OneServer, entry, log_of
 
 GRACE = 10.0
 """`master_grace`, in seconds."""
@@ -146,6 +146,16 @@ class TakeOverRuleTests(SynchronousTestCase):
         server.hear("b", MessageKind.HEARTBEAT, term=3)
         server.take()
         assert (server.core.role, server.core.alone, server.core.leader) == ("follower", False, "b")
+
+    def test_a_slow_disk(self) -> None:
+        """However long its disk takes to write the vote, time does not make it forget that it goes on alone."""
+        server = OneServer("b", entries=log_of(1, 1), commit=1, term=1)
+        server.core.take_over("b")
+        ready = server.core.ready()
+        server.tick(5 * ELECTION_TICKS)
+        server.core.persisted(ready)
+        server.take()
+        assert (server.core.role, server.core.configuration) == ("leader", Configuration("a"))
 
     def test_answers_are_numbered(self) -> None:
         """Each has a number of its own, which two processes do not share."""

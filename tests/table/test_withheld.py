@@ -6,6 +6,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.table.consensus import ChangeRefused
+from chunkfarm.table.read_rounds import ROUNDS_MAX
 from chunkfarm.table.records import Configuration, MessageKind, SnapshotMeta
 from tests.table.one_server import ELECTION_TICKS, OneServer, log_of
 
@@ -170,6 +171,22 @@ class LeaderOfWithheldTests(SynchronousTestCase):
         server.answer("b", index, withheld=True)
         assert server.core.pending_change
 
+    def test_counts_from_when_it_is_released(self) -> None:
+        """What it has acknowledged before then is committed, and reads are confirmed, although nothing new is said."""
+        server = OneServer.leading("bc")
+        _, index = server.core.propose(b"x")
+        server.take()
+        server.answer("b", index, withheld=True)
+        rounds = []
+        for token in range(1, 2 * ROUNDS_MAX):
+            server.core.read_index(token)
+            rounds += [message.context for message in server.taken(K.HEARTBEAT)]
+        server.hear("b", K.HEARTBEAT_ANSWER, context=max(rounds), withheld=True)
+        assert (server.core.commit, server.core.take_reads()) == (1, ())
+        server.hear("b", K.HEARTBEAT_ANSWER, context=max(rounds))
+        assert server.core.commit == index
+        assert len(server.core.take_reads()) == ROUNDS_MAX
+
     def test_no_transfer(self) -> None:
         """Leadership is not handed to it."""
         server = OneServer.leading("bc")
@@ -211,6 +228,20 @@ class AnotherDiskTests(SynchronousTestCase):
         ready = server.core.ready()
         server.answer("b", 2, life=10)
         server.answer("b", 2, reject=True, hint_index=1, hint_term=1, life=11)
+        server.core.persisted(ready)
+        server.take()
+        assert server.core.commit == 1
+        server.answer("b", 2, life=11)
+        assert server.core.commit == 2
+
+    def test_a_late_answer_of_the_earlier_process(self) -> None:
+        """It came on another connection, and brings back nothing that is gone."""
+        server = OneServer.leading("bc")
+        server.core.propose(b"x")
+        ready = server.core.ready()
+        server.hear("b", K.HEARTBEAT_ANSWER, life=10)
+        server.answer("b", 2, reject=True, hint_index=1, hint_term=1, life=11)
+        server.answer("b", 2, life=10)
         server.core.persisted(ready)
         server.take()
         assert server.core.commit == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
+from unittest.mock import patch
 
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
@@ -110,6 +112,20 @@ class WithheldTests(TableCase):
         cluster.until(lambda: not node.table.withheld)
         cluster.kill("c")
         assert cluster.restart("c").table.withheld == ""
+
+    def test_a_full_disk_of_the_leader(self) -> None:
+        """It is not handed to one that may not lead, and the process does not end for that: it waits for room."""
+        cluster = self.make_cluster("b", "c")
+        cluster.nodes["c"].table.withhold("It is in doubt.", lambda: False)
+        cluster.run(1)
+        node = cluster.nodes["a"]
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(node.table._journal, "save", side_effect=full):
+            node.table.transact((), (Put(b"k", b"v"),)).addErrback(lambda failure: None)
+            cluster.run(5)
+            assert node.table.disk_full and node.fatal == []
+        self.write(cluster, "a", b"again")
 
     def test_a_leader_is_withheld(self) -> None:
         """It steps down, another one leads, and it comes back as one of them."""
