@@ -275,11 +275,14 @@ class Consensus(RaftState):
     def take_over(self, leader: str) -> None:
         """Lead alone, because the other one of two voters, which led, is gone for good: `survivor` says when.
 
-        Its own vote, once durable, decides; the term begins with a configuration of this server alone.
+        Its own vote, once durable, decides; the term begins with a configuration of this server alone. While that
+        is being written, to ask again changes nothing.
         Raises `ChangeRefused` unless the configuration in force is known to be committed, has just these two
         voters and no learners. The leader has committed all else with this server; a learner it could have
         promoted without, and a configuration that is not committed it may have lost in a crash.
         """
+        if self.alone:
+            return
         now = self.configuration
         if self.withheld:
             raise ChangeRefused("this server decides nothing until it has caught up")
