@@ -26,6 +26,7 @@ from chunkfarm.model import (
     ROTATION_KEY,
     ROTATION_WANTED_KEY,
     SEAL_DIGEST_KEY,
+    SECRET,
     Server,
 )
 from chunkfarm.rotation import INTRODUCED_MS, Rotation, Told, held_up_by, unaware, without_key
@@ -197,8 +198,6 @@ class Rotating:
         now_row = self._row(CA_CERTIFICATE_KEY)
         if now_row is None:
             raise TrustError("the farm's CA is not known here yet")
-        next_seal = SealKey.create()
-        await self._hold(next_seal.material)
         authority = await self._run_in_thread(Authority.create, self._farm_id(), self._now())
         try:
             old = await self._issuer.authority()
@@ -206,6 +205,9 @@ class Rotating:
         except TrustError as error:
             introduction = b""
             self._log.warn("The next CA cannot be introduced by the one before: {reason}", reason=str(error))
+        # Not before all else has been read: of too many keys the oldest goes, and old exports may be sealed with it.
+        next_seal = SealKey.create()
+        await self._hold(next_seal.material)
         rotation = Rotation(
             step="trusting",
             ca=authority.certificate_pem.decode(),
@@ -254,7 +256,7 @@ class Rotating:
         if seal is None or self._sealed == rotation:
             return
         seal = seal.led_by(rotation.seal)
-        rows = [*await read_all(self._table, KEYS), *await read_all(self._table, INVITES)]
+        rows = [row for prefix in (SECRET, KEYS, INVITES) for row in await read_all(self._table, prefix)]
         changes = [change for change in (sealed_anew(one, seal) for one in rows) if change is not None]
         for start in range(0, len(changes), SEALED_A_TRANSACTION):
             some = changes[start : start + SEALED_A_TRANSACTION]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from chunkfarm.invites import sealed_secret
-from chunkfarm.model import INVITES
+from chunkfarm.model import INVITES, SECRET
 from chunkfarm.table.interface import Compare, Delete, Operation, Put, Row
 from chunkfarm.trust.keys import KeyRow
 from chunkfarm.trust.private import TrustError
@@ -21,13 +21,28 @@ class Resealed:
 
 
 def sealed_anew(row: Row, seal: SealKey) -> Resealed | None:
-    """The change of a row under `keys/` or `invites/`; None if it holds nothing that another key sealed.
+    """The change of a row under `secret/`, `keys/` or `invites/`; None if it holds nothing that another key sealed.
 
-    The secret of a user's key is sealed with the new key, or left out if nobody can open it: it can be compared all the
-    same. A code is taken away, for whoever has the key before knows its secret.
+    A secret of the farm is sealed with the new key: the join key may have been made by a first that had not heard of
+    that. So is the secret of a user's key, or left out if nobody can open it: it can be compared all the same. A code
+    is taken away, for whoever has the key before knows its secret.
     """
-    operation = _code_anew(row, seal) if row.key.startswith(INVITES) else _key_anew(row, seal)
+    if row.key.startswith(SECRET):
+        operation = _secret_anew(row, seal)
+    else:
+        operation = _code_anew(row, seal) if row.key.startswith(INVITES) else _key_anew(row, seal)
     return None if operation is None else Resealed(Compare(row.key, "==", row.revision), operation)
+
+
+def _secret_anew(row: Row, seal: SealKey) -> Operation | None:
+    name = row.key.decode()
+    if _opens(seal, name, row.value):
+        return None
+    try:
+        return Put(row.key, seal.seal(name, seal.unseal(name, row.value)))
+    except TrustError:
+        # Nobody gains by its going, and a server that holds another key may open it.
+        return None
 
 
 def _code_anew(row: Row, seal: SealKey) -> Operation | None:

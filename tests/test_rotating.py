@@ -222,6 +222,44 @@ class RotatingTests(SynchronousTestCase):
         alone = self.seal.led_by(self.rotation.seal).alone()
         assert alone.unseal(after.seal_name, after.sealed) == secret.encode()
 
+    def test_a_join_key_made_meanwhile(self) -> None:
+        """A server is forgotten by a first that had not heard of the new key: masters that come later open it, too."""
+        self.to("renewing")
+        late = b"l" * 32
+        self.table.put(JOIN_KEY, self.thief.seal(JOIN_KEY.decode(), late))
+        self.tell(1, 2, 3, ca=self.rotation.fingerprint)
+        self.turn(4)
+        assert self.step == "done" and self.seal is not None
+        alone = self.seal.led_by(self.rotation.seal).alone()
+        assert alone.unseal(JOIN_KEY.decode(), self.value(JOIN_KEY)) == late
+        assert alone.unseal(CA_KEY.decode(), self.value(CA_KEY)) == self.key_of_the_ca()
+
+    def key_of_the_ca(self) -> bytes:
+        issuer = Issuer(self.table, lambda: self.seal, lambda: self.now)
+        return self.successResultOf(issuer.authority()).key_pem
+
+    def test_what_nobody_can_open(self) -> None:
+        """A secret of the farm that is sealed with a key which is gone stays as it is, and hinders nothing."""
+        self.to("renewing")
+        lost = SealKey.create().seal(JOIN_KEY.decode(), b"l" * 32)
+        self.table.put(JOIN_KEY, lost)
+        self.tell(1, 2, 3, ca=self.rotation.fingerprint)
+        self.turn(4)
+        assert (self.step, self.value(JOIN_KEY)) == ("done", lost)
+
+    def test_tries_that_fail(self) -> None:
+        """However often it must begin again, no key is given up for one that came to nothing."""
+        self.to("done")
+        assert self.seal is not None
+        self.seal = self.seal.led_by(self.rotation.seal)
+        self.want()
+        self.table.unavailable = True
+        self.turn(5)
+        self.table.unavailable = False
+        self.turn()
+        assert self.step == "trusting"
+        assert self.seal.key_of(self.thief.digest) is not None, "old exports are sealed with it"
+
     def test_a_first_without_the_new_key(self) -> None:
         """It begins anew while nobody relies on it, and touches nothing once somebody does."""
         self.to("trusting")
