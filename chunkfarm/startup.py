@@ -363,7 +363,12 @@ class Startup:
         # Until the farm answers, the rows on this disk say best where the others listen.
         for prefix in (SERVERS, FARM):
             page = parts.journal.read(prefix, b"", STORED_ROWS_MAX)
-            parts.roster.adopt(page.rows, page.revision)
+            rows = list(page.rows)
+            while page.more:
+                # A page ends after so many bytes, and it is by their ids that servers come first.
+                page = parts.journal.read(prefix, rows[-1].key, STORED_ROWS_MAX)
+                rows += page.rows
+            parts.roster.adopt(rows, page.revision)
         hosts = {row.id: row.host for row in parts.config.servers} | {row.id: row.host for row in parts.servers()}
         own = hosts.get(parts.state.server_id, "")
         if parts.config.server.host is None and own and is_own_address(own):

@@ -6,6 +6,8 @@ from itertools import permutations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.table.interface import Put
+from tests.builders import make_server
 from tests.simulation.stage import Stage
 
 
@@ -74,6 +76,22 @@ class LossTests(SynchronousTestCase):
             farm[1].start()
             farm[2].start()
             farm.end()
+
+    def test_of_many_servers_all_are_known_at_once(self) -> None:
+        """One that starts again knows each of some hundred by its own rows, before anybody has answered."""
+        with Stage() as farm:
+            farm.grow(2)
+            many = [make_server(number, state="down") for number in range(100, 300)]
+            for start in range(0, len(many), 50):
+                rows = tuple(Put(row.key, row.to_value()) for row in many[start : start + 50])
+                farm.ask(farm[1], lambda table, rows=rows: table.transact((), rows))  # type: ignore[misc]
+            farm.wait(1.0)
+            for server in farm.servers:
+                server.kill()
+            farm[1].start()
+            farm.until(lambda: farm[1].parts is not None and bool(farm[1].parts.roster.servers), "it has read its rows")
+            assert farm[1].parts is not None
+            assert {row.id for row in many} < {row.id for row in farm[1].parts.servers()}
 
     def test_all_come_back_in_any_order(self) -> None:
         """Three servers without power are started again, one after the other, in each of the six orders."""
