@@ -59,7 +59,7 @@ class Relay:
         """End every watch and every stream, and begin no new one."""
         self._closed = True
         for stream in self._streams.values():
-            stream.end(TableClosed("this server is stopping"))
+            stream.close(TableClosed("this server is stopping"))
 
 
 class _Stream:
@@ -86,10 +86,14 @@ class _Stream:
         self._failures = 0
         self._failure = Unavailable("nobody gives a watch")
         """The last failure to open the stream."""
+        self._closed: TableError | None = None
+        """Why there will be no stream any more."""
 
     async def watch(self, prefix: bytes, from_revision: int) -> IWatch:
         failures = self._failures
         while (hub := self._hub) is None or from_revision < hub.floor:
+            if self._closed is not None:
+                raise self._closed
             if self._failures != failures:
                 # It was tried while this one waited, and trying takes long where machines are gone.
                 raise self._failure
@@ -110,6 +114,11 @@ class _Stream:
                         waiter.callback(None)
         return await hub.watch(prefix, from_revision)
 
+    def close(self, error: TableError) -> None:
+        """End the stream, also one that is still being opened, and begin no other."""
+        self._closed = error
+        self.end(error)
+
     def end(self, error: TableError) -> None:
         """End the stream, and all watches with that error."""
         for call in (self._beat, self._linger):
@@ -128,11 +137,15 @@ class _Stream:
 
     async def _open(self, from_revision: int) -> None:
         try:
-            self._upstream = await self._open_watch(self._part, from_revision)
+            upstream = await self._open_watch(self._part, from_revision)
         except Unavailable as error:
             self._failures += 1
             self._failure = error
             raise
+        if self._closed is not None:
+            upstream.close()
+            raise self._closed
+        self._upstream = upstream
         self._opened_at, self._short = self._clock.seconds(), 0
         hub = WatchHub(from_revision, self._forgotten, self._idle)
         self._hub, self._beyond = hub, -1

@@ -122,6 +122,16 @@ class RelayTests(SynchronousTestCase):
     def read(self, relay: Relay, prefix: bytes = b"servers/", revision: int = 0) -> Reader:
         return Reader(self.successResultOf(relay.watch(prefix, revision)))
 
+    def test_closed_while_a_stream_is_opened(self) -> None:
+        """A connection that is there only after the server has stopped is ended, and no timer is left."""
+        relay = self.make_relay()
+        self.holder.waits = []
+        watch = relay.watch(b"servers/", 0)
+        relay.close()
+        self.holder.waits.pop().callback(None)
+        self.failureResultOf(watch, TableClosed)
+        assert self.holder.open_now == 0 and self.clock.getDelayedCalls() == []
+
     def test_one_connection_for_all(self) -> None:
         """A thousand who watch the servers see a change, each once, and the holder has one connection."""
         relay = self.make_relay()
