@@ -191,8 +191,13 @@ class SnapshotStreams:
             self._driver.pump()
             return
         self._driver.pump()
-        await self._on_disk(self._journal.drop_incoming)
-        self._installing = False
+        try:
+            await self._on_disk(self._journal.drop_incoming)
+        except (sqlite3.Error, OSError):
+            # It is of no use to anybody, and the first page of the next one takes it away.
+            self._log.failure("while throwing away a snapshot")
+        finally:
+            self._installing = False
 
     def installed(self) -> None:
         """The snapshot has been swapped in; another one may come."""

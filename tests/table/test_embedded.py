@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -916,6 +917,31 @@ class CatchUpTests(ClusterTestCase):
         self.failureResultOf(self.receive("b", "c", encode_snapshot_page(old)), NotNow)
         self.failureResultOf(self.receive("b", "c", b"\x02"), BadRequest)
         self.put("a", b"k")
+
+    def test_one_that_cannot_be_thrown_away(self) -> None:
+        """A snapshot that is no use, and of which the disk does not let go, keeps no later one out."""
+        from chunkfarm.table.codec import SnapshotPage, encode_snapshot_page
+
+        cluster = self.of("a", "b", "c")
+        term = cluster.nodes["a"].table.term
+        journal = cluster.nodes["c"].table._journal
+        digest = hashlib.sha256().digest()
+        page = encode_snapshot_page(
+            SnapshotPage(
+                stream=1,
+                sequence=0,
+                term=term,
+                meta=SnapshotMeta(1, 1, Configuration({"a"})),
+                records=b"",
+                last=True,
+                count=0,
+                digest=digest,
+            )
+        )
+        with patch.object(journal, "drop_incoming", side_effect=[None, OSError("Input/output error")]):
+            self.successResultOf(self.receive("c", "a", page))
+        assert self.flushLoggedErrors(OSError)
+        self.successResultOf(self.receive("c", "a", page))
 
     def receive(self, to: str, sender: str, payload: bytes) -> Deferred[None]:
         return self.cluster.nodes[to].table.receive(sender, payload)
