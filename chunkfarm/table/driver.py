@@ -124,6 +124,8 @@ class Driver:
         self._ticks = 0
         self._marking = False
         self._doubts = Doubts()
+        self._to_keep = ""
+        """The last word on why this server is withheld, for the disk's thread."""
         self.core = self._make_core()
         self.rows = RecentRows(self.core.applied)
         """Rows that were used last, as they are by all that is applied."""
@@ -264,14 +266,15 @@ class Driver:
 
     def _keep_doubts(self) -> None:
         """Write down why this server is withheld, or that it is not any more."""
-        reason = self._doubts.reason
+        self._to_keep = self._doubts.reason
         if not self._loop.running:
             # It must be known before the first message goes out.
-            self._journal.set_note(WITHHELD, reason)
+            self._journal.set_note(WITHHELD, self._to_keep)
             return
 
         async def write() -> None:
-            await self._write(lambda: self._journal.set_note(WITHHELD, reason))
+            # What is so by then: a write that waits for room comes after a later one.
+            await self._write(lambda: self._journal.set_note(WITHHELD, self._to_keep))
 
         Deferred.fromCoroutine(write()).addErrback(self._not_kept)
 

@@ -127,6 +127,23 @@ class WithheldTests(TableCase):
             assert node.table.disk_full and node.fatal == []
         self.write(cluster, "a", b"again")
 
+    def test_a_full_disk_writes_the_last_word(self) -> None:
+        """What was to be written before, and found no room, does not take the place of what is so now."""
+        cluster = self.make_cluster("b", "c")
+        table = cluster.nodes["c"].table
+        waits = [True]
+        table.withhold("It is in doubt.", lambda: not waits)
+        cluster.run(1)
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(table._journal, "set_note", side_effect=full):
+            waits.clear()
+            cluster.until(lambda: not table.withheld)
+        table.withhold("It is in doubt again.", lambda: False)
+        cluster.run(3)
+        cluster.kill("c")
+        assert cluster.restart("c").table.withheld == "It is in doubt again."
+
     def test_a_leader_is_withheld(self) -> None:
         """It steps down, another one leads, and it comes back as one of them."""
         cluster = self.make_cluster("b", "c")
