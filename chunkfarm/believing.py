@@ -147,7 +147,8 @@ class Beliefs:
         rotation, row = self.rotation, self._row(CA_CERTIFICATE_KEY)
         if row is None:
             return
-        await self._turn.run(lambda: Deferred.fromCoroutine(self._believe(believed(row.value.decode(), rotation))))
+        authorities = believed(row.value.decode(), rotation)
+        await self._believe(authorities)
         if self._may_be_master():
             seal_row = self._row(SEAL_DIGEST_KEY)
             wanted = [seal_row.value.decode()] if seal_row is not None else []
@@ -162,9 +163,14 @@ class Beliefs:
         signs = rotation is None or rotation.step != "trusting"
         if signs and (identity is None or identity.ca_fingerprint != fingerprint(row.value)):
             raise TrustError("this server's certificate is still of the CA before")
+        # The one that signed its certificate until now may be believed no more.
+        await self._believe(authorities)
         self._done = seen
 
     async def _believe(self, authorities: Sequence[str]) -> None:
+        await self._turn.run(lambda: Deferred.fromCoroutine(self._keep_believing(authorities)))
+
+    async def _keep_believing(self, authorities: Sequence[str]) -> None:
         identity = self._contexts.identity
         assert identity is not None
         wanted = [certificate for pem in authorities for certificate in certificates_in(pem.encode())]

@@ -86,7 +86,9 @@ class BelievingTests(SynchronousTestCase):
         assert identity is not None
         if row.value == NEW.certificate_pem:
             signed = NEW.sign(identity.signing_request(), identity.server_id, [], NOW)
-            self.contexts.replace(identity.certified(signed, row.value + identity.ca_pem))
+            renewed = identity.certified(signed, row.value + identity.ca_pem)
+            renewed.save(self.folder)
+            self.contexts.replace(renewed)
         return succeed(None)
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -150,6 +152,14 @@ class BelievingTests(SynchronousTestCase):
         self.go("over")
         assert not self.contexts.introduces_to_clients
         assert self.beliefs.report() == ("", "")
+
+    def test_away_until_it_was_over(self) -> None:
+        """One that comes back with a certificate of the CA before believes that one no longer than it has to."""
+        self.go("over")
+        assert self.contexts.identity is not None and self.contexts.identity.ca_fingerprint == NEW.fingerprint
+        assert self.believed_on_disk() == [NEW.fingerprint]
+        self.contexts.in_force = ()
+        assert self.contexts.peer_of(make_identity(OLD, 2).certificate) is None
 
     def test_nobody_gives_the_key(self) -> None:
         """It is asked for again; a wrong one is not kept."""
