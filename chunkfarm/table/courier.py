@@ -33,7 +33,7 @@ class _Overtaken(Exception):
 
 @frozen(eq=False)
 class _Try:
-    """One try that is under way at another server."""
+    """One try that is under way at another server, or a read here."""
 
     to: str
     target: Callable[[], str]
@@ -64,7 +64,8 @@ class Courier:
         self._clock = clock
         self._limits = TimeLimits(clock)
         self._pauses: list[Deferred[None]] = []
-        self._tries: list[_Try] = []
+        self._tries: dict[_Try, None] = {}
+        """In the order in which they began."""
         self._closed = False
 
     async def carry(
@@ -73,8 +74,14 @@ class Courier:
         here: Callable[[], Deferred[T]],
         there: Callable[[str], Deferred[T]],
         deadline: float,
+        *,
+        is_read: bool = False,
     ) -> Carried[T]:
-        """Do `here()` or `there(server)` until one of them answers; raises `Unavailable` at the deadline."""
+        """Do `here()` or `there(server)` until one of them answers; raises `Unavailable` at the deadline.
+
+        A read that is under way here is given up as soon as another server should be asked: one that has just been
+        removed would wait for entries that never come to it. A change is not, for it may have been made.
+        """
         sent = 0
         hint = ""
         pause = RETRY_MIN
@@ -86,7 +93,9 @@ class Courier:
             try:
                 if to:
                     sent += 1
-                    going = here() if to == self._id else self._try(to, target, there(to))
+                    going = here() if to == self._id else there(to)
+                    if is_read or to != self._id:
+                        going = self._try(to, target, going)
                     answer = await self._limits.limit(going, min(left, TRY_PATIENCE))
                     return Carried(answer, sent)
             except (CancelledError, TableError):
@@ -116,11 +125,11 @@ class Courier:
         A leader that is cut off takes a request and never answers, so nobody should wait for that.
         """
         attempt = _Try(to, target, going)
-        self._tries.append(attempt)
+        self._tries[attempt] = None
 
         def ended(result: T | Failure) -> T | Failure:
             if attempt in self._tries:
-                self._tries.remove(attempt)
+                del self._tries[attempt]
                 return result
             return Failure(_Overtaken())
 
@@ -144,7 +153,7 @@ class Courier:
     def hurry(self) -> None:
         """Something may have changed about who leads: whoever pauses, or asks the one before, tries again now."""
         for attempt in [attempt for attempt in self._tries if attempt.is_in_vain]:
-            self._tries.remove(attempt)
+            del self._tries[attempt]
             attempt.going.cancel()
         for waiting in list(self._pauses):
             self._resume(waiting)

@@ -556,6 +556,7 @@ class EmbeddedTable:
             lambda: Deferred.fromCoroutine(here()),
             lambda leader: self._links.read(leader, encode_read(request)).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,
+            is_read=True,
         )
         return carried.answer
 

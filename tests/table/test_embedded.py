@@ -780,6 +780,17 @@ class ThreeServersTests(ClusterTestCase):
         cluster.run(1)
         assert len(self.digests()) == 1
 
+    def test_read_on_a_server_that_was_just_removed(self) -> None:
+        """It waits for entries that never come there, and asks the leader as soon as it hears that one no more."""
+        cluster = self.of("a", "b", "c", "d")
+        self.put("a", b"k")
+        cluster.run(0.5)
+        cluster.hint = "a"
+        cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a", "b", "c"})))
+        found, page = self.table("d").find(b"k"), self.table("d").read(b"")
+        assert [row.key for row in cluster.result(found, 3).rows] == [b"k"]
+        assert [row.key for row in cluster.result(page, 0.5).rows] == [b"k"]
+
     def test_the_leader_removes_itself(self) -> None:
         """A leader may remove itself; it is told when that is committed, and another one leads."""
         cluster = self.of("a", "b", "c")
