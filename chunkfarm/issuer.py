@@ -81,11 +81,11 @@ class Issuer:
                 return Authority.load(certificate, key)
 
     async def _introduction(self, authority: Authority) -> bytes:
-        """What goes along with certificates, for those who know the CA before this one."""
+        """What goes along with certificates, for those who know a CA before this one."""
         row = await self._find(ROTATION_KEY)
-        rotation = Rotation.from_value(row) if row is not None else None
-        is_of_it = rotation is not None and rotation.ca.encode() == authority.certificate_pem
-        return rotation.introduction.encode() if rotation is not None and is_of_it else b""
+        if row is None:
+            return b""
+        return Rotation.from_value(row).introduction_of(authority.certificate_pem.decode()).encode()
 
     def _sealing(self) -> SealKey:
         seal = self._seal()

@@ -29,7 +29,7 @@ from chunkfarm.model import (
     SECRET,
     Server,
 )
-from chunkfarm.rotation import INTRODUCED_MS, Rotation, Told, held_up_by, unaware, without_key
+from chunkfarm.rotation import INTRODUCED_MS, Rotation, Told, held_up_by, introductions, unaware, without_key
 from chunkfarm.sealed_rows import sealed_anew
 from chunkfarm.table.interface import Compare, Conflict, Delete, ITable, Operation, Put, Row, TableError
 from chunkfarm.table.registry import Change, Registered, Registry, read_all
@@ -205,6 +205,7 @@ class Rotating:
         except TrustError as error:
             introduction = b""
             self._log.warn("The next CA cannot be introduced by the one before: {reason}", reason=str(error))
+        known = Rotation.from_value(row.value).introduction_of(now_row.value.decode()) if row is not None else ""
         # Not before all else has been read: of too many keys the oldest goes, and old exports may be sealed with it.
         next_seal = SealKey.create()
         await self._hold(next_seal.material)
@@ -212,7 +213,7 @@ class Rotating:
             step="trusting",
             ca=authority.certificate_pem.decode(),
             old=now_row.value.decode(),
-            introduction=introduction.decode(),
+            introduction=introductions(introduction, known),
             seal=next_seal.digest,
             since=self._now(),
         )

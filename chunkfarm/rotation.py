@@ -20,7 +20,7 @@ from typing import Protocol
 from attrs import asdict, frozen
 
 from chunkfarm.model import Server
-from chunkfarm.trust.authority import fingerprint
+from chunkfarm.trust.authority import INTRODUCTION, INTRODUCTIONS_MAX, certificates_in, fingerprint, pem_of
 from chunkfarm.trust.private import TrustError
 
 STEPS = ("trusting", "renewing", "done", "over")
@@ -48,7 +48,8 @@ class Rotation:
     old: str
     """The one before."""
     introduction: str
-    """By what the old one introduces the next; empty if the old one's key was lost."""
+    """By what the old one introduces the next, and by what that one was introduced, and so on; empty if the old one's
+    key was lost."""
     seal: str
     """The digest of the key that seals from then on."""
     since: int
@@ -62,6 +63,13 @@ class Rotation:
     def fingerprint(self) -> str:
         """Of the next CA."""
         return fingerprint(self.ca.encode())
+
+    def introduction_of(self, ca: str) -> str:
+        """What introduces the CA that signs now (PEM) to those who know one before it; empty if nothing does."""
+        if ca == self.ca:
+            return self.introduction
+        known = certificates_in(self.introduction.encode()) if self.introduction and ca == self.old else ()
+        return b"".join(map(pem_of, known[INTRODUCTION:])).decode()
 
     def to_value(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
@@ -121,6 +129,14 @@ class Authorities:
             return ""
         waits = f", waits for {', '.join(self.waits_for)}" if self.waits_for else ""
         return f"{self.step}{waits}{f', {self.problem}' if self.problem else ''}"
+
+
+def introductions(newest: bytes, before: str) -> str:
+    """What introduces a new CA, given by what the one before introduces it, and by what that one was (PEM)."""
+    if not newest:
+        return ""
+    every = certificates_in(newest + before.encode())
+    return b"".join(map(pem_of, every[: INTRODUCTION * INTRODUCTIONS_MAX])).decode()
 
 
 def believed(ca: str, rotation: Rotation | None) -> tuple[str, ...]:

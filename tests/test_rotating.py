@@ -27,7 +27,8 @@ from chunkfarm.rotating import ROUND_SECONDS, Rotating
 from chunkfarm.rotation import INTRODUCED_MS, Rotation
 from chunkfarm.table.duties import Report
 from chunkfarm.table.registry import Registry
-from chunkfarm.trust.authority import Authority, certificates_in, fingerprint, introduces
+from chunkfarm.trust.authority import Authority, certificates_in, fingerprint, fingerprint_of, introduces
+from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import KeyRow, new_key
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.seal import SealKey
@@ -295,6 +296,28 @@ class RotatingTests(SynchronousTestCase):
         self.turn(4)
         assert self.step == "trusting"
         assert fingerprint(self.rotation.old.encode()) == before != self.rotation.fingerprint
+
+    def test_who_was_away_for_two(self) -> None:
+        """What introduced the CA before goes along, also past one that came to nothing, for who knows but the first."""
+        self.to("done")
+        assert self.seal is not None
+        first, second = self.authority.certificate, certificates_in(self.rotation.ca.encode())[0]
+        self.seal = self.seal.led_by(self.rotation.seal)
+        for _ in range(2):
+            self.want()
+            self.tell(1, 2, 3, ca=fingerprint_of(second))
+            self.turn()
+            assert self.step == "trusting"
+            third = certificates_in(self.rotation.ca.encode())[0]
+            links = certificates_in(self.rotation.introduction.encode())
+            assert len(links) == 4
+            assert introduces(links[0], second) and links[0].public_key() == third.public_key() and links[1] == second
+            assert introduces(links[2], first) and links[2].public_key() == second.public_key() and links[3] == first
+        # Certificates are signed by the second meanwhile.
+        issuer = Issuer(self.table, lambda: self.seal, lambda: self.now)
+        request = Identity.provisional(server_id(5), NOW).signing_request()
+        chain, _ = self.successResultOf(issuer.sign(request, server_id(5), "10.0.0.5"))
+        assert certificates_in(chain)[1:] == links[2:]
 
     def test_one_that_leads_no_more(self) -> None:
         """Another first was quicker: what this one still does comes to nothing."""

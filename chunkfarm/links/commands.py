@@ -118,7 +118,7 @@ class Join(amp.Command):
 class Renew(amp.Command):
     """A fresh certificate for a server of the farm, for the key it shows in this link.
 
-    Behind the certificate may stand what introduces its CA to those who know the one before it.
+    Behind the certificate may stand what introduces its CA to those who know one before it.
     """
 
     arguments = [(b"request", amp.String())]

@@ -39,6 +39,11 @@ REQUEST_BYTES_MAX = 16 * 1024
 """A signing request with all its names takes some 3 KiB; this one comes from a stranger."""
 NAMES_MAX = 32
 """Names in one certificate: enough for every network of a machine, few enough to check quickly."""
+INTRODUCTION = 2
+"""Certificates by which one CA introduces the next: one for that one's key, and its own."""
+INTRODUCTIONS_MAX = 8
+"""Steps from one CA to the next that servers go on introducing: whoever was away for more of them joins anew. With
+some 800 bytes a certificate they fit a row, and what servers send each other."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SERVER_URI = "chunkfarm:server-"
 COMMON_NAME_MAX = 64
@@ -217,14 +222,25 @@ def introduces(link: x509.Certificate, authority: x509.Certificate) -> bool:
 
 def introduced(
     chain: Sequence[x509.Certificate], authorities: Iterable[x509.Certificate]
-) -> tuple[x509.Certificate, x509.Certificate] | None:
-    """The CA that signed the first of a chain, and by what one of `authorities` introduces it there; else None."""
-    known = tuple(authorities)
-    for link in chain[1:]:
-        if issued_by(chain[0], link) and any(introduces(link, authority) for authority in known):
-            for ca in chain[1:]:
-                if ca != link and ca.public_key() == link.public_key() and introduces(ca, ca):
-                    return ca, link
+) -> tuple[x509.Certificate, ...] | None:
+    """The CA that signed the first of a chain, and by what one of `authorities` introduces it there; else None.
+
+    That may take several steps, of a CA that introduced the next, which introduced the one after that.
+    """
+    ways: dict[x509.Certificate, tuple[x509.Certificate, ...]] = dict.fromkeys(authorities, ())
+    shown = tuple(chain[1 : INTRODUCTION * (INTRODUCTIONS_MAX + 1)])
+    for _ in range(INTRODUCTIONS_MAX):
+        before = len(ways)
+        for link in shown:
+            by = next((authority for authority in ways if introduces(link, authority)), None)
+            for ca in shown if by is not None and link not in ways else ():
+                if ca not in ways and ca != link and ca.public_key() == link.public_key() and introduces(ca, ca):
+                    assert by is not None
+                    ways[ca] = (ca, link, *ways[by])
+                    if issued_by(chain[0], ca):
+                        return ways[ca]
+        if len(ways) == before:
+            break
     return None
 
 

@@ -13,6 +13,7 @@ for each connection, so that listening ports and reconnecting links need not kno
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from chunkfarm.trust.authority import issued_by, key_digest, server_id_of
+from chunkfarm.trust.authority import INTRODUCTION, issued_by, key_digest, server_id_of
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.private import TrustError, read_private, read_public
 from chunkfarm.wire.tls import explain
@@ -204,7 +205,7 @@ class Contexts:
 
     def peer_server(self) -> SSL.Context:
         """For the peer port: TLS 1.3, asks for a certificate."""
-        return self._cached("peer server", lambda: self._server(SSL.TLS1_3_VERSION, introduces=True))
+        return self._cached("peer server", lambda: self._server(SSL.TLS1_3_VERSION, introductions=sys.maxsize))
 
     def peer_client(self) -> SSL.Context:
         """For links to peer ports: TLS 1.3, shows this server's certificate."""
@@ -213,7 +214,7 @@ class Contexts:
     def client_port(self) -> SSL.Context:
         """For STARTTLS on the client port."""
         return self._cached(
-            "client port", lambda: self._server(SSL.TLS1_2_VERSION, introduces=self.introduces_to_clients)
+            "client port", lambda: self._server(SSL.TLS1_2_VERSION, introductions=self._shown_to_clients)
         )
 
     def file_port(self) -> SSL.Context:
@@ -255,11 +256,16 @@ class Contexts:
             self._made[name] = make()
         return self._made[name]
 
-    def _with_identity(self, context: SSL.Context, introduces: bool = False) -> SSL.Context:
+    @property
+    def _shown_to_clients(self) -> int:
+        """Certificates of an introduction that clients are shown: by the CA before, and by none before that one."""
+        return INTRODUCTION if self.introduces_to_clients else 0
+
+    def _with_identity(self, context: SSL.Context, introductions: int = 0) -> SSL.Context:
         assert self.identity is not None, "a server has an identity, if only a provisional one"
         context.use_certificate(self.identity.certificate)
         context.use_privatekey(self.identity.key)
-        for link in self.identity.introductions if introduces else ():
+        for link in self.identity.introductions[:introductions]:
             # Before the CA: OpenSSL takes the first that fits, and has the CA itself if it is to be trusted.
             context.add_extra_chain_cert(link)
         if self.identity.ca is not None:
@@ -267,7 +273,7 @@ class Contexts:
             context.add_extra_chain_cert(self.identity.ca)
         return context
 
-    def _server(self, minimum: int, own: Certificate | None = None, *, introduces: bool) -> SSL.Context:
+    def _server(self, minimum: int, own: Certificate | None = None, *, introductions: int) -> SSL.Context:
         context = _new_context(minimum, STRICT if own is None else own.level)
         # Without a name of our own for sessions, OpenSSL refuses to resume one when a certificate was asked for.
         context.set_session_id(b"chunkfarm")
@@ -276,12 +282,12 @@ class Contexts:
             # A browser then does not bother people who have certificates of other CAs. All CAs of a farm have one name.
             context.add_client_ca(ca)
         if own is None:
-            return self._with_identity(context, introduces)
+            return self._with_identity(context, introductions)
         own.show_in(context)
         return context
 
     def _make_file_port(self) -> SSL.Context:
-        context = self._server(SSL.TLS1_2_VERSION, introduces=self.introduces_to_clients)
+        context = self._server(SSL.TLS1_2_VERSION, introductions=self._shown_to_clients)
         context.set_alpn_select_callback(_choose_http)
         if self.file_certificate is None:
             return context
@@ -292,7 +298,7 @@ class Contexts:
             if connection.get_servername() == farm_name:
                 connection.set_context(farm)
 
-        context = self._server(SSL.TLS1_2_VERSION, self.file_certificate, introduces=False)
+        context = self._server(SSL.TLS1_2_VERSION, self.file_certificate, introductions=0)
         context.set_alpn_select_callback(_choose_http)
         context.set_tlsext_servername_callback(choose_certificate)
         return context

@@ -64,7 +64,8 @@ def check_chain(chain: Sequence[x509.Certificate], fingerprint: str, expected: s
         found = introduced(chain, (ca,))
         if found is None:
             raise Untrusted("the server's certificate was not signed by the farm's CA that it showed")
-        links += ((found[0], "the farm's next CA"), (found[1], "the introduction of the farm's next CA"))
+        links += ((found[0], "the farm's next CA"),)
+        links += tuple((link, "the introduction of the farm's next CA") for link in found[1:])
     server_id = server_id_of(leaf)
     if server_id is None or not _may_serve(leaf):
         raise Untrusted("the server's certificate is not one of a farm's server")

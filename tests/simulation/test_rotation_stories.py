@@ -148,6 +148,23 @@ class RotationStories(SynchronousTestCase):
 
         self.play(story)
 
+    def test_a_server_without_rows_is_away_for_two(self) -> None:
+        """It follows from the CA that it knows to the next, and from that to the one after."""
+
+        def story(farm: Stage, old: str) -> None:
+            farm.grow(6)
+            away = next(one for one in farm.servers if one.parts and not one.parts.embedded.holds_rows)
+            away.kill()
+            farm.until(lambda: any(row.state == "down" for row in rows(farm)), "it is down")
+            others = [one for one in farm.servers if one is not away]
+            for _ in range(2):
+                before = ca_of(others[0])
+                want(farm)
+                farm.until(lambda before=before: all(is_done(farm, one, before) for one in others), "they are done")  # type: ignore[misc]
+            away.start()
+
+        self.play(story)
+
     def test_twice(self) -> None:
         """It is asked for again while it is under way, and all get a third one."""
 

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.trust.authority import (
     DAY_MS,
+    INTRODUCTIONS_MAX,
     NAMES_MAX,
     REQUEST_BYTES_MAX,
     Authority,
@@ -317,6 +318,28 @@ class SuccessionTests(SynchronousTestCase):
         server = make_identity(self.old)
         forged = forge(new_key(), issuer=server.certificate.subject, signer=server.key)
         assert introduced((forged, server.certificate, self.old.certificate), (self.old.certificate,)) is None
+
+    def test_in_several_steps(self) -> None:
+        """Who knows but a CA long before follows from one to the next, as long as each one's word is there."""
+        third = make_authority()
+        second = certificates_in(self.new.introduce(third.certificate))
+        leaf = make_identity(third).certificate
+        chain = (leaf, *second, *self.introduction, third.certificate)
+        found = introduced(chain, (self.old.certificate,))
+        assert found == (third.certificate, second[0], self.new.certificate, self.introduction[0])
+        assert introduced(chain, (self.new.certificate,)) == (third.certificate, second[0])
+        assert introduced((leaf, *second, third.certificate), (self.old.certificate,)) is None
+        assert introduced((leaf, *self.introduction, third.certificate), (self.old.certificate,)) is None
+        assert introduced((leaf, second[0], *self.introduction, third.certificate), (self.old.certificate,)) is None
+
+    def test_as_many_steps_as_are_told(self) -> None:
+        """A chain without end is not followed to its end."""
+        cas = [self.old, *(make_authority() for _ in range(INTRODUCTIONS_MAX + 1))]
+        for last in (INTRODUCTIONS_MAX, INTRODUCTIONS_MAX + 1):
+            steps = [certificates_in(cas[at].introduce(cas[at + 1].certificate)) for at in reversed(range(last))]
+            links = [link for step in steps for link in step]
+            chain = (make_identity(cas[last]).certificate, *links, cas[last].certificate)
+            assert (introduced(chain, (self.old.certificate,)) is not None) is (last == INTRODUCTIONS_MAX)
 
     def test_another_farm(self) -> None:
         """A farm's CA introduces none of another farm."""

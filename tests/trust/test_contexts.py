@@ -165,6 +165,21 @@ class SuccessionTests(SynchronousTestCase):
                     error = self.assertRaises(Untrusted, check_chain, chain, self.old.fingerprint, "10.0.0.1", NOW)
                     assert "take a newer config.ini" in str(error)
 
+    def test_several_changes_ago(self) -> None:
+        """Servers are shown the way from a CA long before, clients from the one before alone."""
+        first = make_authority()
+        contexts, identity = self.renewed(), self.alpha.identity
+        assert identity is not None
+        chain = identity.certificate_pem + first.introduce(self.old.certificate)
+        contexts.replace(identity.certified(chain, self.new.certificate_pem))
+        contexts.introduce_to_clients(True)
+        seen = chain_of(make_link(Contexts().client(), contexts.peer_server()).handshake().client)
+        assert check_chain(seen, first.fingerprint, "10.0.0.1", NOW) == ALPHA
+        for context in (contexts.client_port, contexts.file_port):
+            seen = chain_of(make_link(Contexts().client(), context()).handshake().client)
+            assert check_chain(seen, self.old.fingerprint, "10.0.0.1", NOW) == ALPHA
+            self.assertRaises(Untrusted, check_chain, seen, first.fingerprint, "10.0.0.1", NOW)
+
     def test_other_programs_that_know_the_old_one(self) -> None:
         """OpenSSL finds its way from either CA, with no setting of its own."""
         contexts = self.renewed()
