@@ -24,10 +24,19 @@ from chunkfarm.model import (
     Server,
 )
 from chunkfarm.rotating import ROUND_SECONDS, Rotating
-from chunkfarm.rotation import INTRODUCED_MS, Rotation
+from chunkfarm.rotation import INTRODUCED_MS, Rotation, introductions
 from chunkfarm.table.duties import Report
+from chunkfarm.table.interface import VALUE_BYTES_MAX
 from chunkfarm.table.registry import Registry
-from chunkfarm.trust.authority import Authority, certificates_in, fingerprint, fingerprint_of, introduces
+from chunkfarm.trust.authority import (
+    INTRODUCTION,
+    INTRODUCTIONS_MAX,
+    Authority,
+    certificates_in,
+    fingerprint,
+    fingerprint_of,
+    introduces,
+)
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import KeyRow, new_key
 from chunkfarm.trust.private import TrustError
@@ -318,6 +327,17 @@ class RotatingTests(SynchronousTestCase):
         request = Identity.provisional(server_id(5), NOW).signing_request()
         chain, _ = self.successResultOf(issuer.sign(request, server_id(5), "10.0.0.5"))
         assert certificates_in(chain)[1:] == links[2:]
+
+    def test_so_many_changes(self) -> None:
+        """What is kept of them fits one row, however many there were."""
+        introduction, old = "", self.authority
+        for _ in range(INTRODUCTIONS_MAX + 2):
+            new = Authority.create(FARM, NOW)
+            introduction, old = introductions(old.introduce(new.certificate), introduction), new
+        ca = old.certificate_pem.decode()
+        row = Rotation(step="renewing", ca=ca, old=ca, introduction=introduction, seal="5e" * 32, since=NOW)
+        assert len(certificates_in(introduction.encode())) == INTRODUCTION * INTRODUCTIONS_MAX
+        assert len(row.to_value()) <= VALUE_BYTES_MAX
 
     def test_one_that_leads_no_more(self) -> None:
         """Another first was quicker: what this one still does comes to nothing."""
