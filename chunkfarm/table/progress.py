@@ -63,7 +63,7 @@ class Progress:
             return False
         if self.life and life and life != self.life:
             self._past_lives.append(self.life)
-            self.match = self.answer = 0
+            self.match = self.answer = self.round = 0
             self.become_probe(self.next)
         self.life = life or self.life
         self.withheld = withheld

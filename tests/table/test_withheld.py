@@ -248,6 +248,17 @@ class AnotherDiskTests(SynchronousTestCase):
         server.answer("b", 2, life=11)
         assert server.core.commit == 2
 
+    def test_confirms_no_round_of_the_earlier_process(self) -> None:
+        """What one that was withheld has acknowledged does not count for one that is not, on another disk perhaps."""
+        server = OneServer.leading("bc")
+        server.core.read_index(1)
+        (round,) = {message.context for message in server.taken(K.HEARTBEAT)}
+        server.hear("b", K.HEARTBEAT_ANSWER, context=round, life=10, withheld=True)
+        server.hear("b", K.HEARTBEAT_ANSWER, life=11)
+        assert server.core.take_reads() == ()
+        server.hear("b", K.HEARTBEAT_ANSWER, context=round, life=11)
+        assert [read.token for read in server.core.take_reads()] == [1]
+
     def test_an_old_refusal(self) -> None:
         """A late refusal of the same process is still no news."""
         server = self.make_leader()
