@@ -40,6 +40,9 @@ GENTLE_PAUSE = 0.004
 """Seconds from one such piece to the next at least: 64 MiB a second, what `repair_rate` is by default."""
 GENTLE_PAUSE_MAX = 0.032
 """At most: 8 MiB a second, so that copies come on also on a machine that is always busy."""
+GENTLE_RATE_MIN = int(GENTLE_PIECE / GENTLE_PAUSE_MAX)
+"""Bytes a second that go in any case: where timers are so late that pieces come more seldom they are larger. Else the
+largest chunk might not be there within the time for a copy, and be given up again and again."""
 GENTLE_FACTOR = 4
 """A timer that is late shows that others wait for a processor too: they have it for so many times that, before the next
 piece."""
@@ -156,7 +159,7 @@ class ChunkLink(TwistedProtocol):
         transport.write(ask.head)
         if ask.gently and len(ask.body) > GENTLE_PIECE:
             self._unsent = memoryview(ask.body)
-            self._send_piece(self._clock.seconds())
+            self._send_piece(0.0, self._clock.seconds())
         elif len(ask.body):
             self._write(memoryview(ask.body))
         return waiting
@@ -165,18 +168,19 @@ class ChunkLink(TwistedProtocol):
         transport: Any = self.transport
         transport.write(data if getattr(transport, "accepts_memoryview", False) else bytes(data))
 
-    def _send_piece(self, due: float) -> None:
-        """Send the next piece of the body, which was to be sent at `due`."""
+    def _send_piece(self, pause: float, due: float) -> None:
+        """Send the next piece of the body, which was to be sent at `due`, so long after the one before."""
         self._next_piece = None
         unsent = self._unsent
         if unsent is None:
             return
         late = self._clock.seconds() - due
-        self._write(unsent[:GENTLE_PIECE])
-        self._unsent = unsent[GENTLE_PIECE:] or None
+        length = max(GENTLE_PIECE, int((pause + late) * GENTLE_RATE_MIN))
+        self._write(unsent[:length])
+        self._unsent = unsent[length:] or None
         if self._unsent is not None:
             pause = min(GENTLE_PAUSE + GENTLE_FACTOR * late, GENTLE_PAUSE_MAX)
-            self._next_piece = self._clock.callLater(pause, self._send_piece, self._clock.seconds() + pause)
+            self._next_piece = self._clock.callLater(pause, self._send_piece, pause, self._clock.seconds() + pause)
 
     def dataReceived(self, data: bytes) -> None:
         """A part of an answer."""

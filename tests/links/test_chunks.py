@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from chunkfarm.chunks.patience import COPY_TIMEOUT
 from chunkfarm.errors import Busy, Full, InvalidRequest, Mismatch, NotFound, Waiting
 from chunkfarm.links.chunks import (
     GENTLE_PAUSE,
@@ -47,6 +48,7 @@ class End(StringTransport):
     accepts_memoryview = True
     certificate: str | None = None
     aborted = False
+    taken = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -553,10 +555,24 @@ class GentleTests(SynchronousTestCase):
         assert self.sent(near) == 3 * GENTLE_PIECE
         net = self.make()
         _, near = self.begin(net)
-        net.clock.advance(STALL_SECONDS / 2)
+        net.clock.advance(GENTLE_PAUSE + GENTLE_PAUSE_MAX / 2)
+        net.clock.advance(GENTLE_PAUSE_MAX - 0.001)
         assert self.sent(near) == 2 * GENTLE_PIECE
-        net.clock.advance(GENTLE_PAUSE_MAX)
+        net.clock.advance(0.001)
         assert self.sent(near) == 3 * GENTLE_PIECE
+
+    def test_always_late(self) -> None:
+        """Where every timer is late it goes at the least rate all the same, and so within the time for a copy."""
+        net = self.make()
+        data = bytes(CHUNK_SIZE_MAX)
+        asked = net.client.put(net.beta, digest_of(b""), data, gently=True)
+        near, taken = net.wires[0].near, 0
+        while self.sent(near) < len(data):
+            near.taken = taken = taken + 1
+            net.clock.advance(0.3)
+        assert net.clock.seconds() < COPY_TIMEOUT / 2
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
 
     def test_refused_early(self) -> None:
         """After an answer to a part of it the rest is not sent, and the connection is not used again."""
