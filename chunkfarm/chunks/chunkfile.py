@@ -36,6 +36,11 @@ class DamagedChunk(NotFound):
     """This server's copy of a chunk is damaged; it was put aside and is not served."""
 
 
+def is_unreadable(error: OSError) -> bool:
+    """Whether the disk cannot read what it was asked for, or the file system is damaged there: it stays like this."""
+    return error.errno in (errno.EIO, errno.EUCLEAN)
+
+
 def crc32c(data: Buffer) -> int:
     # The C function takes nothing but bytes; a block copied is a block in the cache.
     return int(google_crc32c.value(bytes(data)))
@@ -89,6 +94,10 @@ class ChunkFile:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"this server has no chunk {digest.hex()}") from None
+        except OSError as error:
+            if is_unreadable(error):
+                raise DamagedChunk(f"{os.path.basename(path)} cannot be opened: {error.strerror}") from error
+            raise
         try:
             status = os.fstat(self._descriptor)
             self.inode = status.st_ino
@@ -162,7 +171,7 @@ class ChunkFile:
             while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
                 data += more
         except OSError as error:
-            if error.errno in (errno.EIO, errno.EUCLEAN):
+            if is_unreadable(error):
                 raise DamagedChunk(f"{os.path.basename(self.path)} cannot be read: {error.strerror}") from error
             raise
         if len(data) < length:

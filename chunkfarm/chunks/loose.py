@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from itertools import count
 
-from chunkfarm.chunks.chunkfile import ChunkFile, write_chunk
+from chunkfarm.chunks.chunkfile import ChunkFile, is_unreadable, write_chunk
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.durable import sync_directory
 from chunkfarm.errors import NotFound
@@ -85,11 +85,9 @@ class LooseChunks:
         return file.length
 
     def written(self, digest: bytes) -> int:
-        """When the chunk's file was written, in ms; 0 if there is none."""
-        try:
-            return os.stat(self.path(digest)).st_mtime_ns // 1_000_000
-        except FileNotFoundError:
-            return 0
+        """When the chunk's file was written, in ms; 0 if there is none, or nothing can be learned of it."""
+        status = _status(self.path(digest))
+        return status.st_mtime_ns // 1_000_000 if status is not None else 0
 
     def settle(self, digest: bytes) -> None:
         """Make the chunk's name durable: whoever writes the same chunk may not have come to that."""
@@ -131,24 +129,23 @@ class LooseChunks:
         self.settle(digest)
 
     def delete(self, digest: bytes) -> int | None:
-        """Remove a chunk, the lock being held; bytes of its file, None if there was none."""
+        """Remove a chunk, the lock being held; bytes of its file, None if there was none, or it cannot be touched."""
         path = self.path(digest)
+        status = _status(path)
+        if status is None:
+            return None
         try:
-            size = os.stat(path).st_size
             os.unlink(path)
         except FileNotFoundError:
             return None
-        self._adjust(digest, -size)
-        return size
+        self._adjust(digest, -status.st_size)
+        return status.st_size
 
     def put_aside(self, digest: bytes, aside: str, inode: int | None) -> bool:
         """Move a chunk's file away, the lock being held; with `inode` only the one that was found damaged."""
         path = self.path(digest)
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            return False
-        if inode is not None and status.st_ino != inode:
+        status = _status(path)
+        if status is None or (inode is not None and status.st_ino != inode):
             return False
         os.rename(path, aside)
         self._adjust(digest, -status.st_size)
@@ -170,3 +167,15 @@ class LooseChunks:
         before = self._counted[digest[0]]
         if before is not None:
             self._counted[digest[0]] = before + change
+
+
+def _status(path: str) -> os.stat_result | None:
+    """What is known of a file; None if there is none, or the disk cannot tell: then it cannot be moved away either."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if is_unreadable(error):
+            return None
+        raise

@@ -45,6 +45,8 @@ class Packing:
         self._on_lost = on_lost
         self._waiting: deque[tuple[Given, Deferred[bytes]]] = deque()
         self._rewriting: tuple[int, int] | None = None
+        self._failed: set[int] = set()
+        """Packs that could not be written anew: the others come first."""
         self._working = False
         self._stopped = False
 
@@ -57,7 +59,13 @@ class Packing:
 
     def tidy(self) -> None:
         """Look for packs that are mostly unused, and write them anew."""
-        if self._rewriting is None and not self._stopped and (number := self._packs.wasteful()) is not None:
+        if self._rewriting is not None or self._stopped:
+            return
+        number = self._packs.wasteful(self._failed)
+        if number is None and self._failed:
+            self._failed.clear()
+            number = self._packs.wasteful()
+        if number is not None:
             self._rewriting = (number, 0)
             self._go_on()
 
@@ -102,7 +110,8 @@ class Packing:
         try:
             following, lost = await self._run(self._packs.rewrite, number, offset)
         except Exception as error:
-            # Nothing is lost: the pack stays as it is, and is tried again when something else is removed.
+            # Nothing is lost: the pack stays as it is, and is tried again when something else is removed, after others.
+            self._failed.add(number)
             if is_full(error):
                 self._log.warn("Pack {number} could not be written anew: {error}", number=number, error=error)
             else:

@@ -15,19 +15,18 @@ Everything in `Packs` blocks, and is called on a thread. Who appends is one at a
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
 import google_crc32c
 from attrs import frozen
 
-from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c
+from chunkfarm.chunks.chunkfile import DamagedChunk, crc32c, is_unreadable
 from chunkfarm.chunks.index import Index, Statement
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.recent import Recent
@@ -274,10 +273,10 @@ class Packs:
                 aside.write(self._read_record(place))
             return digest in self._forget([digest])
 
-    def wasteful(self) -> int | None:
-        """A pack that is to be written anew: it is full, and less than half of it is in use."""
+    def wasteful(self, but: Collection[int] = ()) -> int | None:
+        """A pack that is to be written anew: it is full, and less than half of it is in use; none of those in `but`."""
         for number, size in tuple(self._sizes.items()):
-            if number != self._current and self._live.get(number, 0) * 2 < size:
+            if number != self._current and number not in but and self._live.get(number, 0) * 2 < size:
                 return number
         return None
 
@@ -500,15 +499,16 @@ class Packs:
         return self._read_at(place.pack, place.offset, place.size)
 
     def _read_at(self, number: int, offset: int, length: int) -> bytes:
-        descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.pread(descriptor, length, offset)
+            descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            if error.errno in (errno.EIO, errno.EUCLEAN):
+            if is_unreadable(error):
                 raise DamagedChunk(f"pack {number} cannot be read at {offset}: {error.strerror}") from error
             raise
-        finally:
-            os.close(descriptor)
 
 
 def _head(digest: bytes, data: Buffer) -> bytes:

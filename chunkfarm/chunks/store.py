@@ -168,7 +168,7 @@ class ChunkStore:
                 return succeed(self._reader(digest, packed, offset, length))
             except InvalidRequest as error:
                 return fail(error)
-        return self._watched(digest, self._run(self._open, digest, offset, length))
+        return self._watched(digest, self._run(self._open, digest, offset, length), ChunkReader.close)
 
     def size(self, digest: bytes) -> Deferred[int]:
         """Bytes of the chunk; fails with `NotFound`, or `DamagedChunk` if its file is not whole."""
@@ -532,13 +532,27 @@ class ChunkStore:
         """For the reader: close a file, away from the reactor because closing may wait for the disk."""
         self._run(file.close).addErrback(lambda failure: self._log.failure("while closing a chunk", failure))
 
-    def _watched(self, digest: bytes, result: Deferred[T]) -> Deferred[T]:
-        def look(failure: Failure) -> Failure:
+    def _watched(
+        self, digest: bytes, result: Deferred[T], unwanted: Callable[[T], None] = lambda value: None
+    ) -> Deferred[T]:
+        """The same result, with damage told also if it is cancelled; what comes all the same is `unwanted` then."""
+        watched: Deferred[T] = Deferred()
+
+        def done(value: T) -> None:
+            if watched.called:
+                unwanted(value)
+            else:
+                watched.callback(value)
+
+        def look(failure: Failure) -> None:
             if failure.check(DamagedChunk):
                 self._report(digest, str(failure.value))
-            return failure
+            if not watched.called:
+                watched.errback(failure)
 
-        return result.addErrback(look)
+        # The thread goes on, whoever has ceased to wait for it.
+        result.addCallbacks(done, look)
+        return watched
 
     def _stored(self, digest: bytes) -> bytes:
         self._on_stored(digest)

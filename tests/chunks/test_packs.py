@@ -435,6 +435,48 @@ class RewriteTests(PackedTestCase):
         assert self.successResultOf(store.space()).used < before * 0.6
         assert all(self.read(store, digest) == chunks[digest] for digest in list(chunks)[::4])
 
+    def test_a_pack_that_cannot_be_read(self) -> None:
+        """A pack that the disk cannot read costs its own room, and not that of all others."""
+        store = self.store()
+        chunks = self.fill(store)
+        bad, *others = self.pack_files()[:-1]
+        read = os.pread
+
+        def reading(descriptor: int, length: int, offset: int) -> bytes:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(bad):
+                raise OSError(errno.EIO, "Input/output error")
+            return read(descriptor, length, offset)
+
+        self.patch(os, "pread", reading)
+        for number, digest in enumerate(chunks):
+            if number % 4:
+                self.successResultOf(store.delete(digest))
+        assert self.flushLoggedErrors(DamagedChunk)
+        assert others and not [path for path in others if path.exists()]
+        # It is tried again, and goes once that succeeds.
+        self.patch(os, "pread", read)
+        assert bad.exists()
+        for digest in list(chunks)[::8]:
+            self.successResultOf(store.delete(digest))
+        assert not bad.exists()
+
+    def test_pack_that_cannot_be_opened(self) -> None:
+        """Of a pack whose inode the disk cannot read all chunks are damaged: a round over the disk goes on."""
+        store = self.store()
+        digest = self.put(store, pattern(5000))
+        again = self.store()
+        name, call = str(self.pack_files()[0]), os.open
+
+        def opening(path: str, *args: Any) -> int:
+            if path == name:
+                raise OSError(errno.EIO, "Input/output error")
+            return call(path, *args)
+
+        self.patch(os, "open", opening)
+        self.failureResultOf(again.check(digest), DamagedChunk)
+        assert [damage[0] for damage in self.damaged] == [digest]
+        assert self.successResultOf(again.has([digest])) == [0]
+
     def test_half_way(self) -> None:
         """A process that ends while it writes a pack anew loses nothing, with and without its index."""
         store = self.store()

@@ -12,7 +12,7 @@ from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import chunkfile
@@ -237,6 +237,35 @@ class DamageTests(StoreTestCase):
             self.failureResultOf(store.open(digest), DamagedChunk)
         assert not self.path(digest).exists()
 
+    def test_a_file_of_which_nothing_can_be_learned(self) -> None:
+        """A file whose inode the disk cannot read costs that chunk, and no answer about others."""
+        store = self.store()
+        bad, good = self.put(store, b"data"), self.put(store, b"other data")
+        self.spoil(bad)
+        assert self.successResultOf(store.has([bad, good])) == [0, 10]
+        assert self.successResultOf(store.hold([bad, good])) == [0, 10]
+        assert self.successResultOf(store.verified([bad, good]))[0] == 0
+        self.failureResultOf(store.open(bad), DamagedChunk)
+        self.failureResultOf(store.check(bad), DamagedChunk)
+        assert [digest for digest, _ in self.damaged] == [bad, bad]
+        self.failureResultOf(store.put(None, b"data"), OSError)
+        assert self.leftovers() == []
+
+    def spoil(self, digest: bytes) -> None:
+        """From now on the disk can neither read nor change the inode of this chunk's file."""
+        name = str(self.path(digest))
+
+        def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+            def checked(*args: Any, **kwargs: Any) -> Any:
+                if name in args:
+                    raise OSError(errno.EIO, "Input/output error", name)
+                return call(*args, **kwargs)
+
+            return checked
+
+        for function in ("open", "stat", "rename", "unlink"):
+            self.patch(os, function, failing(getattr(os, function)))
+
     def test_no_descriptors_left(self) -> None:
         """A server that has run out of file descriptors does not call its chunks damaged."""
         store = self.store()
@@ -346,6 +375,57 @@ class ReadTests(StoreTestCase):
         file = ChunkFile(str(self.path(digest)), digest)
         del file
         assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_opener_that_has_gone(self) -> None:
+        """What was read for somebody who has gone meanwhile is not in memory any more, and its file is closed."""
+        digest = self.put(self.store(), pattern(3 * PIECE))
+        store, finish = self.slow_store()
+        before = len(os.listdir("/proc/self/fd"))
+        opening = store.open(digest)
+        opening.cancel()
+        self.failureResultOf(opening, CancelledError)
+        finish()
+        assert store.memory.used == 0
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_damage_that_nobody_waits_for(self) -> None:
+        """A copy is told to be damaged also when whoever had it read has gone meanwhile."""
+        digest = self.put(self.store(), pattern(3 * PIECE))
+        self.flip(digest, 0)
+        for question in ("open", "check"):
+            store, finish = self.slow_store()
+            asked = getattr(store, question)(digest)
+            asked.cancel()
+            self.failureResultOf(asked, CancelledError)
+            finish()
+            assert not self.path(digest).exists() and [damage[0] for damage in self.damaged] == [digest]
+            self.damaged.clear()
+            self.put(self.store(), pattern(3 * PIECE))
+            self.flip(digest, 0)
+
+    def slow_store(self) -> tuple[ChunkStore, Callable[[], None]]:
+        """The same store with a disk that works when it is told to."""
+        calls: list[tuple[Deferred[Any], Callable[[], Any]]] = []
+
+        def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
+            result: Deferred[Any] = Deferred()
+            calls.append((result, lambda: function(*args, **kwargs)))
+            return result
+
+        def finish() -> None:
+            while calls:
+                result, call = calls.pop(0)
+                execute(call).chainDeferred(result)
+
+        store = ChunkStore(
+            self.directory,
+            self.directory / "index.sqlite",
+            run,
+            reserve=0,
+            on_damaged=lambda *damage: self.damaged.append(damage),
+        )
+        self.addCleanup(store.close)
+        return store, finish
 
     def test_read_ahead(self) -> None:
         """While a piece is sent the next one is read, but not before the first was asked for."""
