@@ -53,6 +53,8 @@ AGAIN_SECONDS = 30.0
 AGAIN_SECONDS_A_CHUNK = 0.001
 """But with many chunks here later, so that looks that are only repeated take no more than a tenth of the time: to look
 at a chunk takes some 0.1 ms."""
+FAILED_SECONDS = 300.0
+"""After so long it is tried again to look at chunks at which the disk has failed, say: all others come first."""
 LOST_SECONDS = 60.0
 """So often it is asked whether files still use the chunks that are lost."""
 IDLE_SECONDS = 60.0
@@ -85,6 +87,8 @@ class _Part:
     """When all of them were looked at."""
     again: float | None = None
     """When to look again at what was not settled."""
+    rests_until: float = 0.0
+    """It is left alone so long, for the last look at it failed."""
     short: set[bytes] = field(factory=set)
     """Those that have too few copies, and for which this server answers."""
 
@@ -168,6 +172,9 @@ class Caretaker(Loop):
 
     def stored(self, digest: bytes) -> None:
         """A chunk has come to this disk. It is looked at soon if not even three servers are to have it."""
+        if digest in self._missing:
+            self._missing[digest] = 0.0
+            self._wake()
         if len(self._new) < NEW_MAX and self._copies_possible <= COPIES_MAX:
             if not self._new:
                 self._new_at = self._clock.seconds() + NEW_SECONDS
@@ -238,10 +245,13 @@ class Caretaker(Loop):
             digests = list(self._first)[:LOOK_BATCH]
             for digest in digests:
                 del self._first[digest]
-            settled = await self._look(digests, should_be_here=True)
-            for number in {digest[0] for digest in digests}:
-                if not settled or self._parts[number].short:
-                    self._look_again(number)
+            settled = False
+            try:
+                settled = await self._look(digests, should_be_here=True)
+            finally:
+                for number in {digest[0] for digest in digests}:
+                    if not settled or self._parts[number].short:
+                        self._look_again(number)
             return 0.0
         if self._backlog.fewest is not None and self._backlog.fewest <= 1:
             # What a single disk may lose waits for nothing else.
@@ -256,7 +266,10 @@ class Caretaker(Loop):
         is_new = due is not None and self._parts[due].standing is not self._standing()[2]
         if due is not None and (is_new or not (self._looked and len(self._backlog))):
             self._looked = True
+            # If this fails the others must not wait for it.
+            self._parts[due].rests_until = now + FAILED_SECONDS
             await self._look_at(due)
+            self._parts[due].rests_until = 0.0
             return 0.0
         if self._new and self._new_at <= now and not (self._looked and len(self._backlog)):
             self._looked = True
@@ -291,21 +304,25 @@ class Caretaker(Loop):
     def _due(self, now: float) -> int | None:
         """Which chunks to look at next: those that a change touched, then those not settled, then the oldest look."""
         standing = self._standing()[2]
-        for number, part in enumerate(self._parts):
+        parts = [(number, part) for number, part in enumerate(self._parts) if part.rests_until <= now]
+        for number, part in parts:
             if part.standing is not standing:
                 return number
-        for number, part in enumerate(self._parts):
+        for number, part in parts:
             if part.again is not None and part.again <= now:
                 return number
-        number = min(range(PREFIXES), key=lambda number: self._parts[number].at)
-        return number if now - self._parts[number].at >= ROUND_SECONDS else None
+        oldest = min(parts, key=lambda one: one[1].at, default=None)
+        return oldest[0] if oldest is not None and now - oldest[1].at >= ROUND_SECONDS else None
 
     def _until_due(self, now: float) -> float:
-        times = [part.again for part in self._parts if part.again is not None]
+        parts = [part for part in self._parts if part.rests_until <= now]
+        times = [part.rests_until for part in self._parts if part.rests_until > now]
+        times += [part.again for part in parts if part.again is not None]
+        times += [part.at + ROUND_SECONDS for part in parts]
         times += [] if self._unneeded.due is None else [self._unneeded.due]
         times += [self._lost_at + LOST_SECONDS] if self._lost else []
         times += [self._new_at] if self._new else []
-        times += [min(part.at for part in self._parts) + ROUND_SECONDS, now + IDLE_SECONDS, *self._missing.values()]
+        times += [now + IDLE_SECONDS, *self._missing.values()]
         return max(0.1, min(times) - now)
 
     # Looking.
@@ -324,6 +341,8 @@ class Caretaker(Loop):
         settled = True
         for start in range(0, len(digests), LOOK_BATCH):
             before = self._clock.seconds()
+            # Rows that hold for this run alone say nothing of those before and after, which may be the same.
+            settled = settled and self._standing()[2] is standing
             settled = await self._look(digests[start : start + LOOK_BATCH]) and settled
             await self._breathe(before)
         now = self._clock.seconds()
@@ -439,6 +458,7 @@ class Caretaker(Loop):
         copies = self._backlog.fewest
         taken = self._backlog.take(REPAIR_BATCH)
         self._sending = len(taken)
+        settled = False
         try:
             if copies is not None and copies > 1:
                 await self._make_room(YIELD_SECONDS)
@@ -462,8 +482,13 @@ class Caretaker(Loop):
                 running.append(self._send(digest, found))
                 size += found.length
             await together(running)
+            # Who was left out of the question may lack it too.
+            settled = examined.all_answered
         finally:
             self._sending = 0
+            if not settled:
+                for number in {digest[0] for digest in taken}:
+                    self._look_again(number)
 
     async def _send(self, digest: bytes, found: Found) -> None:
         data = await self._read(digest)
@@ -527,22 +552,24 @@ class Caretaker(Loop):
         for digest in digests:
             if digest in unused:
                 continue
-            (length,) = await self._store.has([digest])
-            if not length:
-                try:
-                    data = await self._transfer.fetch(digest)
-                    await self._pace(len(data))
-                    await self._store.put(digest, data)
-                except CancelledError:
-                    raise
-                except Exception as error:
-                    self._note_unfetched(digest, error)
-                    continue
-                self._count(len(data))
-                self._log.info("chunk {digest} is whole again", digest=digest.hex())
+            try:
+                if not any(await self._store.has([digest])):
+                    await self._fetch(digest)
+            except CancelledError:
+                raise
+            except Exception as error:
+                self._note_unfetched(digest, error)
+                continue
             self._missing.pop(digest, None)
             self._lost.discard(digest)
             self._first[digest] = None
+
+    async def _fetch(self, digest: bytes) -> None:
+        data = await self._transfer.fetch(digest)
+        await self._pace(len(data))
+        await self._store.put(digest, data)
+        self._count(len(data))
+        self._log.info("chunk {digest} is whole again", digest=digest.hex())
 
     def _no_longer_missed(self, unused: Iterable[bytes]) -> None:
         """No file uses these: whether they can be had does not matter."""

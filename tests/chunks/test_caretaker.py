@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from chunkfarm.chunks.caretaker import (
 )
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.transfer import Transfer
-from chunkfarm.errors import FarmError
+from chunkfarm.errors import Busy, FarmError
 from chunkfarm.model import MIB, Server, digest_of
 from chunkfarm.risk import Risk
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
@@ -490,6 +491,137 @@ class CaretakerTests(SynchronousTestCase):
         self.clock.pump([0.1] * 1200)
         owned = [one for one in digests if joined in placement.owners(one, self.servers, 3)]
         assert owned and all(one in self.links.on(joined) for one in owned)
+
+    def test_a_change_that_is_taken_back_during_a_look(self) -> None:
+        """What was looked at by rows that held for a moment only is looked at again soon, not in an hour."""
+        self.make(5)
+        data = self.own(1, 1000)[0]
+        digest = self.put(data)
+        _, second, third, fourth, _ = placement.order(digest, self.servers)
+        # Another server has the copy of the third owner, so that nobody takes the chunk for short.
+        for server in (second, fourth):
+            self.links.on(server)[digest] = data
+        scan, have = self.store.scan, self.links.have
+        scanned: list[int] = []
+
+        def scan_slowly(prefix: int) -> Deferred[Sequence[bytes]]:
+            scanned.append(prefix)
+            return (
+                deferLater(self.clock, 1.0).addCallback(lambda _: scan(prefix)) if prefix == digest[0] else scan(prefix)
+            )
+
+        self.store.scan = scan_slowly  # type: ignore[method-assign]
+        self.links.have = lambda server, digests: deferLater(self.clock, 1.0).addCallback(  # type: ignore[method-assign]
+            lambda _: have(server, digests)
+        )
+        self.clock.advance(START_SECONDS)
+        assert scanned[-1] == digest[0]
+        self.clock.advance(0.5)
+        number = self.servers.index(third) + 1
+        self.change(number, state="down")
+        self.clock.advance(1.0)
+        self.change(number, state="up")
+        self.clock.pump([0.1] * 1000)
+        assert self.has(number, digest)
+
+    def test_a_look_that_failed(self) -> None:
+        """What is to be looked at first is so also if the disk refuses once."""
+        self.make()
+        self.pass_time(START_SECONDS + 1)
+        self.links.dead.add(self.servers[2].id)
+        self.refuse(1)
+        self.successResultOf(self.transfer.write(DATA))
+        self.links.dead.clear()
+        self.pass_time(AGAIN_SECONDS + 5)
+        assert len(self.flushLoggedErrors(OSError)) == 1
+        assert self.has(3)
+
+    def test_copies_that_failed(self) -> None:
+        """What was about to be copied when the disk refused is copied later, also if it has copies enough elsewhere."""
+        self.make(5)
+        data = self.own(1, 1000)[0]
+        digest = self.put(data)
+        _, *owners = placement.owners(digest, self.servers, 3)
+        for server in self.servers[1:]:
+            if server not in owners:
+                self.links.on(server)[digest] = data
+        self.refuse(2)
+        self.pass_time(START_SECONDS + 5 * AGAIN_SECONDS)
+        assert len(self.flushLoggedErrors(OSError)) == 1
+        assert all(digest in self.links.on(server) for server in owners)
+
+    def refuse(self, number: int) -> None:
+        """The disk fails when it is asked for this time from now on which chunks it has."""
+        has = self.store.has
+        asked: list[int] = []
+
+        def refusing(digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+            asked.append(len(digests))
+            return fail(OSError(errno.EMFILE, "Too many open files")) if len(asked) == number else has(digests)
+
+        self.store.has = refusing  # type: ignore[method-assign]
+
+    def test_chunks_that_cannot_be_looked_at(self) -> None:
+        """If the disk fails at some chunks again and again the others are looked at, and copied, all the same."""
+        self.make()
+        bad, *others = sorted(self.own(4, 1000), key=digest_of)
+        good = [self.put(data) for data in others if digest_of(data)[0] != digest_of(bad)[0]]
+        spoilt = self.put(bad)
+        has = self.store.has
+
+        def refusing(digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+            return fail(OSError(errno.EACCES, "Permission denied")) if spoilt in digests else has(digests)
+
+        self.store.has = refusing  # type: ignore[method-assign]
+        self.pass_time(START_SECONDS + 3 * AGAIN_SECONDS)
+        assert good and all(self.has(2, digest) and self.has(3, digest) for digest in good)
+        assert self.flushLoggedErrors(OSError)
+        # Nor is it in the way when it is missed.
+        self.caretaker.found_damaged(spoilt, "a test says so")
+        later = self.put(self.own(5, 900)[4])
+        self.caretaker.look_first([later])
+        self.pass_time(10 * AGAIN_SECONDS)
+        assert self.has(2, later)
+        assert self.flushLoggedErrors(OSError)
+
+    def test_a_server_that_is_left_out_of_sending(self) -> None:
+        """Who did not answer for a moment while another got its copy of a chunk gets its own soon, not in an hour."""
+        self.make(7)
+        chunks = self.own(200, 1000)
+        data = min(chunks, key=digest_of)
+        digest = self.put(data)
+        _, second, third, *others = placement.order(digest, self.servers)
+        # Others have what the two owners lack, so that nobody takes the chunk for short.
+        for server in others[:2]:
+            self.links.on(server)[digest] = data
+        # What has a single copy is sent first, and fails at the second owner.
+        for other in chunks:
+            owners = placement.owners(digest_of(other), self.servers, 3)
+            if digest_of(other)[0] != digest[0] and second in owners and third not in owners:
+                self.put(other)
+                break
+        put = self.links.put
+        failures = [Busy("not now")]
+
+        def refuse_once(server: Server, *args: Any, **options: Any) -> Deferred[None]:
+            return fail(failures.pop()) if server == second and failures else put(server, *args, **options)
+
+        self.links.put = refuse_once  # type: ignore[method-assign]
+        self.pass_time(START_SECONDS + 5 * AGAIN_SECONDS)
+        assert not failures and digest in self.links.on(third)
+        assert digest in self.links.on(second)
+
+    def test_a_lost_chunk_that_is_sent(self) -> None:
+        """A chunk that was lost is so no more as soon as another server has sent it."""
+        caretaker = self.make()
+        self.put()
+        self.pass_time(1)
+        self.successResultOf(self.store.quarantine(DIGEST, "a bit flipped"))
+        self.pass_time(START_SECONDS + 1)
+        assert caretaker.progress.lost == 1
+        self.put()
+        self.pass_time(2)
+        assert (caretaker.progress.lost, caretaker.progress.left) == (0, 0)
 
     def test_a_server_that_refuses_for_long(self) -> None:
         """It is asked less and less often; when it is started anew, soon again."""
