@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -98,6 +99,8 @@ class Scrub(Loop):
         self._used = used
         self._position = Position()
         self._saved_at = 0.0
+        self._failed = b""
+        """The chunk that could not be read last."""
 
     @property
     def percent(self) -> int:
@@ -126,25 +129,37 @@ class Scrub(Loop):
             entered = self._position.entered if goes_on else self._now()
             for digest in await self._store.scan(prefix):
                 if digest > begin:
-                    await self._verify(digest, entered)
+                    entered = await self._verify(digest, entered)
             if entered:
                 await self._store.passed(prefix, entered)
         self._position = Position(self._position.began, b"\xff" * DIGEST_LENGTH, True)
         await self._run_in_thread(self._save)
 
-    async def _verify(self, digest: bytes, entered: int) -> None:
+    async def _verify(self, digest: bytes, entered: int) -> int:
+        """Gives `entered`, or 0 if the chunk could not be read: then not all were that begin like it."""
         await self._make_room(BUSY_SECONDS)
+        length = 0
         try:
             length = await self._store.check(digest, note=False)
         except NotFound:
             # It was removed, or was damaged: then the store has told of it.
-            length = 0
+            pass
+        except CancelledError:
+            raise
+        except Exception:
+            if digest != self._failed:
+                # It may be for a moment only that nothing can be read.
+                self._failed = digest
+                raise
+            self._log.failure("while verifying chunk {digest}, which is passed over", digest=digest.hex())
+            entered = 0
         self._position = Position(self._position.began, digest, entered=entered)
         if self._clock.seconds() - self._saved_at >= SAVE_SECONDS:
             self._saved_at = self._clock.seconds()
             await self._run_in_thread(self._save)
             await self._store.save_verified()
         await deferLater(self._clock, length / max(RATE_MIN, self._used() / ROUND_SECONDS))
+        return entered
 
     # On a thread.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.chunks.scrub import ROUND_SECONDS, START_SECONDS, Position, Scrub
+from chunkfarm.chunks.scrub import FAILED_SECONDS, ROUND_SECONDS, START_SECONDS, Position, Scrub
 from tests.chunks.builders import make_store, pattern, run_now
 
 SIZE = 100_000
@@ -100,6 +102,29 @@ class ScrubTests(SynchronousTestCase):
         self.pass_time(START_SECONDS + 5)
         whole = self.successResultOf(self.store.verified(self.digests))
         assert half[0] == whole[0] < whole[-1] and list(whole) == sorted(whole)
+
+    def test_a_chunk_that_cannot_be_read(self) -> None:
+        """A chunk at which the disk fails for another reason than damage is passed over; nobody says it was read."""
+        before = self.successResultOf(self.store.verified(self.digests))
+        self.wall = max(before)
+        self.flip(self.digests[6])
+        bad, check = self.digests[4], self.store.check
+        refused: list[bytes] = []
+
+        def refusing(digest: bytes, note: bool = True) -> Deferred[int]:
+            if digest == bad:
+                refused.append(digest)
+                return fail(OSError(errno.EACCES, "Permission denied"))
+            return check(digest, note)
+
+        self.store.check = refusing  # type: ignore[method-assign]
+        scrub = self.start()
+        self.pass_time(START_SECONDS + 3 * FAILED_SECONDS)
+        # It may have been for a moment only, so it is tried again once.
+        assert len(refused) == 2 and len(self.flushLoggedErrors(OSError)) == 2
+        assert self.damaged == [self.digests[6]] and scrub.percent == 100
+        after = self.successResultOf(self.store.verified(self.digests))
+        assert after[4] == before[4] and after[3] > before[3] and after[5] > before[5]
 
     def test_makes_room(self) -> None:
         """While users read and write a lot it waits five seconds before each chunk."""
