@@ -42,6 +42,8 @@ AGAIN_SECONDS = 5.0
 """After so long it is looked again at what could not be given up."""
 AGAIN_TIMES = 10
 """Or after so many times as long as that look took: what is only repeated takes a tenth of the time."""
+FAILED_SECONDS = 300.0
+"""After so long it is looked again at chunks at which the disk has failed."""
 SILENT_SECONDS = 20.0
 """How long a server that did not answer is not asked again."""
 YIELD_SECONDS = 5.0
@@ -204,9 +206,15 @@ class Surplus(Loop):
             return min(rest, ROUND_SECONDS)
         try:
             await self._look_at(number)
+        except CancelledError:
+            raise
         except (FarmError, TableError) as error:
             self._paused = str(error)
             return AGAIN_SECONDS
+        except Exception:
+            # The disk, say: the others must not wait for these.
+            self._due[number] = now + FAILED_SECONDS
+            raise
         return 0.0
 
     async def _look_at(self, number: int) -> None:

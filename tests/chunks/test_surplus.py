@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -377,6 +378,25 @@ class GivenUpTests(SurplusTestCase):
         farm.pass_time(100)
         assert extra in farm.holders(one)
         assert extra.surplus.progress.left == 0
+
+    def test_chunks_that_cannot_be_looked_at(self) -> None:
+        """If the disk fails at some chunks again and again the others go all the same."""
+        farm = self.farm()
+        extra = farm.node(1)
+        bad, one = (
+            next(one for one in map(digest, range(1000)) if one[0] == prefix and extra in farm.others(one))
+            for prefix in range(PREFIXES)
+        )
+        for node in farm.nodes.values():
+            node.store.chunks |= {one for one in (bad, one) if node in [*farm.owners(one), extra]}
+        has = extra.store.has
+        extra.store.has = lambda digests: (  # type: ignore[method-assign]
+            fail(OSError(errno.EACCES, "Permission denied")) if bad in digests else has(digests)
+        )
+        self.start(extra)
+        farm.pass_time(60)
+        assert self.flushLoggedErrors(OSError)
+        assert extra not in farm.holders(one) and extra in farm.holders(bad)
 
     def test_condemned(self) -> None:
         """What an owner is about to collect is not its to keep."""
