@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from heapq import nsmallest
 from typing import Any
 
 from attrs import define, field
@@ -63,6 +64,9 @@ LOOK_BATCH = 250
 """Chunks looked at in one go: to rank the servers for each takes a thread some 0.1 ms, which slows the reactor."""
 REPAIR_BATCH = 32
 """Chunks of which it is asked once more, right before they are sent, who has them."""
+FETCH_SECONDS = 5.0
+"""After so long no further chunk is fetched before all else that is to be done has had as much time: each whose copies
+are on a server that is away is waited for, and there may be thousands."""
 SENDS_MAX = 16
 """Chunks on their way at a time: small ones become durable together, and large ones are bounded by their bytes."""
 SEND_BYTES_MAX = 8 * MIB
@@ -146,6 +150,8 @@ class Caretaker(Loop):
         self._backlog = Backlog()
         self._missing: dict[bytes, float] = {}
         """Chunks that should be here and are not, with the time before which they are not asked for again."""
+        self._fetch_at = 0.0
+        """Before this time all else comes first."""
         self._lost: set[bytes] = set()
         self._lost_at = 0.0
         """When it was last asked whether these are missed at all."""
@@ -257,7 +263,8 @@ class Caretaker(Loop):
             # What a single disk may lose waits for nothing else.
             await self._repair()
             return 0.0
-        if any(at <= now for at in self._missing.values()):
+        is_missed = any(at <= now for at in self._missing.values())
+        if is_missed and self._fetch_at <= now:
             await self._fetch_missing(now)
             return 0.0
         due = self._due(now)
@@ -287,6 +294,9 @@ class Caretaker(Loop):
             return 0.0
         if len(self._backlog):
             await self._repair()
+            return 0.0
+        if is_missed:
+            await self._fetch_missing(now)
             return 0.0
         self._was_idle = not self._missing
         return self._until_due(now)
@@ -543,15 +553,24 @@ class Caretaker(Loop):
 
     async def _fetch_missing(self, now: float) -> None:
         """Fetch chunks that should be here, one after the other."""
+        await self._fetch_some(now)
+        ended = self._clock.seconds()
+        self._fetch_at = ended + (ended - now)
+
+    async def _fetch_some(self, now: float) -> None:
         if (await self._store.space()).full:
             self._missing = {digest: max(at, now + AGAIN_SECONDS) for digest, at in self._missing.items()}
             return
-        digests = [digest for digest, at in self._missing.items() if at <= now][:REPAIR_BATCH]
+        due = [digest for digest, at in self._missing.items() if at <= now]
+        # Or those that cannot be had would be tried again before others for the first time.
+        digests = nsmallest(REPAIR_BATCH, due, key=self._missing.__getitem__)
         unused = await self._unneeded.unused(digests)
         self._no_longer_missed(unused)
         for digest in digests:
             if digest in unused:
                 continue
+            if self._clock.seconds() - now >= FETCH_SECONDS:
+                return
             try:
                 if not any(await self._store.has([digest])):
                     await self._fetch(digest)

@@ -25,6 +25,7 @@ from chunkfarm.chunks.caretaker import (
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import Busy, FarmError
+from chunkfarm.links.peers import CONNECT_TIMEOUT
 from chunkfarm.model import MIB, Server, digest_of
 from chunkfarm.risk import Risk
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
@@ -610,6 +611,33 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(START_SECONDS + 5 * AGAIN_SECONDS)
         assert not failures and digest in self.links.on(third)
         assert digest in self.links.on(second)
+
+    def test_chunks_that_cannot_be_had(self) -> None:
+        """Damaged chunks whose other copy is on a server that is away hold up nothing: what others lack is sent."""
+        self.make(4)
+        self.pass_time(START_SECONDS + 1)
+        self.change(4, state="down")
+        get = self.links.get
+        # Nobody answers at its address.
+        self.links.get = lambda server, *range: (  # type: ignore[method-assign]
+            deferLater(self.clock, CONNECT_TIMEOUT).addCallback(lambda _: get(server, *range))
+            if server == self.servers[3]
+            else get(server, *range)
+        )
+        self.links.dead.add(self.servers[3].id)
+        for number in range(40):
+            self.caretaker.found_damaged(digest_of(pattern(500, number)), "a test says so")
+        self.links.on(self.servers[1])[digest_of(pattern(500, 39))] = pattern(500, 39)
+        self.pass_time(60)
+        digest = self.put(self.own(1, 1000)[0])
+        # Any change has everything that it touches looked at.
+        self.change(4, given_up=True)
+        self.change(2, incarnation="another process")
+        self.pass_time(120)
+        assert sum(digest in self.links.on(server) for server in self.servers[1:3]) == 2
+        # Nor do they hold up each other for ever.
+        self.pass_time(40 * 2 * CONNECT_TIMEOUT)
+        assert self.successResultOf(self.store.has([digest_of(pattern(500, 39))])) == [500]
 
     def test_a_lost_chunk_that_is_sent(self) -> None:
         """A chunk that was lost is so no more as soon as another server has sent it."""
