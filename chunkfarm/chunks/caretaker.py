@@ -91,6 +91,8 @@ class _Part:
     """When all of them were looked at."""
     again: float | None = None
     """When to look again at what was not settled."""
+    turn: int = 0
+    """How many looks there were before the last at this one."""
     rests_until: float = 0.0
     """It is left alone so long, for the last look at it failed."""
     short: set[bytes] = field(factory=set)
@@ -165,6 +167,7 @@ class Caretaker(Loop):
         self._sending = 0
         self._done = 0
         self._was_idle = True
+        self._looks = 0
         self._looked = False
         """Whether the last step was to look again."""
         self._damaged = 0
@@ -275,6 +278,8 @@ class Caretaker(Loop):
             self._looked = True
             # If this fails the others must not wait for it.
             self._parts[due].rests_until = now + FAILED_SECONDS
+            self._looks += 1
+            self._parts[due].turn = self._looks
             await self._look_at(due)
             self._parts[due].rests_until = 0.0
             return 0.0
@@ -315,9 +320,10 @@ class Caretaker(Loop):
         """Which chunks to look at next: those that a change touched, then those not settled, then the oldest look."""
         standing = self._standing()[2]
         parts = [(number, part) for number, part in enumerate(self._parts) if part.rests_until <= now]
-        for number, part in parts:
-            if part.standing is not standing:
-                return number
+        # Not always the first of them, or there are some that are never reached while rows change again and again.
+        touched = [(part.turn, number) for number, part in parts if part.standing is not standing]
+        if touched:
+            return min(touched)[1]
         for number, part in parts:
             if part.again is not None and part.again <= now:
                 return number

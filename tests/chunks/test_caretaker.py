@@ -612,6 +612,25 @@ class CaretakerTests(SynchronousTestCase):
         assert not failures and digest in self.links.on(third)
         assert digest in self.links.on(second)
 
+    def test_a_server_that_is_started_again_and_again(self) -> None:
+        """However often rows change, all chunks are looked at in the end: the last are not always interrupted."""
+        self.make(4)
+        data = next(
+            one
+            for one in self.own(100, 1000)
+            if digest_of(one)[0] > 30 and self.servers[3] not in placement.owners(digest_of(one), self.servers, 3)
+        )
+        digest = self.put(data)
+        scan = self.store.scan
+        # There are many chunks.
+        self.store.scan = lambda prefix: deferLater(self.clock, 1.0).addCallback(  # type: ignore[method-assign]
+            lambda _: scan(prefix)
+        )
+        for number in range(30):
+            self.pass_time(10)
+            self.change(4, incarnation=str(number))
+        assert self.has(2, digest) and self.has(3, digest)
+
     def test_chunks_that_cannot_be_had(self) -> None:
         """Damaged chunks whose other copy is on a server that is away hold up nothing: what others lack is sent."""
         self.make(4)
