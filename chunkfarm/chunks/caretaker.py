@@ -168,6 +168,8 @@ class Caretaker(Loop):
         self._done = 0
         self._was_idle = True
         self._looks = 0
+        self._news = 0
+        """Steps in a row in which there was something to look at that a change had touched."""
         self._looked = False
         """Whether the last step was to look again."""
         self._damaged = 0
@@ -274,6 +276,9 @@ class Caretaker(Loop):
         # All that a change touched is looked at before anything is copied, so that what has the fewest copies is known.
         # What is only looked at again takes turns with copying: on a busy machine there would be no end of it.
         is_new = due is not None and self._parts[due].standing is not self._standing()[2]
+        self._news = self._news + 1 if is_new else 0
+        # Where rows change again and again there would be no end of that either.
+        is_new = is_new and self._news <= PREFIXES
         if due is not None and (is_new or not (self._looked and len(self._backlog))):
             self._looked = True
             # If this fails the others must not wait for it.

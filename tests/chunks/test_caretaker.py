@@ -613,7 +613,7 @@ class CaretakerTests(SynchronousTestCase):
         assert digest in self.links.on(second)
 
     def test_a_server_that_is_started_again_and_again(self) -> None:
-        """However often rows change, all chunks are looked at in the end: the last are not always interrupted."""
+        """However often rows change, all chunks are looked at, and in the end copied, too."""
         self.make(4)
         data = next(
             one
@@ -621,15 +621,21 @@ class CaretakerTests(SynchronousTestCase):
             if digest_of(one)[0] > 30 and self.servers[3] not in placement.owners(digest_of(one), self.servers, 3)
         )
         digest = self.put(data)
+        # One that is missed at another server, and has other copies.
+        other = self.own(1, 900)[0]
+        self.links.on(self.servers[1])[self.put(other)] = other
         scan = self.store.scan
         # There are many chunks.
         self.store.scan = lambda prefix: deferLater(self.clock, 1.0).addCallback(  # type: ignore[method-assign]
             lambda _: scan(prefix)
         )
-        for number in range(30):
+        for number in range(40):
             self.pass_time(10)
             self.change(4, incarnation=str(number))
         assert self.has(2, digest) and self.has(3, digest)
+        assert all(
+            digest_of(other) in self.links.on(one) for one in placement.owners(digest_of(other), self.servers, 3)[1:]
+        )
 
     def test_chunks_that_cannot_be_had(self) -> None:
         """Damaged chunks whose other copy is on a server that is away hold up nothing: what others lack is sent."""
