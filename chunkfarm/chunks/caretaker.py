@@ -518,6 +518,10 @@ class Caretaker(Loop):
             return
         copies, holders = found.need.copies, set(found.holders)
         for server in found.need.targets:
+            if self._examiner.is_hindered(server):
+                # Others were sent theirs meanwhile, and it failed at that.
+                self._look_again(digest[0])
+                continue
             await self._pace(len(data))
             began = self._clock.seconds()
             try:

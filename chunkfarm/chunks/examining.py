@@ -91,6 +91,11 @@ class Examiner:
             self.clock.seconds() + seconds, reason, full, quickly and seconds < SILENT_SECONDS
         )
 
+    def is_hindered(self, server: Server) -> bool:
+        """Whether a server is left alone now."""
+        hindrance = self._hindrances.get(server.id)
+        return hindrance is not None and hindrance.until > self.clock.seconds()
+
     @property
     def soon(self) -> float | None:
         """Seconds until a server is asked again that refused at once; None if there is none to be asked so soon."""

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.chunks import caretaker as caretaker_module
 from chunkfarm.chunks import placement, unneeded
 from chunkfarm.chunks.caretaker import (
     AGAIN_SECONDS,
@@ -22,6 +23,7 @@ from chunkfarm.chunks.caretaker import (
     YIELD_SECONDS,
     Caretaker,
 )
+from chunkfarm.chunks.patience import COPY_TIMEOUT
 from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.errors import Busy, FarmError
@@ -663,6 +665,31 @@ class CaretakerTests(SynchronousTestCase):
         # Nor do they hold up each other for ever.
         self.pass_time(40 * 2 * CONNECT_TIMEOUT)
         assert self.successResultOf(self.store.has([digest_of(pattern(500, 39))])) == [500]
+
+    def test_a_server_that_takes_nothing(self) -> None:
+        """Who says what it has, and takes no copy to its end, is waited for once, and not for each of many chunks."""
+        self.make(4)
+        self.patch(caretaker_module, "SEND_BYTES_MAX", 1)
+        hanging, other = self.servers[1:3]
+        lacking: dict[Server, list[bytes]] = {hanging: [], other: []}
+        for data in self.own(40, 1000):
+            owners = placement.owners(digest_of(data), self.servers, 3)
+            lacks = hanging if hanging in owners else other
+            lacking[lacks].append(self.put(data))
+            for server in owners[1:]:
+                if server != lacks:
+                    self.links.on(server)[digest_of(data)] = data
+        assert len(lacking[hanging]) > 10 and len(lacking[other]) > 5
+        put = self.links.put
+        hangs = True
+        self.links.put = lambda server, *args, **options: (  # type: ignore[method-assign]
+            Deferred() if hangs and server == hanging else put(server, *args, **options)
+        )
+        self.pass_time(START_SECONDS + 3 * COPY_TIMEOUT)
+        assert all(digest in self.links.on(other) for digest in lacking[other])
+        hangs = False
+        self.pass_time(2 * COPY_TIMEOUT)
+        assert all(digest in self.links.on(hanging) for digest in lacking[hanging])
 
     def test_a_lost_chunk_that_is_sent(self) -> None:
         """A chunk that was lost is so no more as soon as another server has sent it."""
