@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -178,6 +178,8 @@ class Collector(Loop):
         self._round = Round()
         self._ended_at: float | None = None
         self._failed_at: float | None = None
+        self._failed_prefix: int | None = None
+        """The chunks at which the disk failed last begin with it."""
         self._saved_at = clock.seconds()
         self._chunks = 0
         self._bytes = 0
@@ -231,7 +233,7 @@ class Collector(Loop):
 
     async def _go_on(self) -> float:
         if self._round.looks:
-            await self._look()
+            await self._look_or_pass()
             self._paused = ""
             return 0.0
         if not self._round.condemned:
@@ -246,6 +248,19 @@ class Collector(Loop):
         self._paused = ""
         await self._judge()
         return 0.0
+
+    async def _look_or_pass(self) -> None:
+        """If the disk fails twice at the chunks that begin with one byte, they wait for the next round."""
+        try:
+            await self._look()
+        except (CancelledError, FarmError, TableError):
+            raise
+        except Exception:
+            if self._failed_prefix != self._round.prefix:
+                self._failed_prefix = self._round.prefix
+                raise
+            self._log.failure("while collecting chunks of {prefix:02x}, passed over", prefix=self._round.prefix)
+            self._round.looked(())
 
     async def _look(self) -> None:
         """Condemn what is unused, and has been for long enough, of the chunks that begin with one byte."""

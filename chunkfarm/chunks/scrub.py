@@ -7,7 +7,7 @@ that a server that starts often comes round all the same; nothing is lost with t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -100,7 +100,7 @@ class Scrub(Loop):
         self._position = Position()
         self._saved_at = 0.0
         self._failed = b""
-        """The chunk that could not be read last."""
+        """The chunk, or the beginning of those, that could not be read last."""
 
     @property
     def percent(self) -> int:
@@ -127,13 +127,32 @@ class Scrub(Loop):
         for prefix in range(begin[0] if begin else 0, PREFIXES):
             goes_on = begin and begin[0] == prefix
             entered = self._position.entered if goes_on else self._now()
-            for digest in await self._store.scan(prefix):
+            digests = await self._scan(prefix)
+            if digests is None:
+                continue
+            for digest in digests:
                 if digest > begin:
                     entered = await self._verify(digest, entered)
             if entered:
                 await self._store.passed(prefix, entered)
         self._position = Position(self._position.began, b"\xff" * DIGEST_LENGTH, True)
         await self._run_in_thread(self._save)
+
+    async def _scan(self, prefix: int) -> Sequence[bytes] | None:
+        try:
+            return await self._store.scan(prefix)
+        except CancelledError:
+            raise
+        except Exception:
+            self._pass_over(bytes([prefix]), f"chunks of {prefix:02x}")
+            return None
+
+    def _pass_over(self, what: bytes, named: str) -> None:
+        """In the handling of an error: raise it again, the first time, for it may have been for a moment only."""
+        if what != self._failed:
+            self._failed = what
+            raise
+        self._log.failure("while verifying {named}, passed over", named=named)
 
     async def _verify(self, digest: bytes, entered: int) -> int:
         """Gives `entered`, or 0 if the chunk could not be read: then not all were that begin like it."""
@@ -147,11 +166,7 @@ class Scrub(Loop):
         except CancelledError:
             raise
         except Exception:
-            if digest != self._failed:
-                # It may be for a moment only that nothing can be read.
-                self._failed = digest
-                raise
-            self._log.failure("while verifying chunk {digest}, which is passed over", digest=digest.hex())
+            self._pass_over(digest, f"chunk {digest.hex()}")
             entered = 0
         self._position = Position(self._position.began, digest, entered=entered)
         if self._clock.seconds() - self._saved_at >= SAVE_SECONDS:

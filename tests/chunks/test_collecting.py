@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import collecting
@@ -118,6 +119,23 @@ class CollectorTests(CollectingTestCase):
         farm.pass_time(LONG)
         assert not any(map(farm.has, digests))
         assert max(farm.masters.asked) == 7
+
+    def test_chunks_that_cannot_be_looked_at(self) -> None:
+        """If the disk fails at some chunks again and again the others go all the same."""
+        farm = self.started()
+        digests = farm.put(*range(10))
+        bad, good = min(digests), max(digests)
+        assert bad[0] != good[0]
+        scan = farm.store.scan
+        farm.store.scan = lambda prefix: (  # type: ignore[method-assign]
+            fail(OSError(errno.EIO, "Input/output error")) if prefix == bad[0] else scan(prefix)
+        )
+        for _ in range(3):
+            farm.pass_time(LONG)
+            farm.masters.epoch += 1
+        farm.pass_time(LONG)
+        assert self.flushLoggedErrors(OSError)
+        assert farm.has(bad) and not farm.has(good)
 
     def test_half_a_million(self) -> None:
         """Half a million chunks are gone in a quarter of an hour from when they may go."""

@@ -126,6 +126,20 @@ class ScrubTests(SynchronousTestCase):
         after = self.successResultOf(self.store.verified(self.digests))
         assert after[4] == before[4] and after[3] > before[3] and after[5] > before[5]
 
+    def test_a_directory_that_cannot_be_read(self) -> None:
+        """The chunks of a directory that cannot be listed are passed over, and the others read."""
+        before = self.successResultOf(self.store.verified(self.digests))
+        self.wall = max(before)
+        scan = self.store.scan
+        self.store.scan = lambda prefix: (  # type: ignore[method-assign]
+            fail(OSError(errno.EIO, "Input/output error")) if prefix == self.digests[4][0] else scan(prefix)
+        )
+        scrub = self.start()
+        self.pass_time(START_SECONDS + 3 * FAILED_SECONDS)
+        assert len(self.flushLoggedErrors(OSError)) == 2 and scrub.percent == 100
+        after = self.successResultOf(self.store.verified(self.digests))
+        assert after[4] == before[4] and after[3] > before[3] and after[5] > before[5]
+
     def test_makes_room(self) -> None:
         """While users read and write a lot it waits five seconds before each chunk."""
         self.busy = True
