@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement, repair
 from chunkfarm.chunks.at_risk import AtRisk
+from chunkfarm.chunks.chunkfile import is_unreadable
 from chunkfarm.chunks.examining import QUICKLY, Examined, Examiner, Found, together
 from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
@@ -618,8 +619,9 @@ class Caretaker(Loop):
             self._lost.add(digest)
         elif not isinstance(error, FarmError):
             self._log.failure("while fetching chunk {digest} anew", digest=digest.hex())
-        # One that is lost may be found on the disk of a server that comes back.
-        pause = ROUND_SECONDS if digest in self._lost else AGAIN_SECONDS
+        # One that is lost may be found on the disk of a server that comes back. And this disk does not mend by itself.
+        is_hopeless = digest in self._lost or (isinstance(error, OSError) and is_unreadable(error))
+        pause = ROUND_SECONDS if is_hopeless else AGAIN_SECONDS
         self._missing[digest] = self._clock.seconds() + pause
 
     def _count(self, moved: int) -> None:

@@ -691,6 +691,17 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(2 * COPY_TIMEOUT)
         assert all(digest in self.links.on(hanging) for digest in lacking[hanging])
 
+    def test_a_chunk_that_has_no_place(self) -> None:
+        """A chunk is not fetched every half minute where the disk cannot put it in its place."""
+        self.make()
+        self.put()
+        self.links.on(self.servers[1])[DIGEST] = DATA
+        self.store.put = lambda *args, **options: fail(OSError(errno.EIO, "Input/output error"))  # type: ignore
+        self.successResultOf(self.store.quarantine(DIGEST, "a test says so"))
+        self.pass_time(600)
+        assert self.links.calls.count(("get", "s2")) == 1
+        assert len(self.flushLoggedErrors(OSError)) == 1
+
     def test_a_lost_chunk_that_is_sent(self) -> None:
         """A chunk that was lost is so no more as soon as another server has sent it."""
         caretaker = self.make()
