@@ -392,13 +392,14 @@ class Packs:
         except OSError:
             self._abandon(start)
             raise
+        # First of all, or what comes next could be written over these.
+        self._end = self._sizes[self._current] = start + sum(map(len, records))
         path, offset = self._path(self._current), start
         for (digest, _), record in zip(chunks, records, strict=True):
             place = Place(self._current, offset, len(record) - _HEAD.size)
             self._unindexed[digest] = place
             self._recent.note(digest, place, path)
             offset += len(record)
-        self._end = self._sizes[self._current] = offset
 
     def _bring_up(self) -> None:
         """Have the index know everything that is in the packs."""

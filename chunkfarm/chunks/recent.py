@@ -56,7 +56,8 @@ class Recent:
                 self._places.popitem(last=False)
 
     def _keep_open(self, pack: int, path: str) -> None:
-        with suppress(FileNotFoundError):
+        # It may be gone, or there may be no descriptors left: then a thread is asked.
+        with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             with self._lock:
                 unwanted = [self._open.pop(pack, -1)]

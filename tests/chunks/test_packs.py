@@ -368,6 +368,24 @@ class SyncTests(PackedTestCase):
             self.disk()
         self.failureResultOf(put, OSError)
 
+    def test_no_descriptors_left(self) -> None:
+        """Where a pack cannot be kept open to be read, chunks are stored all the same, and none over another."""
+        store = self.store()
+        call = os.open
+
+        def opening(path: str, flags: int, *args: Any) -> int:
+            if path.endswith(".pack") and not flags & os.O_CREAT:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return call(path, flags, *args)
+
+        with mock.patch("os.open", side_effect=opening):
+            # Whatever becomes of it.
+            store.put(None, b"first").addErrback(lambda failure: None)
+        self.put(store, b"second")
+        digest = self.put(store, b"first")
+        assert self.read(store, digest) == b"first"
+        assert self.read(store, digest_of(b"second")) == b"second"
+
     def test_a_put_that_nobody_waits_for(self) -> None:
         """A put that was cancelled disturbs neither the others nor the store."""
         store = self.slow_store()
