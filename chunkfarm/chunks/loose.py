@@ -62,7 +62,7 @@ class LooseChunks:
         with self._lock:
             total = 0
             with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
-                total = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".chunk"))
+                total = sum(_size(entry) for entry in entries if entry.name.endswith(".chunk"))
             self._counted[prefix] = total
 
     def path(self, digest: bytes) -> str:
@@ -167,6 +167,15 @@ class LooseChunks:
         before = self._counted[digest[0]]
         if before is not None:
             self._counted[digest[0]] = before + change
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        if is_unreadable(error):
+            return 0
+        raise
 
 
 def _status(path: str) -> os.stat_result | None:

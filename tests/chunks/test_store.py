@@ -510,6 +510,23 @@ class FullDiskTests(StoreTestCase):
         self.failureResultOf(store.open(digests[1]), DamagedChunk)
         assert self.successResultOf(store.space()).used == size
 
+    def test_used_beside_a_file_of_which_nothing_can_be_learned(self) -> None:
+        """A file whose inode the disk cannot read is not counted, and all others are."""
+        store = self.store()
+        digests = sorted(self.put(store, bytes([number])) for number in range(4))
+        size = self.path(digests[0]).stat().st_size
+        call = os.scandir
+        unreadable = mock.Mock(stat=mock.Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        unreadable.name = self.path(digests[1]).name
+
+        def scan(path: str) -> Any:
+            entries = mock.MagicMock()
+            entries.__enter__.return_value = [unreadable if one.name == unreadable.name else one for one in call(path)]
+            return entries
+
+        self.patch(os, "scandir", scan)
+        assert self.successResultOf(self.store().space()).used == 3 * size
+
     def test_real_room(self) -> None:
         """The file system's own numbers are believed."""
         free, total = room_of("/")
