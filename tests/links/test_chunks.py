@@ -595,6 +595,37 @@ class GentleTests(SynchronousTestCase):
         net.pump()
         assert not net.clock.getDelayedCalls()
 
+    def test_lost_between_pieces(self) -> None:
+        """A connection that is lost half-way ends it, and on a kept one it begins again as a whole."""
+        net = self.make()
+        asked, _ = self.begin(net)
+        net.wires[0].lose()
+        self.failureResultOf(asked, LostLink)
+        assert not net.clock.getDelayedCalls()
+        net = self.make(silent=False)
+        self.successResultOf(self.pumped(net, net.client.have(net.beta, [])))
+        asked, near = self.begin(net)
+        net.clock.advance(GENTLE_PAUSE)
+        net.wires[0].lose()
+        for _ in range(4):
+            net.clock.advance(GENTLE_PAUSE_MAX)
+        assert self.sent(near) == 2 * GENTLE_PIECE
+        self.successResultOf(self.pumped(net, asked))
+        assert net.backend.store.chunks == {self.DIGEST: self.DATA} and len(net.wires) == 2
+
+    def test_silence_between_pieces(self) -> None:
+        """A server that takes nothing is given up, and nothing follows."""
+        net = self.make()
+        asked, _ = self.begin(net)
+        net.clock.pump([GENTLE_PAUSE_MAX] * round(2.1 * STALL_SECONDS / GENTLE_PAUSE_MAX))
+        self.failureResultOf(asked, LinkFailed)
+        net.pump()
+        assert not net.clock.getDelayedCalls()
+
+    def pumped(self, net: Net, asked: Deferred[Any]) -> Deferred[Any]:
+        net.pump()
+        return asked
+
     def test_small(self) -> None:
         """What is one piece goes at once."""
         net = self.make(silent=False)
