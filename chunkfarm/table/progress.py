@@ -57,10 +57,13 @@ class Progress:
     def heard(self, life: int = 0, withheld: bool = False) -> bool:
         """It has answered; returns False for what an earlier process of it had said, which counts for nothing.
 
-        Another process than before may have another disk, so what it has is looked for anew.
+        Another process than before may have another disk, so what it has is looked for anew. Which of two came later
+        nobody can tell: if the one that is taken for the later one has nothing more to say, it was the other.
         """
         if life in self._past_lives:
-            return False
+            if self.recently_active:
+                return False
+            self._past_lives.remove(life)
         if self.life and life and life != self.life:
             self._past_lives.append(self.life)
             self.match = self.answer = self.round = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.table.consensus import ChangeRefused
+from chunkfarm.table.consensus import LEADER, ChangeRefused
 from chunkfarm.table.read_rounds import ROUNDS_MAX
 from chunkfarm.table.records import Configuration, MessageKind, SnapshotMeta
 from tests.table.one_server import ELECTION_TICKS, OneServer, log_of
@@ -247,6 +247,20 @@ class AnotherDiskTests(SynchronousTestCase):
         assert server.core.commit == 1
         server.answer("b", 2, life=11)
         assert server.core.commit == 2
+
+    def test_a_late_answer_of_a_process_never_heard_of(self) -> None:
+        """It is taken for the later one, until it has had nothing more to say for an election timeout."""
+        server = OneServer.leading("bc")
+        server.core.propose(b"x")
+        server.take()
+        server.answer("b", 2, life=10)
+        server.answer("b", 1, life=9)
+        for _ in range(ELECTION_TICKS):
+            server.tick()
+            server.answer("b", 2, life=10)
+            server.answer("c", 1, life=20)
+        assert server.core.role == LEADER
+        assert server.core.progress["b"].match == 2
 
     def test_confirms_no_round_of_the_earlier_process(self) -> None:
         """What one that was withheld has acknowledged does not count for one that is not, on another disk perhaps."""
