@@ -40,6 +40,7 @@ from rich.table import Table
 
 from tests.slow.real_farm import RealFarm
 
+ROOT = Path(__file__).parents[1]
 RATE = 50
 """Requests a second: far less than a server can do, so that nothing queues at rest."""
 SMALL = 64 * 1024
@@ -260,6 +261,7 @@ def run(farm: RealFarm, seconds: float, slow: int = 300, idle: int = 1000) -> Ou
     attacker = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.abuse", "--attack"]
         + [str(number) for number in (alpha.client, alpha.peer, alpha.files, slow, idle, seconds + 1)],
+        cwd=ROOT,
         env={**os.environ, "ABUSE_KEY": key},
         stdout=subprocess.PIPE,
         text=True,
