@@ -14,9 +14,11 @@ settings.register_profile("chunkfarm", deadline=None, suppress_health_check=[Hea
 settings.load_profile("chunkfarm")
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell ignores Ctrl-C for what it runs in the background, and commands that tests interrupt would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        # A shell ignores Ctrl-C for what it runs in the background, and nohup the end of a terminal. Commands that tests
+        # interrupt would inherit that.
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(autouse=True, scope="session")
