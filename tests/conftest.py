@@ -16,8 +16,8 @@ settings.load_profile("chunkfarm")
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
-        # A shell ignores Ctrl-C for what it runs in the background, and nohup the end of a terminal. Commands that tests
-        # interrupt would inherit that.
+        # A shell ignores Ctrl-C for what it runs in the background, and nohup the end of a terminal. Commands that
+        # tests interrupt would inherit that.
         signal.signal(_number, _usual)
 
 
