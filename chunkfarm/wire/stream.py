@@ -53,7 +53,7 @@ from chunkfarm.wire.tls import (
 from chunkfarm.wire.turnstile import Turnstile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from OpenSSL.crypto import X509
     from twisted.internet.interfaces import IDelayedCall
@@ -425,13 +425,12 @@ class Stream(tcp.Connection):
                 return why
         return self._turn()
 
-    def _turn(self) -> Exception | None:
+    def _turn(self, send: Callable[[], Exception | None] | None = None) -> Exception | None:
         self._in_turn = True
         try:
-            why = self._send_queued()
+            return self._send_queued() if send is None else send()
         finally:
             self._in_turn = False
-        return why
 
     def _send_queued(self) -> Exception | None:
         if self._handshaking:
@@ -456,14 +455,7 @@ class Stream(tcp.Connection):
         """Its turn to send a part of a large answer has come."""
         self._blocked = False
         if self.connected and not self._aborting:
-            self._finish(self._guarded(self._turn_at_last))
-
-    def _turn_at_last(self) -> Exception | None:
-        self._in_turn = True
-        try:
-            return self._send_now()
-        finally:
-            self._in_turn = False
+            self._finish(self._guarded(lambda: self._turn(self._send_now)))
 
     def _send_now(self) -> Exception | None:
         left = WRITE_TURN

@@ -59,9 +59,12 @@ class Turnstile(Generic[T]):
     def _turn(self) -> None:
         self._scheduled = False
         self._left = self._in_turn
-        while self._line and self._left:
-            self._left -= 1
-            waits, _ = self._line.popitem(last=False)
-            self._go_on(waits)
-        if self._line or self._left < self._in_turn:
-            self._later()
+        try:
+            while self._line and self._left:
+                self._left -= 1
+                waits, _ = self._line.popitem(last=False)
+                self._go_on(waits)
+        finally:
+            # Whoever fails at its turn must not keep the others from theirs.
+            if self._line or self._left < self._in_turn:
+                self._later()

@@ -16,12 +16,15 @@ class Visitor:
     went: list[Visitor]
     turnstile: Turnstile[Visitor]
     steps: int = field(default=0)
+    fails: bool = field(default=False)
 
     def come(self) -> None:
         if self.turnstile.passes(self):
             self.go_on()
 
     def go_on(self) -> None:
+        if self.fails:
+            raise ArithmeticError("a fault of ours")
         self.steps += 1
         self.went.append(self)
 
@@ -64,6 +67,16 @@ class TurnstileTests(SynchronousTestCase):
             visitor.come()
         self.clock.pump([0] * 10)
         assert [visitor.steps for visitor in visitors[IN_TURN:]] == [1, 1]
+
+    def test_one_that_fails(self) -> None:
+        """Who raises an error in its turn is told of, and the others behind it have theirs."""
+        visitors = self.visitors(2 * IN_TURN + 2)
+        for visitor in visitors:
+            visitor.come()
+        visitors[IN_TURN].fails = True
+        self.assertRaises(ArithmeticError, self.clock.advance, 0)
+        self.clock.pump([0] * 10)
+        assert self.went == [visitor for visitor in visitors if not visitor.fails]
 
     def test_gone(self) -> None:
         """Who left is not called."""
