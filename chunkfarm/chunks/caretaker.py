@@ -26,6 +26,7 @@ from chunkfarm.chunks.at_risk import AtRisk
 from chunkfarm.chunks.chunkfile import is_unreadable
 from chunkfarm.chunks.examining import QUICKLY, Examined, Examiner, Found, together
 from chunkfarm.chunks.loop import Loop
+from chunkfarm.chunks.loose import PREFIXES
 from chunkfarm.chunks.patience import COPY_TIMEOUT, reason_of
 from chunkfarm.chunks.pieces import RunInThread, read_whole
 from chunkfarm.chunks.repair import Backlog, Bucket, Meter, Progress, Servers
@@ -73,7 +74,6 @@ SENDS_MAX = 16
 SEND_BYTES_MAX = 8 * MIB
 """Bytes of them, all of which are in memory; one chunk goes always. One large one at a time still carries what `RATE`
 says over 1 Gbit/s; with eight, who reads a file meanwhile waits for a tenth of a second now and then."""
-PREFIXES = 256
 NEW_SECONDS = 10.0
 """After so long new chunks are looked at, where they may have so few copies that STATUS is to name their holders."""
 NEW_MAX = 100_000

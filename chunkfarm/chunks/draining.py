@@ -21,6 +21,7 @@ from chunkfarm.chunks import placement, repair
 from chunkfarm.chunks.caretaker import RATE
 from chunkfarm.chunks.checking import ANSWER_SECONDS
 from chunkfarm.chunks.examining import together
+from chunkfarm.chunks.loose import PREFIXES
 from chunkfarm.chunks.patience import reason_of
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Bucket, Meter, Servers
@@ -28,7 +29,6 @@ from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.links.interface import DAMAGED, VERIFY_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import MIB, Drain, Server
 
-PREFIXES = 256
 BATCH = 250
 """Chunks whose owners are asked in one go, as the caretaker has it."""
 VERIFY_BYTES = 64 * MIB

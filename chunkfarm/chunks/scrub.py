@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from chunkfarm.chunks.loop import Loop
+from chunkfarm.chunks.loose import PREFIXES
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.data_directory import write_atomically
@@ -34,7 +35,6 @@ SAVE_SECONDS = 60.0
 BUSY_SECONDS = 5.0
 """How long it makes room for foreground work before each chunk."""
 FAILED_SECONDS = 60.0
-PREFIXES = 256
 
 
 @frozen
