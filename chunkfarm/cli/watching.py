@@ -26,7 +26,7 @@ def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
     """Show changes as they happen, under PREFIX (servers/, farm/ or files/) or all; end with Ctrl-C.
 
     \b
-    chunkfarm watch files/work/
+    chunkfarm watch files/home/
     chunkfarm watch --json | jq .key
     """
     try:
