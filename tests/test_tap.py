@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 from pathlib import Path
@@ -15,23 +16,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm import farm, tap
 from chunkfarm.data_directory import DataDirectory
+from chunkfarm.drill.ports import ReservedPorts
 from chunkfarm.startup import Wish
 from chunkfarm.tap import Options
 from tests.trust.test_invitation import make_invitation
 
 CONFIG = "[farm]\nchunksize = 8M\n\n[servers]\n\n[server]\ndata = ./data\nhost = 127.0.0.1\n"
-
-
-def three_free_ports() -> int:
-    """The first of three ports in a row that nobody has, below those that the kernel hands out by itself."""
-    for base in range(20_000 + os.getpid() % 1000 * 10, 32_000, 3):
-        try:
-            for port in range(base, base + 3):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no three ports in a row are free")
 
 
 class Parent(usage.Options):
@@ -107,7 +97,9 @@ class OptionsTests(SynchronousTestCase):
     def test_a_port_that_is_taken(self) -> None:
         """It is named before the server detaches, and nothing has been made for it."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            port, free = taken.getsockname()[1], three_free_ports()
+            reserved = ReservedPorts(random.Random())
+            self.addCleanup(reserved.close)
+            port, (free,) = taken.getsockname()[1], reserved.take(1, ["127.0.0.1"])
             for option, name in (("client", "client"), ("peer", "peer"), ("files", "file")):
                 ports = {"client": free, "peer": free + 1, "files": free + 2, option: port}
                 lines = "".join(f"{key} = tcp:{value}:interface=127.0.0.1\n" for key, value in ports.items())

@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from chunkfarm.cli.stopping import cancelled_by_stop
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.drill import fill_disk, flip_bit, kill_first, partition
 from chunkfarm.drill.farm import DrillFarm
+from chunkfarm.drill.ports import ReservedPorts
 from chunkfarm.drill.relay import OUTSIDE
 from chunkfarm.drill.run import Run
-from chunkfarm.drill.servers import INSIDE, free_bases
+from chunkfarm.drill.servers import INSIDE
 from chunkfarm.drill.story import DrillFailed, Story
 from chunkfarm.errors import FarmError
 
@@ -143,15 +145,16 @@ def _run_all(
             story = Story(name, one.title, reactor.seconds, say)
             stories.append(story)
             addresses = (INSIDE, OUTSIDE) if one.relayed else (INSIDE,)
-            try:
-                bases = free_bases(servers, addresses, ports, random.SystemRandom())
-                farm = DrillFarm(
-                    reactor, folder / name, NAMES[:servers], bases, surroundings.now_ms, relayed=one.relayed
-                )
-            except FarmError as error:
-                story.end(error)
-                continue
-            await play(Run(farm, story), one.script)
+            with closing(ReservedPorts(random.SystemRandom())) as reserved:
+                try:
+                    bases = reserved.take(servers, addresses, ports)
+                    farm = DrillFarm(
+                        reactor, folder / name, NAMES[:servers], bases, surroundings.now_ms, relayed=one.relayed
+                    )
+                except FarmError as error:
+                    story.end(error)
+                    continue
+                await play(Run(farm, story), one.script)
 
     finished: list[bool] = []
     surroundings.react(lambda reactor: cancelled_by_stop(reactor, main(reactor)).addCallback(finished.append))

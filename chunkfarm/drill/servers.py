@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +17,10 @@ from twisted.python.failure import Failure
 
 import chunkfarm
 from chunkfarm.config import Listed
-from chunkfarm.config_values import PORT_MAX, PORTS_PER_SERVER
-from chunkfarm.drill.story import DrillFailed
+from chunkfarm.config_values import PORTS_PER_SERVER
 
 INSIDE = "127.0.0.1"
 """Where the servers of a drill listen: nobody on another machine can reach them."""
-PORTS = range(20_000, 32_000, 10)
-"""Below the range from which the kernel takes ports for outgoing connections."""
-PORTS_TRIED = 1000
-"""From the port that was asked for: so many servers nobody starts, and what is further away is somebody else's."""
 TAIL_BYTES = 16_384
 
 _PROGRAM = """
@@ -188,39 +181,3 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in own.items() if not name.startswith(("CHUNKFARM_", "LISTEN_", "NOTIFY_"))}
     package = str(Path(chunkfarm.__file__).resolve().parents[1])
     return {**kept, "PYTHONPATH": os.pathsep.join([package, *filter(None, [kept.get("PYTHONPATH")])])}
-
-
-def is_free(address: str, port: int) -> bool:
-    """Whether nobody listens there now."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_bases(
-    count: int,
-    addresses: Iterable[str],
-    start: int | None,
-    chance: random.Random,
-    is_free: Callable[[str, int], bool] = is_free,
-) -> list[int]:
-    """So many times three ports in a row that are free on all these addresses; from `start` on, or anywhere.
-
-    Raises `DrillFailed` if there are not enough.
-    """
-    wanted = tuple(addresses)
-    tried: Iterable[int] = (
-        chance.sample(PORTS, len(PORTS)) if start is None else range(start, min(start + PORTS_TRIED, PORT_MAX - 10), 10)
-    )
-    found: list[int] = []
-    for base in tried:
-        if len(found) == count:
-            break
-        if all(is_free(address, base + more) for address in wanted for more in range(PORTS_PER_SERVER)):
-            found.append(base)
-    if len(found) < count:
-        raise DrillFailed(f"there are not {count} times {PORTS_PER_SERVER} free ports in a row on {', '.join(wanted)}")
-    return found

@@ -38,7 +38,6 @@ class Reactor(Clock):
 class DrillTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.folders: list[Path] = []
-        self.patch(command, "free_bases", lambda count, addresses, start, chance: list(range(100, 100 + count)))
         self.patch(stopping, "end_quietly", lambda: None)
 
     def run_command(

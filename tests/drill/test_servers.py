@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -11,7 +10,7 @@ from chunkfarm.config import read_config
 from chunkfarm.drill import disks, flip_bit
 from chunkfarm.drill.farm import FARM
 from chunkfarm.drill.relay import OUTSIDE
-from chunkfarm.drill.servers import INSIDE, Server, environment, free_bases, last_words
+from chunkfarm.drill.servers import INSIDE, Server, environment, last_words
 from chunkfarm.drill.story import DrillFailed
 
 
@@ -85,21 +84,3 @@ class ServerTests(SynchronousTestCase):
         assert sorted(changed)[-2:] == [0, 0x10]
         with self.assertRaises(DrillFailed):
             flip_bit.find(data, content)
-
-
-class PortTests(SynchronousTestCase):
-    def test_three_in_a_row_everywhere(self) -> None:
-        """A server gets three ports that are free on each address, and no two get the same."""
-        taken = {(INSIDE, 23_001), (OUTSIDE, 23_012)}
-        bases = free_bases(2, (INSIDE, OUTSIDE), 23_000, random.Random(1), lambda host, port: (host, port) not in taken)
-        assert bases == [23_020, 23_030]
-
-    def test_anywhere(self) -> None:
-        """Without a wish they are somewhere below those that the kernel gives away."""
-        bases = free_bases(4, (INSIDE,), None, random.Random(1), lambda host, port: True)
-        assert len(set(bases)) == 4 and all(20_000 <= base < 32_000 for base in bases)
-
-    def test_none(self) -> None:
-        """Where there are not enough, the drill says so."""
-        with self.assertRaises(DrillFailed):
-            free_bases(1, (INSIDE,), 23_000, random.Random(1), lambda host, port: False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import random
@@ -12,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from attrs import define
 
 import chunkfarm
 from chunkfarm.config import Config, read_config
+from chunkfarm.drill.ports import ReservedPorts
 from chunkfarm.drill.servers import environment as inherited
 from tests.slow.line_socket import Hello, LineSocket, Reply, link_to
 
@@ -31,8 +30,6 @@ ROOT = Path(chunkfarm.__file__).resolve().parents[1]
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 CLI = [sys.executable, "-c", "from chunkfarm.cli import main; main()"]
 
-PORTS = range(10_000, 32_000, 10)
-"""Below the range from which the kernel takes ports for outgoing connections."""
 START_SECONDS = 30.0
 """For a server to serve, on a machine that is busy with other things."""
 POLL_SECONDS = 0.05
@@ -126,7 +123,7 @@ class RealFarm:
         self.config_path = self.directory / "config.ini"
         self.config_path.write_text(CONFIG.format(replicas=replicas, farm=farm, servers=servers, server=server))
         self.servers: dict[str, RealServer] = {}
-        self._ports = _PortLocks()
+        self._ports = ReservedPorts(random.SystemRandom())
         self._children: list[subprocess.Popen[bytes]] = []
 
     # Processes.
@@ -134,7 +131,7 @@ class RealFarm:
     def server(self, name: str) -> RealServer:
         """The server of that name, started or not; its ports are nobody else's until the farm is closed."""
         if name not in self.servers:
-            base = self._ports.take()
+            (base,) = self._ports.take(1, [""])
             self.servers[name] = RealServer(name, base, self.directory / name, self.directory / f"{name}.log")
         return self.servers[name]
 
@@ -422,38 +419,3 @@ def hash_of_folder(directory: Path, but: Iterable[str] = ()) -> dict[str, str]:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             told[str(path.relative_to(directory))] = f"{path.stat().st_mode:o} {content}"
     return told
-
-
-class _PortLocks:
-    """Three ports in a row that no other test takes, in this run or in one beside it.
-
-    A port that is free now may be taken before a server listens on it, so each base is also a locked file.
-    """
-
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.gettempdir()) / f"chunkfarm-test-ports-{os.getuid()}"
-        self._folder.mkdir(exist_ok=True)
-        self._locks: list[IO[bytes]] = []
-
-    def take(self) -> int:
-        for base in random.sample(PORTS, len(PORTS)):
-            lock = (self._folder / str(base)).open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _bind_each(range(base, base + 3))
-            except OSError:
-                lock.close()
-                continue
-            self._locks.append(lock)
-            return base
-        raise AssertionError("no three ports in a row are free")
-
-    def close(self) -> None:
-        for lock in self._locks:
-            lock.close()
-
-
-def _bind_each(ports: Iterable[int]) -> None:
-    for port in ports:
-        with socket.socket() as probe:
-            probe.bind(("", port))
