@@ -37,7 +37,8 @@ from chunkfarm.links.lines import LineClient
 from chunkfarm.links.lines import connect as connect_lines
 from chunkfarm.links.peers import Peers
 from chunkfarm.model import FARM, SERVERS, Address, Server
-from chunkfarm.reporter import INTERVAL, LOST_AFTER, REPORT_TIMEOUT
+from chunkfarm.pace import lost_after, report_interval
+from chunkfarm.reporter import REPORT_TIMEOUT
 from chunkfarm.risk import Risk
 from chunkfarm.said import told
 from chunkfarm.table.duties import Report
@@ -107,14 +108,18 @@ class Farm:
     config: Path
     addresses: list[tuple[str, Address, Address]] = field(factory=list)
     """Server id, peer address and client address, the first ahead."""
+    servers: int = 0
+    """How many rows the table has."""
     refused: int = 0
     """Reports that were not answered well, of which one is told: while a thousand begin at once some are late."""
 
     def read(self) -> None:
         """Read `config.ini`."""
+        rows = parse_config(self.config.read_text(), self.config).servers
+        self.servers = len(rows)
         self.addresses = [
             (row.id, Address(row.host, row.peer), Address(row.host, row.client))
-            for row in parse_config(self.config.read_text(), self.config).servers
+            for row in rows
             if row.id and not row.name.startswith(NAME)
         ]
 
@@ -149,11 +154,11 @@ class StandIn:
         return not self._missing
 
     def start_reporting(self, delay: float) -> None:
-        """Report once a second from a moment of its own on, as servers do that were started at different times."""
+        """Report at a server's pace from a moment of its own on, as those do that were started at different times."""
         self._farm.reactor.callLater(delay, self._begin)
 
     def _begin(self) -> None:
-        LoopingCall(self._report).start(INTERVAL).addErrback(print, file=sys.stderr)
+        LoopingCall(self._report).start(report_interval(self._farm.servers)).addErrback(print, file=sys.stderr)
 
     def _report(self) -> None:
         report = Report(incarnation=self.incarnation, free=10**12, used=10**11, revision=10**6, risk=Risk())
@@ -169,7 +174,8 @@ class StandIn:
 
     def _answers(self, address: Address) -> bool:
         """As a server knows it: the first answers its reports."""
-        return address == self._farm.addresses[0][2] and time.monotonic() - self._answered_at < LOST_AFTER
+        patience = lost_after(self._farm.servers)
+        return address == self._farm.addresses[0][2] and time.monotonic() - self._answered_at < patience
 
     def _answered(self, box: dict[str, Any]) -> None:
         if json.loads(box["answer"])["known"]:
@@ -249,13 +255,14 @@ class Crowd(LineOnlyReceiver):
         self._farm.reactor.stop()
 
     async def _report(self, identities: str) -> dict[str, Any]:
-        """Begin to report, all within a second, as those of a farm that has run for long."""
+        """Begin to report, evenly one after the other, as those of a farm that has run for long."""
         self._farm.read()
+        interval = report_interval(self._farm.servers)
         for made in json.loads(Path(identities).read_text()):
             told = made["identity"]
             pems = {name: text.encode() for name, text in told.items() if name != "server_id"}
             one = StandIn(self._farm, made["number"], Identity(told["server_id"], **pems))
-            one.start_reporting((one.number * 0.618) % 1)
+            one.start_reporting((one.number * 0.618) % 1 * interval)
             self.all.append(one)
         return {"count": len(self.all)}
 

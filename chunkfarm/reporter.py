@@ -1,4 +1,4 @@
-"""Each server's report to the first, once a second, and what its answers mean for this server.
+"""Each server's report to the first, mostly once a second, and what its answers mean for this server.
 
 An answered report is the proof that this server belongs: while none comes back the server is read-only and
 says whom it waits for. The first reports to itself, by the same rules.
@@ -19,16 +19,13 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
 from chunkfarm.model import Address, Drain, Server
+from chunkfarm.pace import INTERVAL, lost_after, report_interval
 from chunkfarm.risk import Risk
 from chunkfarm.said import drain_of, risk_of, told
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
 
-INTERVAL = 1.0
-"""Seconds between reports: often enough to miss a server within seconds, seldom enough for a thousand of them."""
-LOST_AFTER = 3.0
-"""Seconds without an answered report until this server calls itself read-only: two may be lost by chance."""
 LATE = 1.0
 """Seconds by which a turn may come late; a process that was paused for longer misses nobody from before it woke."""
 REPORT_TIMEOUT = 2.0
@@ -95,6 +92,7 @@ class Reporter:
         self._acknowledged = self._ticked = clock.seconds()
         self._lost_since = 0
         self._tries = 0
+        self._rested = 0
         self._errors: dict[str, str] = {}
         self._busy: Deferred[None] | None = None
         self._loop: LoopingCall | None = None
@@ -124,7 +122,7 @@ class Reporter:
 
     def answered_by(self, server_id: str) -> bool:
         """Whether that server is the first, and has answered the last reports: it lives, and is in reach."""
-        return server_id == self._first and self._clock.seconds() - self._acknowledged < LOST_AFTER
+        return server_id == self._first and self._is_answered()
 
     def hear_of(self, first: str) -> None:
         """Somebody says who leads; that counts where no row and no list names another server to ask."""
@@ -179,7 +177,7 @@ class Reporter:
         return Deferred.fromCoroutine(self._report())
 
     def _tick(self) -> None:
-        if self._busy is None and not self._state.halted:
+        if self._busy is None and not self._state.halted and self._is_due():
             busy = Deferred.fromCoroutine(self._report())
             if not busy.called:
                 self._busy = busy
@@ -195,6 +193,16 @@ class Reporter:
             # A loop ends with the first exception, and without reports this server would be counted as down.
             self._log.failure("while judging whether this server is served")
 
+    def _is_due(self) -> bool:
+        """Whether to report now: one of very many, answered by the server that still leads, rests for some turns."""
+        if self._tries or not self.belongs or self.first != self._first or self._first == self._state.server_id:
+            return True
+        self._rested += 1
+        return self._rested * INTERVAL >= report_interval(len(self._servers()))
+
+    def _is_answered(self) -> bool:
+        return self._clock.seconds() - self._acknowledged < lost_after(len(self._servers()))
+
     def _failed(self, failure: Any) -> None:
         if not failure.check(CancelledError):
             self._log.failure("while reporting to the first", failure)
@@ -205,6 +213,7 @@ class Reporter:
     async def _report(self) -> None:
         target = self._target()
         self._tries += 1
+        self._rested = 0
         if not target:
             return
         try:
@@ -290,7 +299,7 @@ class Reporter:
         if self._state.halted:
             self._state.change("readonly", cures=self._state.halted_cures)
             return
-        if self._clock.seconds() - self._acknowledged < LOST_AFTER:
+        if self._is_answered():
             if self._state.phase == "readonly":
                 self._lost_since = 0
             self._state.change("serving")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from chunkfarm.model import Server
+from chunkfarm.pace import down_after
 from chunkfarm.state import ServerState
-from chunkfarm.table.duties import DOWN_AFTER
 from chunkfarm.table.records import Reasons, Why
 from chunkfarm.timeline import Kind, Note
 
@@ -104,7 +104,8 @@ class Witness:
             because = "the farm was started as a whole, so it keeps its place"
             self._tell(Kind.RESUMED, new.id, because, mark=new.incarnation)
         elif old.state != new.state and new.state in _STATES:
-            self._tell(_STATES[new.state], new.id, _why_state(old.state, new.state), mark=str(new.since))
+            because = _why_state(old.state, new.state, len(self._rows))
+            self._tell(_STATES[new.state], new.id, because, mark=str(new.since))
         if new.given_up and not (old is not None and old.given_up):
             because = "silent for repair_after, so its chunks are copied to other servers"
             self._tell(Kind.GIVEN_UP, new.id, because, mark=str(new.since))
@@ -186,9 +187,9 @@ def _why_joined(old: Server | None, new: Server) -> str:
     return "it was away for longer than master_grace, so it stands at the end of the line"
 
 
-def _why_state(old: str, new: str) -> str:
+def _why_state(old: str, new: str, servers: int) -> str:
     if new == "down":
-        return "it had said that it leaves" if old == "leaving" else f"no report for {DOWN_AFTER:g} s"
+        return "it had said that it leaves" if old == "leaving" else f"no report for {down_after(servers):g} s"
     if new == "leaving":
         return "it was told to end"
     if old == "down":

@@ -59,6 +59,7 @@ FLOORS: list[set[str]] = [
     {"cures", "old_disks"},
     {
         "membership",
+        "pace",
         "risk",
         "state",
         "timeline",
@@ -93,6 +94,7 @@ PURE = [
     "model",
     "errors",
     "membership",
+    "pace",
     "state",
     "table.consensus",
     "table.lines",

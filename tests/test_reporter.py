@@ -12,11 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import Address, Drain, Server
-from chunkfarm.reporter import INTERVAL, LOST_AFTER, Reporter
+from chunkfarm.pace import INTERVAL, lost_after
+from chunkfarm.reporter import Reporter
 from chunkfarm.risk import Exposed, Risk
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
 from tests.builders import make_server, server_id
+
+LOST_AFTER = lost_after(3)
 
 
 class FakePeers:
@@ -82,13 +85,14 @@ class FakeDuties:
 class ReporterTests(SynchronousTestCase):
     """One report a second; serving while they are answered."""
 
-    def make_reporter(self, first: str = "") -> Reporter:
+    def make_reporter(self, first: str = "", servers: int = 3) -> Reporter:
         self.clock = Clock()
         self.peers, self.table, self.duties = FakePeers(), FakeTable(), FakeDuties()
         self.state = ServerState(server_id=server_id(3), name="s3", stamp=0, incarnation="run3")
         self.learned: dict[str, Address] = {}
         self.heeded: list[tuple[int, frozenset[str]]] = []
         self.heard: list[tuple[str, int]] = []
+        rows = tuple(make_server(number) for number in range(1, servers + 1))
         reporter = Reporter(
             state=self.state,
             make_report=lambda: Report(incarnation="run3"),
@@ -96,7 +100,7 @@ class ReporterTests(SynchronousTestCase):
             table=self.table,
             duties=self.duties,  # type: ignore[arg-type]
             peers=self.peers,  # type: ignore[arg-type]
-            servers=lambda: tuple(make_server(number) for number in (1, 2, 3)),
+            servers=lambda: rows,
             learn=self.learned.__setitem__,
             clock=self.clock,
             now=lambda: 77,
@@ -219,6 +223,32 @@ class ReporterTests(SynchronousTestCase):
         self.run_for(3)
         assert self.state.phase == "serving"
         assert self.state.waits == ()
+
+    def test_reports_of_many(self) -> None:
+        """One of a thousand reports every two seconds while it is answered, and is patient in proportion."""
+        reporter = self.make_reporter(servers=1000)
+        self.peers.answers[server_id(1)] = {"known": True}
+        reporter.start(server_id(1))
+        self.state.change("serving")
+        self.run_for(20)
+        assert len(self.peers.calls) == 11
+        self.peers.answers[server_id(1)] = LinkFailed("refused")
+        self.run_for(5)
+        assert self.state.phase == "serving"
+        self.run_for(2)
+        assert self.state.phase == "readonly"
+
+    def test_one_of_many_asks_again_soon(self) -> None:
+        """Who gets no answer, or has a new first, reports within a second, however many there are."""
+        reporter = self.make_reporter(servers=1000)
+        self.peers.answers[server_id(1)] = self.peers.answers[server_id(2)] = {"known": True}
+        reporter.start(server_id(1))
+        self.table.leader = server_id(2)
+        self.run_for(1)
+        assert [to for to, _ in self.peers.calls] == [server_id(1), server_id(2)]
+        self.peers.answers[server_id(2)] = LinkFailed("refused")
+        self.run_for(4)
+        assert [to for to, _ in self.peers.calls[2:]] == [server_id(2)] * 3
 
     def test_after_a_pause(self) -> None:
         """A process that wakes from a pause misses nobody until it could have been answered; then it does."""

@@ -1,9 +1,9 @@
 """What the first does besides leading: it notices who is alive, and keeps the masters in order.
 
-Every server reports to the first once a second. Reports live in memory; the table hears of them only when a
-server goes down or comes back, and of its free space on a change of a percent, at most once a minute (so that
-a thousand servers at rest cost no commits). All times are on the monotonic clock, and a tick that comes late
-judges nobody until a full round of reports could have arrived.
+Every server reports to the first, mostly once a second (`pace.py`). Reports live in memory; the table hears of
+them only when a server goes down or comes back, and of its free space on a change of a percent, at most once a
+minute (so that a thousand servers at rest cost no commits). All times are on the monotonic clock, and a tick
+that comes late judges nobody until a full round of reports could have arrived.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from chunkfarm.membership import LIVE
 from chunkfarm.model import Drain, FarmOptions, Server
+from chunkfarm.pace import down_after
 from chunkfarm.risk import Risk, of_down, summed
 from chunkfarm.table.consensus import NotLeader
 from chunkfarm.table.epochs import Epochs
@@ -30,8 +31,6 @@ from chunkfarm.table.voters import View, heir, next_configuration, to_drop
 
 ROUND = 0.5
 """Seconds between looks at the farm: half the interval of reports."""
-DOWN_AFTER = 5.0
-"""Seconds of silence until a server counts as down: five reports missed."""
 LATE = 1.0
 """Seconds by which a round may be late before all silence counters start anew: this process was paused."""
 RESTART_GATHER = 2.0
@@ -49,7 +48,7 @@ must not cost a commit each time."""
 
 @frozen(kw_only=True)
 class Report:
-    """What a server says of itself once a second."""
+    """What a server says of itself with each report."""
 
     incarnation: str
     free: int = 0
@@ -301,7 +300,7 @@ class Duties:
         heard = self._heard.setdefault(server.id, _Heard(now))
         heard.at = now
         row = self._row(server.id)
-        if row is not None and server.incarnation in heard.retired and now - heard.alive_at < DOWN_AFTER:
+        if row is not None and server.incarnation in heard.retired and now - heard.alive_at < self._down_after():
             return fail(
                 TableError(
                     f"two processes have the server id {server.id}, at {row.peer_address} and, started before it, at "
@@ -474,7 +473,10 @@ class Duties:
 
     def _away(self, server: Server) -> float:
         """Seconds for which a server that is down has been away. Another leader noticed it, so the wall clock tells."""
-        return (self._registry.now() - server.since) / 1000 + DOWN_AFTER
+        return (self._registry.now() - server.since) / 1000 + self._down_after()
+
+    def _down_after(self) -> float:
+        return down_after(len(self._servers()))
 
     def _hear_all(self, now: float) -> None:
         """Nobody's silence counts from before this moment: nobody here was listening."""
@@ -518,15 +520,16 @@ class Duties:
             waiter.callback(self._row(server.id) or server)
 
     async def _note_silence(self, now: float) -> None:
+        limit = self._down_after()
         silent = [
             server
             for server in self._servers()
-            if server.state != "down" and now - self._of(server.id, now).at >= DOWN_AFTER
+            if server.state != "down" and now - self._of(server.id, now).at >= limit
         ]
         if silent:
             self._log.info(
                 "Down, after {seconds} s of silence: {names}.",
-                seconds=DOWN_AFTER,
+                seconds=limit,
                 names=", ".join(server.name for server in silent),
             )
             await self._registry.enter_state(

@@ -32,6 +32,7 @@ from chunkfarm.chunks import placement, surplus
 from chunkfarm.errors import Full
 from chunkfarm.membership import masters
 from chunkfarm.model import EPOCH_KEY, FILES, OPTIONS_KEY, SERVERS, FarmOptions, File, Server
+from chunkfarm.pace import down_after
 from chunkfarm.table.epochs import PARTS_OF_GRACE
 from chunkfarm.table.interface import Event
 from tests.simulation.checks import Violation
@@ -50,7 +51,7 @@ from tests.simulation.chunk_table import Table
 from tests.simulation.chunk_users import Users
 from tests.simulation.world import Process, World
 
-DOWN_AFTER = 5.0
+DOWN_AFTER = down_after(5)
 REPAIR_AFTER = 120.0
 OTHERS = ("chunkfarm.durable", "chunkfarm.reference_index")
 """What else uses the disk of the chunks."""

@@ -9,10 +9,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm import pace
 from chunkfarm.membership import in_order
 from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, SERVERS, Drain, FarmOptions, Server
+from chunkfarm.pace import down_after
 from chunkfarm.risk import Exposed, Risk
-from chunkfarm.table.duties import DOWN_AFTER, MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
+from chunkfarm.table.duties import MEASURE_INTERVAL, RESTART_GATHER, ROUND, SAID_MAX, Duties, Report
 from chunkfarm.table.epochs import Epochs
 from chunkfarm.table.interface import TableError, Unavailable
 from chunkfarm.table.leadership import ChangeRefused
@@ -20,6 +22,8 @@ from chunkfarm.table.records import Configuration
 from chunkfarm.table.registry import Registry
 from tests.builders import make_server, server_id
 from tests.memory_table import MemoryTable
+
+DOWN_AFTER = down_after(3)
 
 
 class FakeLed:
@@ -97,6 +101,19 @@ class DutiesTests(SynchronousTestCase):
         assert self.states()["s3"] == "up"
         self.pass_time(duties, 2, 2)
         assert self.states() == {"s1": "up", "s2": "up", "s3": "down"}
+
+    def test_silence_of_many(self) -> None:
+        """Where servers report every two seconds, because they are so many, five reports take ten."""
+        self.patch(pace, "SERVERS_A_SECOND", 2)
+        duties = self.make_duties(*(make_server(number) for number in range(1, 5)))
+        numbers = range(2, 5)
+        for _ in range(2):
+            self.pass_time(duties, 1, *numbers)
+            self.pass_time(duties, 8)
+        assert set(self.states().values()) == {"up"}
+        self.pass_time(duties, 1, *numbers[1:])
+        self.pass_time(duties, 2)
+        assert [name for name, state in self.states().items() if state == "down"] == ["s2"]
 
     def test_reports_of_many(self) -> None:
         """A report costs the same in a farm of two and in one of a thousand: no look at every row for each of them."""
