@@ -115,11 +115,9 @@ class Farm:
 
     def read(self) -> None:
         """Read `config.ini`."""
-        rows = parse_config(self.config.read_text(), self.config).servers
-        self.servers = len(rows)
         self.addresses = [
             (row.id, Address(row.host, row.peer), Address(row.host, row.client))
-            for row in rows
+            for row in parse_config(self.config.read_text(), self.config).servers
             if row.id and not row.name.startswith(NAME)
         ]
 
@@ -257,8 +255,10 @@ class Crowd(LineOnlyReceiver):
     async def _report(self, identities: str) -> dict[str, Any]:
         """Begin to report, evenly one after the other, as those of a farm that has run for long."""
         self._farm.read()
+        all_made = json.loads(Path(identities).read_text())
+        self._farm.servers = len(self._farm.addresses) + len(all_made)
         interval = report_interval(self._farm.servers)
-        for made in json.loads(Path(identities).read_text()):
+        for made in all_made:
             told = made["identity"]
             pems = {name: text.encode() for name, text in told.items() if name != "server_id"}
             one = StandIn(self._farm, made["number"], Identity(told["server_id"], **pems))
