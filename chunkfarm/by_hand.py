@@ -12,6 +12,7 @@ from attrs import field, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from chunkfarm.errors import Busy, PreconditionFailed
 from chunkfarm.history import History
@@ -182,20 +183,36 @@ class TakeoverByHand:
         stopped = self.history.stopped
         terms = [one.told.journal[0] for one in outlook.seen if one.told is not None and one.told.journal is not None]
         try:
-            await self.history.begin(self.table.journal_position)
+            await _unbroken(self.history.begin(self.table.journal_position))
             # The journal may have grown while that was written down; from this turn on it does not.
             kept = self.history.begin(self.table.journal_position)
             self.table.take_over_by_force(max(self.table.term, *terms) + TERM_LEAP)
         except ChangeRefused as error:
-            await self.history.abandon(stopped)
+            await _unbroken(self.history.abandon(stopped))
             raise PreconditionFailed(str(error)) from None
+        except CancelledError:
+            # Whoever asked is gone. Until it is taken back this server listens to nobody.
+            self.history.abandon(stopped).addErrback(lambda _: None)
+            raise
         self._log.warn("An admin lets this server go on alone; the lost masters do not count any more.")
-        await kept
+        await _unbroken(kept)
         try:
             await self.history.when_written().addTimeout(WRITE_TIMEOUT, self.clock)
         except TimeoutError:
             raise Busy("the takeover has begun, but the table does not say so yet; look at STATUS") from None
         return Outlook(seen=outlook.seen, objection="", line=newest(self.history.chain))
+
+
+def _unbroken(going: Deferred[None]) -> Deferred[None]:
+    """Fires as the other one does, which goes on when nobody waits for this one any more."""
+    waiting: Deferred[None] = Deferred()
+
+    def ended(result: Failure | None) -> None:
+        if not waiting.called:
+            waiting.callback(result)
+
+    going.addBoth(ended)
+    return waiting
 
 
 def _marked(one: Seen, longest: bool) -> Seen:

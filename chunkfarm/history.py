@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ from chunkfarm.table.lines import (
     Past,
     Verdict,
     contains,
+    fork_between,
     judge,
     longer,
     newest,
@@ -198,6 +199,9 @@ class LinedTable(Protocol):
     @property
     def configuration(self) -> Configuration: ...
 
+    @property
+    def configuration_index(self) -> int: ...
+
     def withhold(self, reason: str, until: Callable[[], bool]) -> None: ...
 
     def read(self, prefix: bytes) -> Deferred[Page]: ...
@@ -222,12 +226,16 @@ class History:
     """The generation that `config.ini` had: a takeover goes beyond it, or this journal would pass for an old one."""
     on_change: Callable[[], None]
     """Called when this server has stopped taking part, or begun again."""
+    on_learned: Callable[[int], None]
+    """Called when this server belongs to another line, with the index up to which that shares this one's past."""
     on_fatal: Callable[[Failure], None]
     clock: IReactorTime
     random: Random
     _memory: Memory = field(factory=Memory, init=False)
     _settled: Chain = field(default=(), init=False)
     """What the rows of this journal tell."""
+    _to_forget: bool = field(default=False, init=False)
+    """Whether a takeover is written down that came to nothing."""
     _deciding: bool = field(default=False, init=False)
     """Whether something is being written down that nothing may come before."""
     _asked: dict[str, float] = field(factory=dict, init=False)
@@ -250,8 +258,10 @@ class History:
         intended = memory.intended
         if intended is not None:
             # Without that configuration the process ended before it took over, and nobody was told of it.
-            taken = self.table.configuration.voters == {self.server_id}
+            alone = self.table.configuration.voters == {self.server_id}
+            taken = alone and self.table.configuration_index > intended.index
             intended = intended if taken and not contains(self._settled, intended.line) else None
+            self._to_forget = intended is None
         self._memory = evolve(memory, chain=longer(memory.chain, self._settled), intended=intended)
         if memory.stopped is not None:
             self.table.withhold(_sentence(memory.stopped.reason), lambda: False)
@@ -264,6 +274,9 @@ class History:
         self._loop = LoopingCall(self._look)
         self._loop.clock = self.clock
         self._loop.start(ROUND, now=False)
+        if self._to_forget:
+            # This server may come to vote alone in another way, and a later start would take that for the takeover.
+            self._do(self._keep())
 
     def stop(self) -> Deferred[Any]:
         """End; fires when what is under way has ended."""
@@ -353,18 +366,28 @@ class History:
             self._log.failure("while asking which line of the farm's history goes on", failure)
 
     async def _ask(self, server_id: str) -> None:
-        told = await self.ask(server_id, self.table.past.committed)
+        index = self.table.past.committed
+        told = await self.ask(server_id, index)
         if told.server == server_id and not self._deciding and self.stopped is None:
-            await self.weigh(told)
+            await self._weigh(told, index)
 
-    async def weigh(self, told: Told) -> None:
-        """Act on what another server of this farm said of its line."""
+    def _judge(self, told: Told, index: int) -> Verdict | None:
+        """What follows from that answer, in which `term_there` is about `index`; None if it must be asked again."""
+        past, there = self.table.past, told.term_there if told.settled else None
+        if past.committed == index:
+            return judge(self.chain, past, told.chain, there)
+        # More is committed by now, of which the answer says nothing.
+        verdict = judge(self.chain, past, told.chain, None)
+        unclear = verdict is not judge(self.chain, past, told.chain, past.term_at(past.committed))
+        shared_then = judge(self.chain, evolve(past, committed=index), told.chain, there) is Verdict.BEHIND
+        return None if unclear and shared_then else verdict
+
+    async def _weigh(self, told: Told, index: int) -> None:
+        """Act on what another server of this farm said of its line, asked about `index`."""
         if self._memory.intended is not None:
             # This one's takeover is not complete: there is nothing yet to compare with.
             return
-        past = self.table.past
-        there = told.term_there if told.settled else None
-        verdict = judge(self.chain, past, told.chain, there)
+        verdict = self._judge(told, index)
         if told.stopped and verdict is not Verdict.APART:
             if verdict in (Verdict.BEHIND, Verdict.LOST):
                 self._wait_for_choice()
@@ -375,6 +398,7 @@ class History:
         if verdict is Verdict.BEHIND:
             await self._learn(told)
         elif verdict is Verdict.LOST:
+            past = self.table.past
             known = judge(self.chain, past, told.chain, past.term_at(past.committed))
             if told.settled or known is Verdict.LOST:
                 await self._end(told, verdict)
@@ -392,12 +416,16 @@ class History:
     async def _learn(self, told: Told) -> None:
         """Belong to the other's line from now on, and decide nothing until this journal tells of it."""
         self._deciding = True
+        before = self.chain
         try:
             if self.table.last_index:
                 self.table.withhold(LEARNS, self._has_learned)
             await self._keep(chain=told.chain)
         finally:
             self._deciding = False
+        # Who holds no table has promised nothing, whatever it was told and by whom.
+        fork = fork_between(before, told.chain) if contains(told.chain, newest(before)) else None
+        self.on_learned(fork.index if fork is not None else 0)
         self._log.warn(
             "The farm went on without this server, since a takeover that {name} tells of; it learns what happened.",
             name=told.name,
@@ -495,14 +523,15 @@ class History:
                     self.look_at(server.id)
         if self._busy is not None:
             return
-        busy = None
         if self._memory.intended is not None and leads and self.table.committed_this_term:
-            busy = Deferred.fromCoroutine(self._write(self._memory.intended))
+            self._do(self._write(self._memory.intended))
         elif self.learns:
-            busy = Deferred.fromCoroutine(self._read())
-        if busy is not None:
-            self._busy = busy if not busy.called else None
-            busy.addErrback(self._failed).addCallback(self._rest)
+            self._do(self._read())
+
+    def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        busy = Deferred.fromCoroutine(work)
+        self._busy = busy if not busy.called else None
+        busy.addErrback(self._failed).addCallback(self._rest)
 
     def _rest(self, _: object) -> None:
         self._busy = None

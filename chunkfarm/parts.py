@@ -295,6 +295,7 @@ class Parts:
             servers=self.servers,
             generation=lambda: self._file_generation,
             on_change=self._history_changed,
+            on_learned=self._line_left,
             on_fatal=on_fatal,
             clock=self.reactor,
             random=self.machine.random,
@@ -374,8 +375,17 @@ class Parts:
         self.embedded.refuse_writes(stopped.reason if stopped is not None else "")
         self.state.halted = stopped.reason if stopped is not None else ""
         self.state.halted_cures = stopped.cures if stopped is not None else ()
-        if stopped is not None and self.state.phase == "serving":
+        if stopped is None:
+            return
+        if self.state.phase == "serving":
             self.state.change("readonly", cures=stopped.cures)
+        # Servers that follow the table here would hear of nothing any more.
+        self.embedded.end_watches(stopped.reason)
+
+    def _line_left(self, index: int) -> None:
+        """The farm went on without what this server may have been told after that index."""
+        self.relay.leave_line(index)
+        self.roster.leave_line(index)
 
     def _build_forgetting(self) -> None:
         survey = LossSurvey(

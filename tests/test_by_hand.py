@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,6 +20,8 @@ from chunkfarm.table.lines import TERM_LEAP, Chain, Fork
 from tests.builders import make_server, server_id
 
 X, Y = Fork("1" * 32, 10, 2), Fork("2" * 32, 20, 5)
+
+STOPPED = Stopped(verdict="apart", line=X.line, index=10, term=2, server=server_id(2), name="s2", address="")
 
 
 def told(number: int, term: int = 3, index: int = 17, **more: Any) -> Told:
@@ -109,6 +111,7 @@ class TakeoverByHandTests(SynchronousTestCase):
         self.stopped: Stopped | None = None
         self.chain: Chain = ()
         self.written: Deferred[None] = succeed(None)
+        self.beginning: Deferred[None] | None = None
         fake: Any = self
         return TakeoverByHand(
             fake,
@@ -130,7 +133,7 @@ class TakeoverByHandTests(SynchronousTestCase):
     def begin(self, position: tuple[int, int]) -> Deferred[None]:
         self.events.append(("begin", position))
         self.journal_position = (3, 18)
-        return succeed(None)
+        return self.beginning or succeed(None)
 
     def abandon(self, stopped: Stopped | None) -> Deferred[None]:
         self.events.append(("abandon", stopped))
@@ -208,6 +211,41 @@ class TakeoverByHandTests(SynchronousTestCase):
         self.refusal = ChangeRefused("this server has no table to go on with")
         self.failureResultOf(takeover.run("lab"), PreconditionFailed)
         assert self.events[-1] == ("abandon", None)
+
+    def test_an_admin_who_goes_away(self) -> None:
+        """While it is being written down: it is taken back, or this server would listen to nobody any more."""
+        takeover = self.make_takeover()
+        self.stopped = STOPPED
+        self.beginning = Deferred(lambda _: self.events.append("the write was broken off"))
+        asked = takeover.run("lab")
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        assert self.events == [("begin", (3, 17)), ("abandon", STOPPED)]
+        self.beginning.callback(None)
+        assert self.events == [("begin", (3, 17)), ("abandon", STOPPED)]
+
+    def test_an_admin_who_goes_away_too_late(self) -> None:
+        """What is done stays done, and where the line begins is written down all the same."""
+        takeover = self.make_takeover()
+        self.written = Deferred(lambda _: self.events.append("nobody waits"))
+        asked = takeover.run("lab")
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        assert self.events == [("begin", (3, 17)), ("begin", (3, 18)), ("force", 5 + TERM_LEAP), "nobody waits"]
+        # The same while the place is written down.
+        takeover = self.make_takeover()
+        begun: list[Deferred[None]] = [succeed(None), Deferred(lambda _: self.events.append("broken off"))]
+        begin = self.begin
+
+        def begin_slowly(position: tuple[int, int]) -> Deferred[None]:
+            self.beginning = begun[len(self.events)]
+            return begin(position)
+
+        self.patch(self, "begin", begin_slowly)
+        asked = takeover.run("lab")
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        assert self.events == [("begin", (3, 17)), ("begin", (3, 18)), ("force", 5 + TERM_LEAP)]
 
     def test_a_disk_that_takes_its_time(self) -> None:
         """Whoever asked is not kept waiting for ever, and hears that it has begun."""

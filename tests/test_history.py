@@ -49,6 +49,7 @@ class FakeTable(MemoryTable):
         self.terms = [2] * 10
         self.committed = 10
         self.configuration = Configuration((ME, OTHER, THIRD))
+        self.configuration_index = 1
         self.withheld: list[tuple[str, Callable[[], bool]]] = []
 
     @property
@@ -100,6 +101,8 @@ class HistoryTests(SynchronousTestCase):
         self.asked: list[tuple[str, int]] = []
         self.rows: tuple[Server, ...] = tuple(make_server(number) for number in (1, 2, 3))
         self.changes = 0
+        self.learned: list[int] = []
+        self.asking: Deferred[Told] | None = None
         self.fatal: list[Failure] = []
         self.writing: Deferred[None] | None = None
         history = History(
@@ -111,6 +114,7 @@ class HistoryTests(SynchronousTestCase):
             servers=lambda: self.rows,
             generation=lambda: 7,
             on_change=self.changed,
+            on_learned=self.learned.append,
             on_fatal=self.fatal.append,
             clock=self.clock,
             random=Random(1),
@@ -129,6 +133,8 @@ class HistoryTests(SynchronousTestCase):
 
     def ask(self, server: str, index: int) -> Deferred[Told]:
         self.asked.append((server, index))
+        if self.asking is not None:
+            return self.asking
         answer = self.answers.get(server)
         return fail(LinkFailed("refused")) if answer is None else succeed(answer)
 
@@ -161,7 +167,17 @@ class HistoryTests(SynchronousTestCase):
         self.answers[OTHER] = self.told(X)
         assert not history.met(OTHER, X.line)
         assert history.said == X.line and history.met(OTHER, X.line)
-        assert self.table.withheld == []
+        assert self.table.withheld == [] and self.learned == [X.index]
+
+    def test_no_history_of_its_own_and_two_lines(self) -> None:
+        """Who only follows belongs to the line that it met last; of what it was told before that nothing counts."""
+        table = FakeTable()
+        table.last_index, table.terms, table.committed = 0, [], 0
+        history = self.make_history(table=table)
+        for server, fork in ((OTHER, X), (THIRD, Y)):
+            self.answers[server] = self.told(fork, server=server)
+            history.met(server, fork.line)
+        assert history.said == Y.line and self.learned == [X.index, 0]
 
     def test_behind(self) -> None:
         """It belongs to the new line from then on, and decides nothing until its own rows tell of it."""
@@ -170,6 +186,7 @@ class HistoryTests(SynchronousTestCase):
         assert not history.met(OTHER, X.line), "what came with another line is not done"
         assert self.asked == [(OTHER, 10)]
         assert history.met(OTHER, X.line) and not history.met(THIRD, "")
+        assert self.learned == [X.index], "what was told of the old line after that does not count any more"
         ((_, learned),) = self.table.withheld
         assert not learned() and history.learns
         self.notes.lines = row(X)
@@ -233,7 +250,7 @@ class HistoryTests(SynchronousTestCase):
         assert "s3 (127.0.0.1:4130)" in stopped.reason and X.line[:8] in stopped.reason
         assert "chunkfarm get" in stopped.cures[0] and "empty the data directory" in stopped.cures[0]
         ((_, over),) = self.table.withheld
-        assert not over()
+        assert not over() and self.learned == []
         assert not history.met(THIRD, "") and not history.met(OTHER, X.line)
 
     def test_lost_survives_a_restart(self) -> None:
@@ -312,6 +329,36 @@ class HistoryTests(SynchronousTestCase):
         history.met(OTHER, X.line)
         assert history.said == X.line and history.stopped is None
 
+    def test_what_is_committed_while_the_other_is_asked(self) -> None:
+        """Its answer is about an earlier entry, and tells nothing of the later one: it is asked again."""
+        history = self.make_history()
+        self.table.terms = [1] * 10 + [4]
+        self.table.committed = 9
+        fork = Fork(X.line, 12, 3)
+        asking: Deferred[Told] = Deferred()
+        self.asking = asking
+        history.met(OTHER, X.line)
+        self.table.committed = 10
+        asking.callback(self.told(fork, term_there=1))
+        assert history.said == "" and history.stopped is None
+        self.asking = None
+        self.clock.advance(ASK_INTERVAL)
+        self.answers[OTHER] = self.told(fork, term_there=3)
+        history.met(OTHER, X.line)
+        assert self.asked == [(OTHER, 9), (OTHER, 10)]
+        assert history.stopped is not None and history.stopped.verdict == "lost"
+
+    def test_what_is_committed_while_the_other_is_asked_changes_no_loss(self) -> None:
+        """Where it lacks the earlier entry already, that says enough."""
+        history = self.make_history()
+        self.table.terms = [1] * 8 + [4] * 3
+        self.table.committed = 9
+        self.asking = Deferred()
+        history.met(OTHER, X.line)
+        self.table.committed = 10
+        self.asking.callback(self.told(Fork(X.line, 12, 3), term_there=1))
+        assert history.stopped is not None and history.stopped.verdict == "lost"
+
     def test_questions_are_few(self) -> None:
         """Ten messages a second of another line are one question in two seconds."""
         history = self.make_history()
@@ -368,13 +415,32 @@ class HistoryTests(SynchronousTestCase):
         history.begin((2, 10))
         assert self.restarted().said == ""
 
+    def test_a_takeover_that_a_crash_prevented_stays_forgotten(self) -> None:
+        """Also if this server comes to vote alone in order later: no line begins where it once nearly did."""
+        history = self.make_history()
+        history.begin((2, 10))
+        self.restarted()
+        table = FakeTable()
+        table.configuration, table.configuration_index, table.last_index = Configuration((ME,)), 40, 40
+        table.is_leader = table.has_quorum = table.committed_this_term = True
+        again = self.make_history(self.notes, table)
+        self.pass_time(1)
+        assert again.said == "" and again.chain == () and LINES_KEY not in table.rows
+
+    def test_a_crash_before_the_takeover_of_one_that_votes_alone(self) -> None:
+        """It voted alone before, so that proves nothing."""
+        table = FakeTable()
+        table.configuration, table.configuration_index = Configuration((ME,)), 7
+        self.make_history(table=table).begin((2, 10))
+        assert self.make_history(self.notes, table).said == ""
+
     def test_a_crash_after_the_takeover(self) -> None:
         """This server votes alone already, so it goes on to tell the table."""
         history = self.make_history()
         history.begin((2, 10))
         line = history.said
         table = FakeTable()
-        table.configuration = Configuration((ME,))
+        table.configuration, table.configuration_index = Configuration((ME,)), 12
         table.is_leader = table.has_quorum = table.committed_this_term = True
         again = self.make_history(self.notes, table)
         assert again.said == line

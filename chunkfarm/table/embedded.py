@@ -404,6 +404,10 @@ class EmbeddedTable:
         """Let no transaction of this server be tried any more, for that reason; an empty one allows them again."""
         self._refusal = reason
 
+    def end_watches(self, reason: str) -> None:
+        """End all watches that run here with `Unavailable`, because of what is told there."""
+        self._driver.hub.end_all(Unavailable(reason))
+
     def _changing(self, change: Deferred[Answer]) -> Deferred[None]:
         def lost(failure: Failure) -> None:
             failure.trap(Lost)

@@ -55,6 +55,11 @@ class Relay:
         stream = self._streams.setdefault(part, _Stream(part, self._open_watch, self._clock))
         return Deferred.fromCoroutine(stream.watch(prefix, from_revision))
 
+    def leave_line(self, index: int) -> None:
+        """The farm went on without what was told here after `index`: who watches reads anew."""
+        for stream in self._streams.values():
+            stream.end(Compacted(index + 1))
+
     def close(self) -> None:
         """End every watch and every stream, and begin no new one."""
         self._closed = True

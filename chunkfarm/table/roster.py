@@ -101,6 +101,8 @@ class Roster:
     _catching_up: IDelayedCall | None = field(default=None, init=False)
     _watchers: list[Callable[[], None]] = field(factory=list, init=False)
     _running: list[Deferred[None]] = field(factory=list, init=False)
+    _following: dict[_Part, Deferred[None]] = field(factory=dict, init=False)
+    """What follows each part; empty once it is stopped."""
     _started: Deferred[None] | None = field(default=None, init=False)
 
     @property
@@ -151,7 +153,7 @@ class Roster:
         started: Deferred[None] = Deferred(lambda _: self._cancel_all())
         self._started = started
         for part in (self._servers, self._farm):
-            self._run(Deferred.fromCoroutine(self._follow(part)))
+            self._begin(part)
         return started
 
     def stop(self) -> Deferred[None]:
@@ -175,6 +177,15 @@ class Roster:
             if any(row.key.startswith(part.prefix) for row in whole):
                 part.replace(whole, newest)
         self._publish()
+
+    def leave_line(self, index: int) -> None:
+        """The farm went on without what this server has heard of after `index`: read all anew, if it heard of any."""
+        self._held.clear()
+        for part, following in list(self._following.items()):
+            if part.revision > index:
+                part.ahead = True
+                following.cancel()
+                self._begin(part)
 
     def refresh(self) -> Deferred[None]:
         """Read both prefixes anew, linearizably; fails with `Unavailable` when nobody can say."""
@@ -205,6 +216,11 @@ class Roster:
 
     # --- running ---------------------------------------------------------------------------------------
 
+    def _begin(self, part: _Part) -> None:
+        following = Deferred.fromCoroutine(self._follow(part))
+        self._following[part] = following
+        self._run(following)
+
     def _run(self, running: Deferred[None]) -> None:
         self._running.append(running)
         running.addErrback(self._ended)
@@ -219,6 +235,7 @@ class Roster:
 
     def _cancel_all(self) -> None:
         self._started = None
+        self._following.clear()
         if self._catching_up is not None:
             self._catching_up.cancel()
             self._catching_up = None
@@ -237,6 +254,9 @@ class Roster:
                     await self._read(part)
                 # A watch that ends before it gave anything may not be able to: then the rows are read again.
                 needs_reading = True
+                if part is self._farm:
+                    # Told again by this watch, which begins at what was taken in, unless it never happened.
+                    self._held.clear()
                 watch = await self._table.watch(part.prefix, part.revision)
                 while True:
                     self._take(part, await watch.next())
@@ -246,7 +266,7 @@ class Roster:
                 raise
             except Compacted as error:
                 self._log.info("the watch of {prefix} fell behind and reads anew", prefix=part.prefix.decode())
-                part.ahead = error.first_revision <= part.revision
+                part.ahead = part.ahead or error.first_revision <= part.revision
                 needs_reading = True
             except TableError as error:
                 self._log.info(

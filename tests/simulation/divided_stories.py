@@ -80,3 +80,29 @@ def terms_of_the_lost(seed: int) -> None:
         farm.must(lambda: first.is_serving and elected.is_serving, SERVE_WITHIN, "serve the new line")
         farm.run_for(5.0)
         farm.check()
+
+
+def who_only_follows(seed: int) -> None:
+    """A server without a table followed the side that stops; from then on it knows what the other side knows."""
+    with DividedStory(seed, 7) as farm:
+        farm.grow()
+        holders = [server for server in farm.servers if server.parts is not None and server.parts.embedded.holds_rows]
+        follower = max((server for server in farm.servers if server not in holders), key=lambda server: server.number)
+        first = next(server for server in holders if farm.leads(server))
+        assert first.parts is not None and first.process is not None
+        voters = first.parts.embedded.configuration.voters
+        alone = next(server for server in holders if server is not first and server.id in voters)
+        for server in farm.servers:
+            if server is not alone:
+                farm.faults._cut(both(alone, server), 40.0)
+        farm.run_for(8.0)
+        first.process.at(0.0, first.parts.registry.set_farm, lambda options: evolve(options, replicas=2))
+        farm.run_for(4.0)
+        farm.take_over(alone)
+        farm.run_for(60.0)
+        assert alone.parts is not None and follower.parts is not None
+        if not (alone.is_serving and follower.is_serving) or first not in farm.stopped:
+            raise Violation(f"divided: {[(server.name, server.state) for server in farm.servers]}")
+        mine, there = follower.parts.roster, alone.parts.roster
+        if (mine.options, mine.generation) != (there.options, there.generation) or mine.servers != there.servers:
+            raise Violation(f"followed: {mine.revision} {mine.options}, and {there.revision} {there.options}")

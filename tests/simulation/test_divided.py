@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.divided import LineSimulation
-from tests.simulation.divided_stories import away_from_both, terms_of_the_lost
+from tests.simulation.divided_stories import away_from_both, terms_of_the_lost, who_only_follows
 
 
 class DividedFarmTests(SynchronousTestCase):
@@ -28,3 +28,7 @@ class DividedFarmTests(SynchronousTestCase):
     def test_terms_of_the_lost(self) -> None:
         """Whoever had entries of a first that is lost gets those of the new line in their places."""
         terms_of_the_lost(1)
+
+    def test_who_only_follows_the_side_that_stops(self) -> None:
+        """A server without a table knows what the farm knows, and nothing of what it was told on the other side."""
+        who_only_follows(1)

@@ -132,6 +132,20 @@ class RelayTests(SynchronousTestCase):
         self.failureResultOf(watch, TableClosed)
         assert self.holder.open_now == 0 and self.clock.getDelayedCalls() == []
 
+    def test_a_line_that_was_left(self) -> None:
+        """What was told of a side that does not count cannot be gone on with: who watches reads anew."""
+        relay = self.make_relay()
+        reader = self.read(relay)
+        for key in (b"servers/a", b"servers/b"):
+            self.holder.put(key)
+        relay.leave_line(1)
+        error = reader.error
+        assert isinstance(error, Compacted) and error.first_revision == 2
+        assert self.holder.open_now == 0
+        again = self.read(relay, revision=2)
+        self.holder.put(b"servers/c")
+        assert again.keys == [b"servers/c"]
+
     def test_one_connection_for_all(self) -> None:
         """A thousand who watch the servers see a change, each once, and the holder has one connection."""
         relay = self.make_relay()

@@ -351,6 +351,72 @@ class RosterTests(SynchronousTestCase):
         assert self.names(roster) == ["a"] and roster.generation == 2
         assert {one.from_revision for one in table.watches[-2:]} == {3}
 
+    def test_what_is_held_is_told_again(self) -> None:
+        """A change of the farm whose servers never came is forgotten with its watch: perhaps it never was."""
+        roster, table, clock = self.started()
+        before = dict(table.rows)
+        table.put(server("c"), generation=3)
+        table.deliver(FARM)
+        assert roster.generation == 2
+        # Whoever told of that is lost, and the farm never had it.
+        table.rows, table.revision, table.events = before, 2, []
+        for part in (SERVERS, FARM):
+            table.last_watch(part).watch.end(Unavailable("the link is lost"))
+        clock.advance(RETRY_SECONDS_FIRST)
+        table.put(server("d"))
+        table.put(farm=FarmOptions(name="lab", replicas=2))
+        for part in (SERVERS, FARM):
+            table.deliver(part)
+        clock.advance(CATCH_UP_SECONDS)
+        assert self.names(roster) == ["b", "a", "d"]
+        assert (roster.generation, roster.options.replicas) == (2, 2)
+
+    def test_a_line_that_was_left(self) -> None:
+        """Whoever followed a side that does not count takes the rows of the farm, whatever its revision."""
+        roster, table, _ = self.started()
+        before = dict(table.rows)
+        table.put(server("c"), generation=3, farm=FarmOptions(name="lab", replicas=1))
+        for part in (SERVERS, FARM):
+            table.deliver(part)
+        assert roster.options.replicas == 1
+        table.rows, table.revision, table.events = before, 2, []
+        table.put(server("d"))
+        table.put(server("e"))
+        old = list(table.watches)
+        roster.leave_line(2)
+        assert self.names(roster) == ["b", "a", "d", "e"]
+        assert (roster.generation, roster.options.replicas) == (2, 3)
+        assert all(one.watch.closed for one in old) and len(table.watches) == len(old) + 2
+        table.put(generation=5)
+        for part in (SERVERS, FARM):
+            table.deliver(part)
+        assert roster.generation == 5
+
+    def test_a_line_that_was_left_with_nothing(self) -> None:
+        """Whoever heard of nothing beyond the place where the lines part goes on as before, and so does one at rest."""
+        roster, table, _ = self.started()
+        reads = len(table.reads)
+        roster.leave_line(2)
+        assert len(table.reads) == reads and len(table.watches) == 2
+        self.successResultOf(roster.stop())
+        roster.leave_line(0)
+        assert len(table.reads) == reads
+
+    def test_a_line_that_was_left_while_nobody_answers(self) -> None:
+        """Then it is read as soon as somebody does, however old that is."""
+        roster, table, clock = self.started()
+        before = dict(table.rows)
+        table.put(server("c"), generation=3)
+        for part in (SERVERS, FARM):
+            table.deliver(part)
+        table.rows, table.revision, table.events = before, 2, []
+        table.unavailable = table.stale_unavailable = True
+        roster.leave_line(1)
+        assert roster.generation == 3
+        table.unavailable = False
+        clock.advance(RETRY_SECONDS_FIRST)
+        assert self.names(roster) == ["b", "a"] and roster.generation == 2
+
     def test_compacted_at_once(self) -> None:
         """A watch that is refused as too old again and again does not make the server spin."""
         roster, table, clock = self.make()
