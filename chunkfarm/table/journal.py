@@ -428,6 +428,9 @@ class Journal:
         self._put_in_place(incoming, state, self._notes)
 
     def _put_in_place(self, incoming: IncomingSnapshot, state: State, notes: Mapping[str, str]) -> None:
+        # It is done anyway when the file is closed, but a disk without room for it would be noticed too late then.
+        self._synchronous(True)
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         incoming.finish(state.write, notes.items())
         self._incoming = None
         self._files.sync(self.path + ".next")
@@ -461,6 +464,7 @@ class Journal:
                 self._incoming = incoming = self._begin_incoming((server_id, 0), meta)
                 for row in rows:
                     incoming.put(row)
+                incoming.seal()
                 self._put_in_place(incoming, state, notes)
             except (sqlite3.Error, OSError) as error:
                 self.drop_incoming()

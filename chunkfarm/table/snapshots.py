@@ -16,6 +16,7 @@ from attrs import frozen
 
 from chunkfarm.table.codec import SnapshotPage, SnapshotRecord, decode_records, encode_record
 from chunkfarm.table.interface import Row
+from chunkfarm.table.journal_file import transaction
 from chunkfarm.table.records import SnapshotMeta
 from chunkfarm.table.rows import insert_record, records
 
@@ -138,17 +139,27 @@ class IncomingSnapshot:
         if page.last:
             if (self._count, self._digest.digest()) != (page.count, page.digest):
                 raise SnapshotError("a snapshot arrived damaged: its count or its digest is wrong")
-            self.complete = True
+            self.seal()
+
+    def seal(self) -> None:
+        """All rows are here; raises `sqlite3.Error` if there is no room for them.
+
+        Whoever is told that it is complete builds on it, so what comes after this must be small, and can be tried again.
+        """
+        self._connection.execute("COMMIT")
+        # So that what finds no room is undone. Nothing of this outlives a crash.
+        self._connection.execute("PRAGMA journal_mode = MEMORY")
+        self.complete = True
 
     def put(self, record: SnapshotRecord) -> None:
         """Write one record that came in no page; raises `sqlite3.Error`."""
         insert_record(self._connection, record)
 
     def finish(self, write_state: Callable[[sqlite3.Connection], None], notes: Iterable[tuple[str, str]]) -> None:
-        """Add what belongs to this server alone, and close the file."""
-        write_state(self._connection)
-        self._connection.executemany("INSERT INTO notes VALUES (?, ?)", notes)
-        self._connection.execute("COMMIT")
+        """Add what belongs to this server alone, and close the file; after `sqlite3.Error` nothing of that is done."""
+        with transaction(self._connection):
+            write_state(self._connection)
+            self._connection.executemany("INSERT INTO notes VALUES (?, ?)", notes)
         self._connection.close()
 
     def close(self) -> None:

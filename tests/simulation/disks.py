@@ -70,10 +70,15 @@ class Disk(Files):
             self.cut_at = 0
             self.on_cut()
             raise PowerCut(what)
-        if self.full and what != "sync":
-            raise _error(FULL, sqlite3.SQLITE_FULL)
+        if what != "sync":
+            self.need_room()
         if self.broken == what:
             raise _error(BROKEN, sqlite3.SQLITE_IOERR)
+
+    def need_room(self) -> None:
+        """What is done now makes a file longer."""
+        if self.full:
+            raise _error(FULL, sqlite3.SQLITE_FULL)
 
     def end_process(self) -> None:
         """The process is gone; all that it committed stays, and what it had open is closed."""
@@ -192,6 +197,9 @@ class _Connection:
         if name == "synchronous":
             self._full = value == "FULL"
         if name in ("synchronous", "journal_mode", "query_only", "cache_size"):
+            return None
+        if name == "wal_checkpoint(PASSIVE)":
+            self._disk.need_room()
             return None
         return self._base.execute(sql)
 

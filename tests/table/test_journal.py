@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
 from random import Random
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.durable import is_full
 from chunkfarm.table import journal as journal_module
 from chunkfarm.table.codec import OpenSession, Request, SnapshotPage, Transaction, encode_request
 from chunkfarm.table.interface import Compacted, Compare, Delete, Event, Put
@@ -18,7 +20,7 @@ from chunkfarm.table.journal_file import Files, JournalError
 from chunkfarm.table.raft_log import encode_configuration
 from chunkfarm.table.records import Configuration, Entry, EntryKind, HardState, Ready, SnapshotMeta
 from chunkfarm.table.rows import StateMachine, digest_of_state
-from chunkfarm.table.snapshots import SnapshotError
+from chunkfarm.table.snapshots import IncomingSnapshot, SnapshotError
 from tests.simulation.disks import Disk
 
 CLIENT = "c"
@@ -476,6 +478,63 @@ class SnapshotTests(JournalTestCase):
             step += 1
         assert found[0] == 0 and found[-1] == 302 and len(found) == 6
         assert found == sorted(found)
+
+    def test_no_room_for_its_end(self) -> None:
+        """A disk that is full when a whole snapshot is put in its place is waited for, and nothing has happened till then."""
+        sender, receiver = self.full(), self.receiver()
+        receiver.set_note("lines", "x" * 50_000)
+        pages = self.pages(sender)
+        for page in pages:
+            receiver.receive("a", page)
+        assert receiver._incoming is not None
+        incoming = receiver._incoming._connection
+        size = incoming.execute("PRAGMA page_count").fetchone()[0]
+        incoming.execute(f"PRAGMA max_page_count = {size}")
+        ready = Ready(snapshot=pages[0].meta, hard_state=HardState(4, "a", 302))
+        for _ in range(2):
+            with self.assertRaises(sqlite3.OperationalError) as caught:
+                receiver.save(ready)
+            assert is_full(caught.exception)
+            assert receiver.applied == 0 and receiver.read(b"", b"", 9).rows == ()
+        assert self.after_crash(receiver).load().entries == (Entry(2, 1, EntryKind.EMPTY),)
+        incoming.execute("PRAGMA max_page_count = 100000")
+        receiver.save(ready)
+        assert receiver.note("lines") == "x" * 50_000
+        assert digest_of_state(receiver._connection) == digest_of_state(sender._connection)
+
+    def test_no_room_for_its_rows(self) -> None:
+        """Before it is offered to anybody all its rows are written: a disk without room for them has promised nothing."""
+        pages, receiver = self.pages(self.full()), self.receiver()
+        for page in pages[:-1]:
+            receiver.receive("a", page)
+        assert receiver._incoming is not None
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(IncomingSnapshot, "seal", side_effect=full), self.assertRaises(sqlite3.OperationalError):
+            receiver.receive("a", pages[-1])
+        assert not os.path.exists(receiver.path + ".next")
+        for page in pages:
+            receiver.receive("a", page)
+        receiver.save(Ready(snapshot=pages[0].meta, hard_state=HardState(4, "a", 302)))
+        assert receiver.applied == 302
+
+    def test_no_room_to_close_what_was_there(self) -> None:
+        """What is still in the WAL needs room before the file can be given up; that is waited for, too."""
+        sender, disk = self.full(), Disk(Random(1))
+        pages = self.pages(sender)
+        receiver = Journal.open(os.path.join(self.directory(), "table.sqlite"), disk)  # type: ignore[arg-type]
+        self.addCleanup(receiver.close)
+        for page in pages:
+            receiver.receive("a", page)
+        ready = Ready(snapshot=pages[0].meta, hard_state=HardState(4, "a", 302))
+        disk.full = True
+        for _ in range(2):
+            with self.assertRaises(sqlite3.OperationalError) as caught:
+                receiver.save(ready)
+            assert is_full(caught.exception) and receiver.applied == 0
+        disk.full = False
+        receiver.save(ready)
+        assert digest_of_state(receiver._connection) == digest_of_state(sender._connection)
 
     def test_a_swap_ends_what_is_being_sent(self) -> None:
         """A server whose table is replaced stops sending the old one."""
