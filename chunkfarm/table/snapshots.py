@@ -144,7 +144,7 @@ class IncomingSnapshot:
     def seal(self) -> None:
         """All rows are here; raises `sqlite3.Error` if there is no room for them.
 
-        Whoever is told that it is complete builds on it, so what comes after this must be small, and can be tried again.
+        Whoever is told that it is complete builds on it, so what comes after this is small and can be tried again.
         """
         self._connection.execute("COMMIT")
         # So that what finds no room is undone. Nothing of this outlives a crash.

@@ -480,7 +480,7 @@ class SnapshotTests(JournalTestCase):
         assert found == sorted(found)
 
     def test_no_room_for_its_end(self) -> None:
-        """A disk that is full when a whole snapshot is put in its place is waited for, and nothing has happened till then."""
+        """A disk that is full when a whole snapshot is put in its place is waited for, and nothing is done till then."""
         sender, receiver = self.full(), self.receiver()
         receiver.set_note("lines", "x" * 50_000)
         pages = self.pages(sender)
@@ -503,7 +503,7 @@ class SnapshotTests(JournalTestCase):
         assert digest_of_state(receiver._connection) == digest_of_state(sender._connection)
 
     def test_no_room_for_its_rows(self) -> None:
-        """Before it is offered to anybody all its rows are written: a disk without room for them has promised nothing."""
+        """Before it is offered to anybody all its rows are written: without room for them nothing is promised."""
         pages, receiver = self.pages(self.full()), self.receiver()
         for page in pages[:-1]:
             receiver.receive("a", page)
@@ -522,7 +522,7 @@ class SnapshotTests(JournalTestCase):
         """What is still in the WAL needs room before the file can be given up; that is waited for, too."""
         sender, disk = self.full(), Disk(Random(1))
         pages = self.pages(sender)
-        receiver = Journal.open(os.path.join(self.directory(), "table.sqlite"), disk)  # type: ignore[arg-type]
+        receiver = Journal.open(os.path.join(self.directory(), "table.sqlite"), disk)
         self.addCleanup(receiver.close)
         for page in pages:
             receiver.receive("a", page)
