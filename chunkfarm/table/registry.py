@@ -145,22 +145,27 @@ class Registry:
     def edit(self, decide: Callable[[Registered], Change | None]) -> Deferred[Any]:
         """Read, let `decide` say what to change (None: nothing), commit; again on a conflict.
 
-        Fires with the change's `result`. `decide` may be called several times and must not have effects.
+        Fires with the change's `result`. `decide` may be called several times and must not have effects. Fails with
+        `Conflict` if it goes on to compare a row with what that is not any more.
         """
         return self._turn.run(lambda: Deferred.fromCoroutine(self._edit(decide)))
 
     async def _edit(self, decide: Callable[[Registered], Change | None]) -> Any:
+        conflict, broken = Conflict(()), set[Compare]()
         for _ in range(ATTEMPTS_MAX):
             before = await self._read()
             change = decide(before)
             if change is None:
                 return None
+            if broken.intersection(change.compares):
+                raise conflict
             compares, operations = _transaction(before, change)
             if not operations:
                 return change.result
             try:
                 revision = await self._table.transact(compares, operations)
-            except Conflict:
+            except Conflict as error:
+                conflict, broken = error, _broken(change.compares, error)
                 continue
             result = change.result
             if isinstance(result, Server) and result.seniority == 0:
@@ -369,6 +374,12 @@ def forgotten_sentence(server_id: str) -> str:
         f"server {server_id} was taken out of this farm for good: to let it join as a new one, empty its data "
         "directory and give it the new farm.join"
     )
+
+
+def _broken(compares: tuple[Compare, ...], conflict: Conflict) -> set[Compare]:
+    """Those that made the conflict, and never hold again: no row comes back to a revision that it has left."""
+    there = {row.key: row.revision for row in conflict.rows}
+    return {one for one in compares if one.relation == "==" and one.revision and there.get(one.key, 0) != one.revision}
 
 
 def _live(server: Server) -> Server:

@@ -480,7 +480,7 @@ class SnapshotTests(JournalTestCase):
         assert found == sorted(found)
 
     def test_no_room_for_its_end(self) -> None:
-        """A disk that is full when a whole snapshot is put in its place is waited for, and nothing is done till then."""
+        """A disk that is full when a snapshot is put in its place is waited for, and nothing is done till then."""
         sender, receiver = self.full(), self.receiver()
         receiver.set_note("lines", "x" * 50_000)
         pages = self.pages(sender)

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.errors import InvalidRequest, NotFound
 from chunkfarm.model import FarmOptions, Server
 from chunkfarm.settings import changed_farm, changed_server
-from chunkfarm.table.interface import Put
+from chunkfarm.table.interface import Compare, Conflict, Put
 from chunkfarm.table.registry import Change, Registered, Registry
 from tests.builders import make_server, server_id
 from tests.memory_table import MemoryTable
@@ -159,6 +159,33 @@ class RegistryTests(SynchronousTestCase):
         after = self.state(registry)
         assert after.servers[server_id(1)].zone == "attic"
         assert server_id(2) in after.servers
+
+    def test_what_can_never_hold_is_not_tried_again(self) -> None:
+        """Of two servers that use one code at once the second is told so, and holds up no other change."""
+        registry = self.make_registry()
+        code = Compare(b"invites/x", "==", self.table.put(b"invites/x", b"good"))
+        self.table.put(b"invites/x", b"used")
+        tried = len(self.table.transactions)
+        failure = self.failureResultOf(registry.join(make_server(2), compares=(code,)), Conflict)
+        assert b"used" in [row.value for row in failure.value.rows]
+        assert len(self.table.transactions) - tried <= 1
+        assert server_id(2) not in self.state(registry).servers
+
+    def test_what_is_read_anew_may_hold(self) -> None:
+        """Rows that change while all are set are compared as they are the next time."""
+        registry = self.make_registry()
+        self.successResultOf(registry.join(make_server(2)))
+        values = [b"s1 again", b"s1 once more"]
+
+        def change_another(operations: object) -> None:
+            if values:
+                row = evolve(self.state(registry).servers[server_id(1)], note=values.pop().decode())
+                self.table.put(row.key, row.to_value())
+
+        self.table.before_transact = change_another
+        changed = registry.set_servers(lambda before: (evolve(before.servers[server_id(2)], weight=7),))
+        assert self.successResultOf(changed) == 1 and values == []
+        assert self.state(registry).servers[server_id(2)].weight == 7
 
     def test_nothing_to_do_commits_nothing(self) -> None:
         """An edit that changes nothing leaves the revision alone."""
