@@ -126,6 +126,9 @@ class LedTable(Protocol):
     @property
     def change_pending(self) -> bool: ...
 
+    @property
+    def committed_this_term(self) -> bool: ...
+
     def caught_up(self) -> frozenset[str]: ...
 
     def propose_configuration(self, configuration: Configuration) -> Deferred[None]: ...
@@ -607,7 +610,7 @@ class Duties:
             silent=self.heard(),
             master_grace=options.master_grace,
             repair_after=options.repair_after,
-            change_pending=self._table.change_pending,
+            change_pending=self._table.change_pending or not self._table.committed_this_term,
         )
 
     def _perhaps_drop(self) -> None:

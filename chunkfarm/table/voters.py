@@ -30,7 +30,7 @@ class View:
     master_grace: float
     repair_after: float
     change_pending: bool = False
-    """Whether a change of the configuration is not committed yet, so that no other may begin."""
+    """Whether no change of the configuration may begin: another is not committed yet, or nothing of this term is."""
 
 
 def next_configuration(view: View) -> Configuration | None:
@@ -61,9 +61,10 @@ def next_configuration(view: View) -> Configuration | None:
 def to_drop(view: View) -> str | None:
     """The other one of two voters, if the leader should go on without it; or None.
 
-    It has been silent for `master_grace`, and nobody alive can take its place: a third server could only if
-    it learns already and no change is under way, for any other step would need the one that is gone. Whether
-    it is safe the core decides (`Consensus.drop`).
+    It has been silent for `master_grace`, and nobody alive can take its place: a third server could only if it has
+    learned everything already and a change may begin, for any other step would need the one that is gone. One that
+    still learns would be waited for as long as that takes, and its disk may be full. Whether it is safe the core
+    decides (`Consensus.drop`).
     """
     configuration = view.configuration
     others = configuration.voters - {view.leader}
@@ -72,15 +73,9 @@ def to_drop(view: View) -> str | None:
     (other,) = others
     if view.silent.get(other, 0.0) < view.master_grace:
         return None
-    substitutes = [
-        server
-        for server in view.servers
-        if server.id in configuration.learners
-        and server.state in membership.LIVE
-        and server.master
-        and view.silent.get(server.id, 0.0) < view.master_grace
-    ]
-    return None if substitutes and not view.change_pending else other
+    step = next_configuration(view) if not view.change_pending else None
+    taking = step.voters - configuration.voters if step is not None else frozenset()
+    return None if any(view.silent.get(one, 0.0) < view.master_grace for one in taking) else other
 
 
 def _may_grow(view: View, rows: Mapping[str, Server], wanted: Iterable[str]) -> bool:

@@ -93,6 +93,27 @@ class LossTests(SynchronousTestCase):
             assert farm[1].parts is not None
             assert {row.id for row in many} < {row.id for row in farm[1].parts.servers()}
 
+    def test_a_third_that_cannot_take_a_place(self) -> None:
+        """One of two is lost while a third with a full disk learns: the other waits for neither."""
+        with Stage() as farm:
+            farm.grow(2)
+            farm.until(lambda: len(farm.voters()) == 2, "two vote")
+            first, second = farm.first, next(server for server in farm.servers if server is not farm.first)
+            third = farm.add_server()
+            farm.join(third)
+            assert first.parts is not None
+            table = first.parts.embedded
+            assert farm.run_for(20.0, lambda: third.is_serving)
+            third.disk.full = True
+            farm.until(lambda: third.id in table.configuration.learners and not table.change_pending, "it learns")
+            second.kill()
+            farm.wait(15.0)
+            farm.remember(first, "without the second")
+            third.disk.full = False
+            farm.until(lambda: farm.voters() == {first.name, third.name}, "the third votes")
+            second.start()
+            farm.end()
+
     def test_all_come_back_in_any_order(self) -> None:
         """Three servers without power are started again, one after the other, in each of the six orders."""
         for order in permutations((1, 2, 3)):

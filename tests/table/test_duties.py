@@ -36,6 +36,7 @@ class FakeLed:
         self.has_quorum = True
         self.configuration = Configuration((server_id(1),))
         self.change_pending = False
+        self.committed_this_term = True
         self.proposed: list[Configuration] = []
         self.handed_to: list[str] = []
         self.lagging: set[str] = set()
@@ -568,6 +569,16 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, 1.5)
         assert self.led.dropped == [(server_id(2), 10.0)]
         assert self.led.configuration == Configuration([server_id(1)])
+
+    def test_a_lost_partner_at_the_beginning_of_a_term(self) -> None:
+        """Before anything of the term is decided no third may take its place, and nothing can be without it."""
+        duties = self.make_duties(make_server(1), make_server(2), make_server(3))
+        self.led.configuration = Configuration([server_id(1), server_id(2)], [server_id(3)])
+        self.led.committed_this_term = False
+        refused = fail(ChangeRefused("nothing of this leader's term has been committed yet"))
+        self.led.propose_configuration = lambda configuration: refused  # type: ignore[method-assign]
+        self.pass_time(duties, 12, 3)
+        assert self.led.dropped == [(server_id(2), 10.0)]
 
     def test_a_partner_that_reports_is_kept(self) -> None:
         """However long nothing can be committed."""

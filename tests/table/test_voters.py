@@ -154,6 +154,17 @@ class NextConfigurationTests(SynchronousTestCase):
         lost_too = self.make_view(servers, numbers(1, 2), numbers(3), silent=silent | {server_id(3): 20.0})
         assert to_drop(lost_too) == server_id(2)
 
+    def test_who_still_learns_takes_nobodys_place(self) -> None:
+        """It may never come to an end, and until then nothing can be decided; nor does one that is no master."""
+        servers = [make_server(1), make_server(2), make_server(3), make_server(4)]
+        silent = {server_id(2): 20.0}
+        learning = self.make_view(servers, numbers(1, 2), numbers(3), silent=silent, caught_up=numbers(1))
+        assert to_drop(learning) == server_id(2)
+        # The third master is gone as well, and what is decided of that would need the second.
+        silent[server_id(3)] = 20.0
+        fourth = self.make_view(servers, numbers(1, 2), numbers(3, 4), silent=silent, caught_up=numbers(1, 4))
+        assert to_drop(fourth) == server_id(2)
+
     def test_a_stranger_takes_nobodys_place(self) -> None:
         """A third that does not learn yet cannot begin to without the one that is gone."""
         servers = [make_server(1), make_server(2), make_server(3)]
