@@ -224,6 +224,7 @@ class Parts:
             heed=self.embedded.heed,
             cures=self.cures,
             heard=self.witness.hears,
+            behind=self.relay.look_elsewhere,
         )
         self._build_history(on_fatal)
         self._build_trust()

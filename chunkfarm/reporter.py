@@ -31,6 +31,8 @@ LATE = 1.0
 REPORT_TIMEOUT = 2.0
 """Seconds to wait for the answer of one report."""
 ROOM_CURE = "make room on the disks of the servers that are named"
+BEHIND_SECONDS = 10.0
+"""Seconds until the table here must be as far as that of the first was. Who follows is told that each second."""
 PUT_TIMEOUT = 10.0
 """Seconds to wait until a row given anew is committed, which may take an election."""
 
@@ -72,9 +74,16 @@ class Reporter:
         heed: Callable[[int, frozenset[str]], None] = lambda term, members: None,
         cures: Callable[[], tuple[str, ...]] = lambda: (),
         heard: Callable[[str, int], None] = lambda first, term: None,
+        behind: Callable[[], None] = lambda: None,
     ) -> None:
-        """`cures` says what a person may do while nobody leads; `heard` is told who has answered, and in which term."""
+        """`cures` says what a person may do while nobody leads; `heard` is told who has answered, and in which term.
+
+        `behind` is called when the table here does not become what the first knew long ago.
+        """
         self._heard = heard
+        self._behind = behind
+        self._there: tuple[int, float] = (0, 0.0)
+        """The revision that this server is to reach, and since when."""
         self._cures = cures
         self._state = state
         self._heed = heed
@@ -283,12 +292,22 @@ class Reporter:
             self._heard(target, answer["term"])
             self.voters = frozenset(answer["voters"])
             self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
+        self._compare(answer.get("revision", 0))
         self.short = answer.get("short", 0)
         self.risk = risk_of(answer["risk"]) if "risk" in answer else None
         self.drains = {server: drain_of(drain) for server, drain in answer.get("drains", {}).items()}
         if not answer["known"]:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)
+
+    def _compare(self, revision: int) -> None:
+        """The first's table is at that revision. Whom this server follows may be cut off, or have a full disk."""
+        now, (reach, since) = self._clock.seconds(), self._there
+        if self._state.revision >= reach:
+            self._there = revision, now
+        elif now - since >= BEHIND_SECONDS:
+            self._there = revision, now
+            self._behind()
 
     def _judge(self) -> None:
         """Serving while reports are answered, else read-only with the reason."""

@@ -13,7 +13,7 @@ from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import Address, Drain, Server
 from chunkfarm.pace import INTERVAL, lost_after
-from chunkfarm.reporter import Reporter
+from chunkfarm.reporter import BEHIND_SECONDS, Reporter
 from chunkfarm.risk import Exposed, Risk
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
@@ -93,6 +93,7 @@ class ReporterTests(SynchronousTestCase):
         self.heeded: list[tuple[int, frozenset[str]]] = []
         self.heard: list[tuple[str, int]] = []
         rows = tuple(make_server(number) for number in range(1, servers + 1))
+        self.behind = 0
         reporter = Reporter(
             state=self.state,
             make_report=lambda: Report(incarnation="run3"),
@@ -107,11 +108,15 @@ class ReporterTests(SynchronousTestCase):
             heed=lambda term, members: self.heeded.append((term, members)),
             heard=lambda first, term: self.heard.append((first, term)),
             cures=lambda: ("start a majority of the masters",),
+            behind=self.falls_behind,
         )
         self.reporter = reporter
         self.addCleanup(reporter.stop)
         self.first = first
         return reporter
+
+    def falls_behind(self) -> None:
+        self.behind += 1
 
     def run_for(self, seconds: float) -> None:
         for _ in range(round(seconds / INTERVAL)):
@@ -125,6 +130,29 @@ class ReporterTests(SynchronousTestCase):
         reporter.start(server_id(1))
         self.successResultOf(belonging)
         assert self.peers.calls == [(server_id(1), "Report")]
+
+    def test_a_table_that_stands_still(self) -> None:
+        """Who does not hear for long what the first had long ago listens to somebody who does not either."""
+        reporter = self.make_reporter()
+        self.peers.answers[server_id(1)] = {"known": True, "revision": 7}
+        self.state.revision = 7
+        reporter.start(server_id(1))
+        self.run_for(2 * BEHIND_SECONDS)
+        # A moment behind all the time, as on every busy farm.
+        for revision in range(8, 50):
+            self.peers.answers[server_id(1)] = {"known": True, "revision": revision}
+            self.run_for(1)
+            self.state.revision = revision - 1
+        assert self.behind == 0
+        self.run_for(BEHIND_SECONDS - 2)
+        assert self.behind == 0
+        self.run_for(3)
+        assert self.behind == 1
+        self.run_for(BEHIND_SECONDS + 1)
+        assert self.behind == 2
+        self.state.revision = 60
+        self.run_for(2 * BEHIND_SECONDS)
+        assert self.behind == 2
 
     def test_full_disks(self) -> None:
         """A first that cannot make a change durable at enough masters is read-only, and says whose disk is full."""

@@ -555,8 +555,9 @@ class EmbeddedTable:
 
     async def _ask(self, request: ReadRequest, here: Callable[[], Coroutine[Any, Any, Page]]) -> Page:
         """What the leader says, or, on a member, what is read here once the leader has said from where on it may be."""
+        # What is decided does not come to the rows of a server whose disk is full.
         carried = await self._courier.carry(
-            lambda: self.id if self.is_member and self.has_quorum else self._whom_to_ask(),
+            lambda: self.id if self.is_member and self.has_quorum and not self.disk_full else self._whom_to_ask(),
             lambda: Deferred.fromCoroutine(here()),
             lambda leader: self._links.read(leader, encode_read(request)).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,

@@ -55,6 +55,11 @@ class Relay:
         stream = self._streams.setdefault(part, _Stream(part, self._open_watch, self._clock))
         return Deferred.fromCoroutine(stream.watch(prefix, from_revision))
 
+    def look_elsewhere(self) -> None:
+        """What is told here stands still although the farm goes on: let somebody else tell."""
+        for stream in self._streams.values():
+            stream.look_elsewhere()
+
     def leave_line(self, index: int) -> None:
         """The farm went on without what was told here after `index`: who watches reads anew."""
         for stream in self._streams.values():
@@ -118,6 +123,12 @@ class _Stream:
                     if not waiter.called:
                         waiter.callback(None)
         return await hub.watch(prefix, from_revision)
+
+    def look_elsewhere(self) -> None:
+        """Go on with a stream of another server, if there is one."""
+        if self._upstream is not None:
+            # Whoever follows it is told that it has ended.
+            self._upstream.close()
 
     def close(self, error: TableError) -> None:
         """End the stream, also one that is still being opened, and begin no other."""

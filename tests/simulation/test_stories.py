@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import permutations
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.table.interface import Put
 from tests.builders import make_server
 from tests.simulation.stage import Stage
+from tests.simulation.users import PREFIX
 
 
 class GrowthTests(SynchronousTestCase):
@@ -92,6 +94,27 @@ class LossTests(SynchronousTestCase):
             farm.until(lambda: farm[1].parts is not None and bool(farm[1].parts.roster.servers), "it has read its rows")
             assert farm[1].parts is not None
             assert {row.id for row in many} < {row.id for row in farm[1].parts.servers()}
+
+    def test_who_follows_a_full_disk(self) -> None:
+        """The first hands over because its disk is full: whoever was told of changes by it is told by another."""
+        with Stage() as farm:
+            farm.grow(6)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            holding = [server.parts.embedded for server in farm.servers if server.parts is not None]
+            farm.until(lambda: sum(table.holds_rows for table in holding) == 5, "five hold the table")
+            follower, old = farm.servers[[table.holds_rows for table in holding].index(False)], farm.first
+            old.disk.full = True
+            farm.remember(farm[2], "by the next one")
+            parts = farm.first.parts
+            assert farm.first is not old and parts is not None and farm.first.process is not None
+            farm.first.process.at(0.0, parts.registry.set_farm, lambda options: evolve(options, replicas=2))
+            farm.wait(20.0)
+            assert follower.parts is not None and follower.parts.roster.options.replicas == 2
+            farm.remember(old, "through the full one")
+            page = farm.ask(old, lambda table: table.read(PREFIX), 5.0)
+            assert len(page.rows) >= 2
+            old.disk.full = False
+            farm.end()
 
     def test_a_third_that_cannot_take_a_place(self) -> None:
         """One of two is lost while a third with a full disk learns: the other waits for neither."""

@@ -727,6 +727,24 @@ class ThreeServersTests(ClusterTestCase):
         cluster.run(2)
         assert self.keys("a", stale=True) == [b"k"] and len(self.digests()) == 1
 
+    def test_full_disk_of_a_follower(self) -> None:
+        """Its rows stand still, so whoever reads there is told what the leader has."""
+        cluster = self.of("a", "b", "c")
+        node = cluster.nodes["b"]
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with patch.object(node.table._journal, "save", side_effect=full):
+            self.put("a", b"k", b"new")
+            cluster.run(1)
+            assert node.table.disk_full
+            began = cluster.clock.seconds()
+            assert self.keys("b") == [b"k"]
+            assert cluster.result(node.table.find(b"k")).rows[0].value == b"new"
+            assert cluster.clock.seconds() - began < 1
+            assert self.keys("b", stale=True) == []
+        cluster.run(2)
+        assert self.keys("b", stale=True) == [b"k"]
+
     def test_heartbeats_do_not_wait_for_the_disk(self) -> None:
         """A leader whose disk takes a while keeps its place."""
         cluster = self.of("a", "b", "c")

@@ -146,6 +146,21 @@ class RelayTests(SynchronousTestCase):
         self.holder.put(b"servers/c")
         assert again.keys == [b"servers/c"]
 
+    def test_a_stream_that_stands_still(self) -> None:
+        """It is looked for elsewhere, and nobody here notices; without a stream there is nothing to do."""
+        relay = self.make_relay()
+        relay.look_elsewhere()
+        reader = self.read(relay)
+        self.holder.put(b"servers/a")
+        stuck, self.holder = self.holder, Holder()
+        self.holder.put(b"servers/a")
+        relay.look_elsewhere()
+        assert (stuck.open_now, self.holder.open_now) == (0, 1)
+        self.holder.put(b"servers/b")
+        assert reader.keys == [b"servers/a", b"servers/b"] and reader.error is None
+        relay.close()
+        relay.look_elsewhere()
+
     def test_one_connection_for_all(self) -> None:
         """A thousand who watch the servers see a change, each once, and the holder has one connection."""
         relay = self.make_relay()
