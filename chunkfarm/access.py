@@ -29,7 +29,10 @@ REFUSAL = "the key is not known or the secret is wrong"
 
 
 class Access:
-    """Authenticates keys for all ports of one server. `revision` is that of the last change of any key."""
+    """Authenticates keys for all ports of one server. `revision` is that of the last change of any key.
+
+    Rows that stand still do not hear of keys that were taken away, so others are asked as long as one of them answers.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,9 @@ class Access:
         masters: Callable[[], tuple[Server, ...]],
         clock: IReactorTime,
         revision: Callable[[], int] = lambda: 0,
+        stands_still: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stands_still = stands_still
         self._table = table
         self._holds_rows = holds_rows
         self._peers = peers
@@ -57,14 +62,20 @@ class Access:
         return Deferred.fromCoroutine(self._check(key_id, proof))
 
     async def _check(self, key_id: str, proof: bytes) -> Principal:
-        if self._holds_rows():
+        holds_rows = self._holds_rows()
+        if holds_rows and not self._stands_still():
             return await self.check_here(key_id, proof)
         _refuse_unfit(key_id)
         now, revision = self._clock.seconds(), self._revision()
         known = self._remembered.get((key_id, proof))
         if known is not None and now < known[0] and known[1] == revision:
             return known[2]
-        principal = await self._ask(key_id, proof)
+        try:
+            principal = await self._ask(key_id, proof)
+        except Waiting:
+            if not holds_rows:
+                raise
+            return await self.check_here(key_id, proof)
         if len(self._remembered) >= REMEMBER_MAX:
             self._remembered.clear()
         # The revision of before: a key that changed while it was asked about is asked about again.

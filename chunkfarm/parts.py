@@ -232,9 +232,10 @@ class Parts:
             self.embedded,
             lambda: self.embedded.holds_rows,
             self.peers,
-            lambda: membership.masters(self.servers()),
+            self._who_knows_keys,
             self.reactor,
             lambda: self.roster.keys_revision,
+            lambda: self.embedded.stands_still,
         )
         self.keyring = Keyring(self.embedded, lambda: self.seal, self.now)
         self.invites = Invites(self.embedded, lambda: self.seal, self.now, self.servers, self.options)
@@ -511,6 +512,11 @@ class Parts:
         # Answers to reports may know of newer masters than the rows, which come with the watch.
         line = [self.first(), *(server.id for server in membership.masters(rows.values())), *self.reporter.voters]
         return [rows[id].client_address for id in dict.fromkeys(line) if id in rows and id != self.data.server_id]
+
+    def _who_knows_keys(self) -> tuple[Server, ...]:
+        """The other masters, the one that leads ahead: one that is cut off from it does not hear of keys that went."""
+        others = [server for server in membership.masters(self.servers()) if server.id != self.data.server_id]
+        return tuple(sorted(others, key=lambda server: server.id != self.first()))
 
     def _answers(self, address: Address) -> bool:
         """Whether the server with that client port is known to live."""

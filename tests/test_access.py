@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.access import Access
 from chunkfarm.errors import AuthenticationFailed
+from chunkfarm.links.peers import LinkFailed
 from chunkfarm.model import Principal, Server
 from chunkfarm.table.interface import Put
 from chunkfarm.trust.keys import new_key
@@ -25,16 +26,21 @@ class MemoryPeers:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
+    role = "admin"
+    gone = False
+
     def call(self, server_id: str, command: Any, key: str, proof: bytes) -> Deferred[dict[str, str]]:
         self.asked.append(key)
-        return succeed({"role": "admin"})
+        return fail(LinkFailed("refused")) if self.gone else succeed({"role": self.role})
 
 
 class AccessTests(SynchronousTestCase):
-    def make(self, holds_rows: bool) -> Access:
+    def make(self, holds_rows: bool, *, stands_still: bool = False) -> Access:
         self.table, self.peers = MemoryTable(), MemoryPeers()
         peers: Any = self.peers
-        return Access(self.table, lambda: holds_rows, peers, lambda: (FIRST,), Clock())
+        return Access(
+            self.table, lambda: holds_rows, peers, lambda: (FIRST,), Clock(), stands_still=lambda: stands_still
+        )
 
     def test_good(self) -> None:
         """A key that stands in the table is good, with its secret."""
@@ -43,6 +49,16 @@ class AccessTests(SynchronousTestCase):
         self.table.transact((), (Put(row.key, row.to_value()),))
         assert self.successResultOf(access.authenticate(row.id, secret)) == Principal(row.id, "write", "lab/")
         self.failureResultOf(access.authenticate(row.id, "another"), AuthenticationFailed)
+
+    def test_rows_that_stand_still(self) -> None:
+        """With a full disk a master does not hear of a key that was removed: it asks another, as long as one answers."""
+        access = self.make(True, stands_still=True)
+        row, secret = new_key("write")
+        self.table.transact((), (Put(row.key, row.to_value()),))
+        self.peers.role = ""
+        self.failureResultOf(access.authenticate(row.id, secret), AuthenticationFailed)
+        self.peers.gone = True
+        assert self.successResultOf(access.authenticate(row.id, secret)) == Principal(row.id, "write", "")
 
     def test_unfit_ids(self) -> None:
         """An id that no key can have is refused as an unknown one is, whatever its length: it waits, and is counted."""

@@ -503,8 +503,8 @@ class PeerAnswers:
         return Deferred.fromCoroutine(self._authenticate(key, proof))
 
     async def _authenticate(self, key: str, proof: bytes) -> Principal | None:
-        if not self._table.holds_rows:
-            raise commands.NotNow("this server holds no keys")
+        if not self._table.holds_rows or self._table.stands_still:
+            raise commands.NotNow("this server holds no keys, or none that are current")
         try:
             return await self._access.check_here(key, proof)
         except AuthenticationFailed:

@@ -321,6 +321,11 @@ class EmbeddedTable:
         """Whether the table's disk has no room; nothing is acknowledged here until it has."""
         return self._driver.full
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether the rows here do not follow what another server decides, because the table's disk has no room."""
+        return self._driver.full and not self.is_leader
+
     def progress(self) -> Mapping[str, Progress]:
         """On the leader: how far every other member is (`match`, `recently_active`); empty elsewhere."""
         core = self._driver.core
@@ -555,9 +560,8 @@ class EmbeddedTable:
 
     async def _ask(self, request: ReadRequest, here: Callable[[], Coroutine[Any, Any, Page]]) -> Page:
         """What the leader says, or, on a member, what is read here once the leader has said from where on it may be."""
-        # What is decided does not come to the rows of a server whose disk is full.
         carried = await self._courier.carry(
-            lambda: self.id if self.is_member and self.has_quorum and not self.disk_full else self._whom_to_ask(),
+            lambda: self.id if self.is_member and self.has_quorum and not self.stands_still else self._whom_to_ask(),
             lambda: Deferred.fromCoroutine(here()),
             lambda leader: self._links.read(leader, encode_read(request)).addCallback(decode_page),
             self._clock.seconds() + PATIENCE,

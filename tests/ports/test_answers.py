@@ -59,6 +59,7 @@ class FakeEngine:
     term = 3
     has_quorum = True
     holds_rows = True
+    stands_still = False
     change_pending = False
     configuration = Configuration((server_id(1), server_id(2)))
 
@@ -580,6 +581,9 @@ class PeerAnswersTests(SynchronousTestCase):
         assert self.successResultOf(asked) == Principal(row.id, "write", "lab/")
         assert self.successResultOf(answers.authenticate(row.id, secret_digest("x"))) is None
         assert self.successResultOf(answers.authenticate("nobody", secret_digest(secret))) is None
+        self.engine.stands_still = True
+        self.failureResultOf(answers.authenticate(row.id, secret_digest(secret)), commands.NotNow)
+        self.engine.stands_still = False
         self.engine.holds_rows = False
         self.failureResultOf(answers.authenticate(row.id, secret_digest(secret)), commands.NotNow)
 
