@@ -51,7 +51,7 @@ class AccessTests(SynchronousTestCase):
         self.failureResultOf(access.authenticate(row.id, "another"), AuthenticationFailed)
 
     def test_rows_that_stand_still(self) -> None:
-        """With a full disk a master does not hear of a key that was removed: it asks another, as long as one answers."""
+        """With a full disk a master does not hear of a key that was removed: it asks another, if one answers."""
         access = self.make(True, stands_still=True)
         row, secret = new_key("write")
         self.table.transact((), (Put(row.key, row.to_value()),))
