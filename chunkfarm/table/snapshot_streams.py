@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from chunkfarm.durable import is_full
 from chunkfarm.links.commands import BadRequest, NotNow
 from chunkfarm.table.codec import SnapshotPage, decode_consensus, encode_snapshot_page
 from chunkfarm.table.consensus import LEADER
@@ -63,6 +64,8 @@ class SnapshotStreams:
         """A whole snapshot waits for its swap; the second file must not be touched until then."""
         self._writing = False
         """One page at a time, so that nobody begins another snapshot between the last page and its swap."""
+        self._told_full = False
+        """Whether it has been said that there is no room for a snapshot."""
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -168,10 +171,16 @@ class SnapshotStreams:
             raise BadRequest(str(error)) from error
         except (sqlite3.Error, OSError) as error:
             # Nothing depends on the second file, so its failure is not yet that of the journal.
-            self._log.failure("while writing a snapshot")
+            if not is_full(error):
+                self._log.failure("while writing a snapshot")
+            elif not self._told_full:
+                # It is tried again each second.
+                self._told_full = True
+                self._log.error("There is no room on the disk for the table, which {sender} sends.", sender=sender)
             raise NotNow("the snapshot cannot be written") from error
         finally:
             self._writing = False
+        self._told_full = self._told_full and not complete
         if complete and not self._driver.stopped:
             await self._offer(sender, page.term, page.meta)
 

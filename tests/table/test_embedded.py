@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
@@ -932,6 +933,22 @@ class CatchUpTests(ClusterTestCase):
         cluster.until(lambda: cluster.nodes["b"].table.holds_rows)
         cluster.run(1)
         assert len(self.digests()) == 1
+
+    def test_no_room_for_a_snapshot(self) -> None:
+        """It is said once, not with each try, and the snapshot comes when there is room."""
+        cluster = self.of("a")
+        self.put("a", b"k")
+        cluster.add("b")
+        journal = cluster.nodes["b"].table._journal
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with capturedLogs() as said, patch.object(journal, "receive", side_effect=full) as receive:
+            cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a"}, {"b"})))
+            cluster.run(10)
+            assert receive.call_count > 2
+        assert [event["log_level"] for event in said if "no room" in event["log_format"]] == [LogLevel.error]
+        assert self.flushLoggedErrors() == []
+        cluster.until(lambda: cluster.nodes["b"].table.holds_rows)
 
     def test_two_senders(self) -> None:
         """Pages that do not belong to what is being received are refused, and do no harm."""
