@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.limits import Limits
 from chunkfarm.ports.client import ClientFactory
+from tests.fuzz.promises import settle
 from tests.memory_table import MemoryTable
 from tests.ports.fakes import MemoryBackend
 
@@ -66,8 +67,9 @@ class ClientLink:
         return other
 
     def send(self, data: bytes) -> str:
-        """Give bytes as they are."""
+        """Give bytes as they are, and let everything happen that only waits for its turn."""
         self.protocol.dataReceived(data)
+        settle(self.clock)
         return self.heard()
 
     def say(self, *lines: str) -> str:

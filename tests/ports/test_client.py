@@ -324,6 +324,25 @@ class OrderTests(SynchronousTestCase):
         """However many commands come in one read, each is answered."""
         assert ClientLink().say(*["PING"] * 5000) == "OK\r\n" * 5000
 
+    def test_others_have_their_turn(self) -> None:
+        """Whoever sends thousands of lines at once, empty ones too, is served some in each turn of the reactor."""
+        for line in (b"PING\n", b"\n"):
+            link = ClientLink()
+            link.protocol.dataReceived(line * 5000)
+            assert len(link.protocol._buffer) > 4900 * len(line)
+            assert link.transport.producerState == "paused", "no more is read meanwhile"
+            turns: list[Any] = []
+            later = link.clock.callLater
+            link.clock.callLater = lambda *call: turns.append(later(*call)) or turns[-1]  # type: ignore
+            link.clock.advance(0)
+            link.clock.callLater = later  # type: ignore[method-assign]
+            assert len(turns) >= 5000 // limits.LINES_IN_TURN - 1
+            assert link.heard() == ("OK\r\n" * 5000 if line.strip() else "")
+            assert link.transport.producerState == "producing"
+            link.protocol.dataReceived(line * 200)
+            link.lose()
+            assert link.clock.getDelayedCalls() == []
+
     def test_answers_in_order(self) -> None:
         """A slow answer keeps those behind it waiting; errors wait too."""
         link = ClientLink().auth("reader")
@@ -357,6 +376,48 @@ class OrderTests(SynchronousTestCase):
         link.protocol.resumeProducing()
         assert link.heard() == "OK\r\n"
         assert link.transport.producerState == "producing"
+
+    def test_large_answers_not_taken(self) -> None:
+        """Of many large answers that are asked for at once, a client that takes none makes one, and no more."""
+        link = ClientLink().auth("reader")
+        asked: list[None] = []
+        real, written = link.backend.catalog.list, link.transport.write
+
+        def counted(*arguments: Any) -> Any:
+            asked.append(None)
+            return real(*arguments)
+
+        def write(data: bytes) -> None:
+            written(data)
+            link.protocol.pauseProducing()
+
+        link.backend.catalog.list = counted  # type: ignore[method-assign]
+        link.transport.write = write  # type: ignore[method-assign]
+        assert link.say(*["LIST"] * 20) == "FILES 0 revision=7\r\nEND\r\n"
+        assert len(asked) == 1
+        link.protocol.resumeProducing()
+        assert len(asked) == 2
+        link.transport.write = written  # type: ignore[method-assign]
+        link.protocol.resumeProducing()
+        assert len(asked) == 20
+        assert link.heard().count("END") == 19
+
+    def test_payloads_of_who_takes_nothing(self) -> None:
+        """What brought bytes is done all the same: it would keep them in memory, and is answered in a word."""
+        link = ClientLink().auth("writer")
+        link.protocol.pauseProducing()
+        link.protocol.resumeProducing()
+        chunk = digest_of(b"abc").hex()
+        written = link.transport.write
+
+        def write(data: bytes) -> None:
+            written(data)
+            link.protocol.pauseProducing()
+
+        link.transport.write = write  # type: ignore[method-assign]
+        heard = link.send(f"HELLO\nPUT {chunk} 3\nabcHELLO\n".encode())
+        assert heard.startswith("OK chunkfarm/1 ") and f"OK {chunk} " in heard and heard.count("OK") == 2
+        assert link.factory._payload_bytes == 0
 
     def test_fault(self) -> None:
         """A fault of ours is logged and answered as one; the link goes on."""

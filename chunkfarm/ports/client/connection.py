@@ -5,7 +5,9 @@ order of things and the limits.
 
 A command is *pending* from the moment its line is read until its answer is written. It starts once every
 earlier one is done, unless it and all unfinished earlier ones may overlap (PUT, HAVE, PING). Reading pauses
-while too much is pending, while a payload finds no room, and while the other side does not take its answers.
+while too much is pending, while a payload finds no room, and while the other side does not take its answers; then
+nothing is begun either whose answer may be long, so that no more than one such waits in memory. After some lines
+everybody else has a turn.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from chunkfarm.ports.client.limits import (
     CHECK_INTERVAL,
     CLOSE_TIMEOUT,
     EMIT_WHOLE,
+    LINES_IN_TURN,
 )
 from chunkfarm.ports.client.pending import Payload, Pending, is_loopback
 from chunkfarm.ports.client.session import ANYONE, PRIVATE, Answer, Command, Request, Session, refusal
@@ -61,6 +64,10 @@ class ClientConnection(Protocol):
         self._buffer = LineBuffer(self._limits.client_line)
         self._line_since: float | None = None
         """Since when there is a part of a line."""
+        self._lines_taken = 0
+        """In this turn of the reactor."""
+        self._next_turn: IDelayedCall | None = None
+        """In which more lines are taken."""
         self._slow_since = 0.0
         self._slow_from = 0
         """When, and at how many bytes taken, it was last seen that the other side takes too little."""
@@ -133,6 +140,8 @@ class ClientConnection(Protocol):
                 self.fail(InvalidRequest("this port begins in plain text: say STARTTLS first"))
                 return
         self._buffer.feed(data)
+        if self._next_turn is None:
+            self._lines_taken = 0
         self._turn()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -142,6 +151,9 @@ class ClientConnection(Protocol):
         for call in self._pauses:
             if call.active():
                 call.cancel()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         if self._session.watching is not None:
             self._session.watching.stop()
         room, self._room = self._room, None
@@ -181,6 +193,8 @@ class ClientConnection(Protocol):
         """Whether no further command may be read now."""
         if self._awaits_tls or self._writing_paused or len(self._queue) >= self._limits.client_pending:
             return True
+        if self._lines_taken >= LINES_IN_TURN:
+            return True
         if self._payload is not None:
             return not self._admit(self._payload)
         last = self._queue[-1].command if self._queue else None
@@ -196,7 +210,15 @@ class ClientConnection(Protocol):
                 pass
         finally:
             self._turning = False
+        if self._lines_taken >= LINES_IN_TURN and self._next_turn is None and not self._ended:
+            self._next_turn = self._clock.callLater(0, self._go_on)
         self._adjust_reading()
+
+    def _go_on(self) -> None:
+        """The others have had their turn."""
+        self._next_turn = None
+        self._lines_taken = 0
+        self._turn()
 
     def _read_some(self) -> bool:
         """Take from the buffer what may be taken; whether anything was."""
@@ -220,6 +242,7 @@ class ClientConnection(Protocol):
                         self._line_since = self._clock.seconds()
                     break
                 self._line_since = None
+                self._lines_taken += 1
                 self._line(line)
             taken = True
         return taken
@@ -338,6 +361,9 @@ class ClientConnection(Protocol):
             if not pending.whole or not (position == 0 or overlap):
                 return False
             if pending.answer is None and pending.running is None:
+                if self._writing_paused and not pending.is_told_little:
+                    # Its answer would wait in memory behind those that are not taken.
+                    return False
                 pending.running = Deferred.fromCoroutine(self._run(pending))
                 return True
         return False

@@ -27,6 +27,11 @@ class Pending:
     def overlaps(self) -> bool:
         return self.answer is not None or (self.command is not None and self.command.overlaps)
 
+    @property
+    def is_told_little(self) -> bool:
+        """Whether it should not wait for answers to be taken: its own is a word, and it keeps bytes or others waiting."""
+        return self.command is not None and (self.command.payload_at is not None or self.command.changes_session)
+
 
 @define(eq=False)
 class Payload:
