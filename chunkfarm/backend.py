@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 
 from chunkfarm import changes, membership
 from chunkfarm.emptying import emptied, kept
+from chunkfarm.ports.places import whose
 from chunkfarm.status import status_pairs
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class ServerBackend:
         return self._parts.access.check(key_id, proof)
 
     def failed_attempt(self, address: str) -> float:
-        return self._parts.failed_attempts.note(address, self._parts.reactor.seconds())
+        return self._parts.failed_attempts.note(whose(address), self._parts.reactor.seconds())
 
     def is_master(self, server_id: str) -> bool:
         return any(server.id == server_id for server in membership.masters(self._parts.servers()))

@@ -94,6 +94,9 @@ class Limits:
     """How long such a link may last: a join takes a second, and a founder may take a few."""
     peer_stranger_bytes: int = _size(64 * KIB, 16 * KIB, 2 * MIB)
     """Of an unfinished box of such a link: the largest that one may send, to join, has some four thousand."""
+    peer_stranger_questions: int = _count(16, 4)
+    """Of such a link, before it ends: a joiner asks two. Some take as long to answer as a hundred take to send, and
+    thousands fit one read, so that a farm's reports would wait for a stranger's."""
     peer_stranger_answers: int = _size(256 * KIB, 16 * KIB, 16 * MIB)
     """Of answers that such a link may leave untaken: a thousand probes, where one or two make sense."""
 

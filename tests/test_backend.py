@@ -7,12 +7,25 @@ from types import SimpleNamespace
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm import membership
 from chunkfarm.backend import ServerBackend
+from chunkfarm.failed_attempts import PAUSE_FIRST, PAUSE_MOST, FailedAttempts
 from chunkfarm.model import Server
 from tests.builders import server_id
+
+class FailedAttemptsTests(SynchronousTestCase):
+    def test_one_network_of_ipv6(self) -> None:
+        """Whoever tries wrong keys from all addresses of an IPv6 network waits as from one."""
+        parts: Any = SimpleNamespace(failed_attempts=FailedAttempts(), reactor=Clock())
+        backend = ServerBackend(parts)
+        pauses = [backend.failed_attempt(f"2001:db8::{number:x}") for number in range(12)]
+        assert pauses[-1] == PAUSE_MOST
+        assert backend.failed_attempt("2001:db8:0:1::1") == PAUSE_FIRST
+        assert backend.failed_attempt("::ffff:10.0.0.1") == backend.failed_attempt("10.0.0.2") == PAUSE_FIRST
+
 
 ROWS = tuple(
     Server(

@@ -121,6 +121,8 @@ class Boxes(amp.AMP):
     _key = b""
     """Its key whose value comes next."""
 
+    _over = False
+    """This side has ended the link; what has come and is not read yet is nothing any more."""
     _box_bytes = 0
     """Bytes of that box so far."""
     box_bytes_max: int | None = None
@@ -166,7 +168,7 @@ class Boxes(amp.AMP):
         """Pass on each whole box in `data`, and keep what is left."""
         at = 0
         self._unread = b""
-        while self.transport is not None:
+        while self.transport is not None and not self._over:
             if self._box is None and data.startswith(_MESSAGE, at):
                 after = self._take_message(data, at + len(_MESSAGE))
                 if after:
@@ -187,6 +189,8 @@ class Boxes(amp.AMP):
                 break
             at = end
             self._string(data[begin:end])
+        if self._over:
+            return
         self._unread = data[at:]
         if self.box_bytes_max is not None and self._box_bytes + len(self._unread) > self.box_bytes_max:
             raise BoxTooLong(f"a box has at most {self.box_bytes_max} bytes here")
@@ -217,7 +221,7 @@ class Boxes(amp.AMP):
             self._box, self._key = box, string
         elif box.keys() - {LINE} == _MESSAGE_KEYS and box[amp.COMMAND] == b"Consensus":
             # What a network has cut up means the same as what came whole.
-            self._box = None
+            self._box, self._box_bytes = None, 0
             self.message_received(box[b"payload"], box.get(LINE))
         else:
             self._box, self._box_bytes = None, 0
@@ -254,5 +258,6 @@ class Boxes(amp.AMP):
 
     def abort(self) -> None:
         """End the link at once; harmless when it has ended."""
+        self._over = True
         if self.transport is not None:
             cast(Any, self.transport).abortConnection()

@@ -145,6 +145,8 @@ class PeerPort(Boxes):
         self._peer: str | None = None
         self._deadline: IDelayedCall | None = None
         self._host = ""
+        self._questions = 0
+        """Asked as a stranger."""
 
     @property
     def peer(self) -> str | None:
@@ -200,6 +202,16 @@ class PeerPort(Boxes):
             self.abort()
             return
         super().dataReceived(data)
+
+    def ampBoxReceived(self, box: amp.AmpBox) -> None:
+        """Take a box, unless it is one too many of a stranger."""
+        if self in self._owner.strangers:
+            self._questions += 1
+            if self._questions > self._owner.limits.peer_stranger_questions:
+                self._owner.limited("stranger_questions")
+                self.abort()
+                return
+        super().ampBoxReceived(box)
 
     def box_too_long(self) -> None:
         """Count a stranger whose box does not end."""

@@ -476,6 +476,24 @@ class PeerPortTests(SynchronousTestCase):
         assert self.flushLoggedErrors() == []
         assert self.limited == ["stranger_bytes"]
 
+    def test_a_stranger_that_goes_on_asking(self) -> None:
+        """After more questions than a joiner has the link ends, at once, however many more have come with them."""
+        told = {b"server": server_id(2).encode(), b"stamp": b"1", b"farm": b""}
+        probe = amp.AmpBox({b"_ask": b"1", b"_command": b"Probe", **told}).serialize()
+        message = message_box(b"x", None)
+        _, port, pump = self.make_link()
+        port.dataReceived(probe * 1000 + message)
+        assert len(self.backend.probers) == LIMITS.peer_stranger_questions
+        pump.flush()
+        assert port not in self.factory.connections
+        assert self.limited == ["stranger_questions"]
+        self.backend.probers.clear()
+        _, port, _ = self.make_link(server_id(7))
+        port.dataReceived(probe * 1000 + message)
+        assert len(self.backend.probers) == 1000
+        assert self.backend.payloads == [b"x"]
+        assert self.limited == ["stranger_questions"]
+
     def test_all_places_taken(self) -> None:
         """A server gets in while there is any stranger to make room."""
         self.make_link(server_id(7))
