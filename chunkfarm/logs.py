@@ -2,11 +2,15 @@
 
 twistd has no option for either form or level, but takes a maker of observers, which is what `Logs.observer` is. What
 is written as JSON are the fields that a line of text is made of, one object a line, for those who collect logs.
+
+Much of what is logged are words of others: of whoever answers at an address, even before it is known who that is. So
+nothing goes out as it is that would move a terminal's cursor, or that cannot be written as UTF-8.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -14,19 +18,36 @@ from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 from twisted.logger import (
+    FileLogObserver,
     FilteringLogObserver,
     ILogObserver,
     LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
     formatEvent,
-    textFileLogObserver,
+    formatEventAsClassicLogText,
 )
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
 _OWN = frozenset(("isError", "why", "failure", "format", "message", "time", "system"))
 """Fields that Twisted puts into an event for itself."""
+
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All but tab and line feed, behind which Twisted puts a tab, so that no line can pass for another event: control
+characters, other ends of lines, what turns the direction of writing, halves of characters."""
+
+
+def clean(text: str) -> str:
+    """The same with such characters as `\\uXXXX`, which is also what they are in JSON."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def as_text(event: LogEvent) -> str | None:
+    """The lines for an event as twistd writes them; None if there is nothing to tell."""
+    text = formatEventAsClassicLogText(event)
+    return None if text is None else clean(text)
 
 
 def as_json(event: LogEvent) -> str:
@@ -43,7 +64,7 @@ def as_json(event: LogEvent) -> str:
             told.setdefault(name, value)
     if (failure := event.get("log_failure")) is not None:
         told["traceback"] = failure.getTraceback()
-    return json.dumps(told, ensure_ascii=False)
+    return clean(json.dumps(told, ensure_ascii=False))
 
 
 @implementer(ILogObserver)
@@ -92,7 +113,7 @@ class Logs:
             file = LogFile.fromFullPath(name)
             if not signal.getsignal(signal.SIGUSR1):
                 signal.signal(signal.SIGUSR1, lambda *_: _rotate(file))
-        return self.filtered(JSONObserver(file) if self._form == "json" else textFileLogObserver(file))
+        return self.filtered(JSONObserver(file) if self._form == "json" else FileLogObserver(file, as_text))
 
     def filtered(self, observer: ILogObserver) -> ILogObserver:
         """The observer without what is less than the level."""

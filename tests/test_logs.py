@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from twisted.logger import LogLevel
+from twisted.logger import FileLogObserver, LogLevel
 from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.logs import JSONObserver, Logs, as_json
+from chunkfarm.logs import JSONObserver, Logs, as_json, as_text
 
 
 def make_event(**fields: Any) -> dict[str, Any]:
@@ -54,6 +54,42 @@ class JSONTests(SynchronousTestCase):
         file = io.StringIO()
         JSONObserver(file)(make_event(log_time="yesterday"))
         assert json.loads(file.getvalue())["text"] == "an event could not be logged: TypeError"
+
+
+ODD = "a\x1b[2J\r\x9b1mb\u2028\u202ec\ud800d\n2026 [-] e"
+"""What somebody may answer who is asked who is there."""
+
+
+class OddWordsTests(SynchronousTestCase):
+    """What others say is shown, and does nothing to who reads it."""
+
+    def test_text(self) -> None:
+        """No escape sequence gets through, and no line passes for another event."""
+        file = io.BytesIO()
+        stream = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+        FileLogObserver(stream, as_text)(make_event(what=ODD))
+        first, second = file.getvalue().decode().splitlines()
+        assert first.endswith(r"chunk ab is a\u001b[2J\u000d\u009b1mb\u2028\u202ec\ud800d")
+        assert second == "\t2026 [-] e"
+
+    def test_json(self) -> None:
+        """It can be read, and is the same as was said."""
+        file = io.BytesIO()
+        stream = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+        JSONObserver(stream)(make_event(what=ODD))
+        line = file.getvalue().decode()
+        assert line.removesuffix("\n").isprintable()
+        assert json.loads(line)["what"] == ODD
+
+    def test_what_writes_the_log(self) -> None:
+        """Both forms are written so."""
+        for form in ("text", "json"):
+            stream = io.StringIO()
+            self.patch(sys, "stdout", stream)
+            logs = Logs()
+            logs.direct("info", form, {"nodaemon": True})
+            cast(Any, logs.observer())(make_event(what=ODD))
+            assert r"\u001b[2J" in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
 class LogsTests(SynchronousTestCase):
