@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from chunkfarm.errors import AuthenticationFailed, Waiting
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
-from chunkfarm.model import KEYS, Principal, Server
+from chunkfarm.model import KEYS, ROLES, Principal, Server
 from chunkfarm.table.interface import ITable, TableError
 from chunkfarm.trust.keys import KeyRow, check, is_key_id, secret_digest
 
@@ -109,7 +109,7 @@ class Access:
                 continue
             except commands.BadRequest:
                 raise AuthenticationFailed(REFUSAL) from None
-            if not box["role"]:
+            if box["role"] not in ROLES:
                 raise AuthenticationFailed(REFUSAL)
             return Principal(key_id, str(box["role"]), str(box.get("prefix") or ""))
         raise Waiting(f"no master answers for the keys now ({problem})")

@@ -79,7 +79,7 @@ async def _join_following(parts: Parts, address: Address, shown: Shown, version:
         except commands.NotFirst as error:
             try:
                 told = server_hint(json.loads(str(error)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise JoinLater(f"{address} does not lead the farm, and does not say who does") from None
             address = Address(told["host"], told["peer"])
     raise JoinLater("the servers do not agree on who leads yet")

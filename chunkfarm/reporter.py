@@ -10,18 +10,20 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from chunkfarm.config_values import read_host, read_port
 from chunkfarm.links import commands
 from chunkfarm.links.peers import LinkFailed, Peers
 from chunkfarm.membership import masters
-from chunkfarm.model import Address, Drain, Server
+from chunkfarm.model import Address, Drain, Server, check_server_id
 from chunkfarm.pace import INTERVAL, lost_after, report_interval
 from chunkfarm.risk import Risk
-from chunkfarm.said import drain_of, risk_of, told
+from chunkfarm.said import count_of, drain_of, risk_of, told
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
@@ -51,6 +53,55 @@ class LedTable(Protocol):
 
     @property
     def withheld(self) -> str: ...
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What a report is answered."""
+
+    term: int | None
+    voters: frozenset[str]
+    learners: frozenset[str]
+    revision: int
+    """Of the first's rows; 0 if it does not say."""
+    known: bool
+    short: int
+    risk: Risk | None
+    drains: Mapping[str, Drain]
+
+
+def read_answer(text: str) -> Answer:
+    """The answer to a report, looked at word by word; raises `ValueError` for what is none.
+
+    Who answers may be broken, or have been taken over, and whoever is asked once a second must not be stuck with that.
+    """
+    try:
+        told = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
+    if not isinstance(told, dict) or type(told.get("known")) is not bool:
+        raise ValueError("it does not say whether this server is known")
+    term, drains, risk = told.get("term"), told.get("drains", {}), told.get("risk")
+    if term is not None:
+        count_of(term)
+    if not isinstance(drains, dict):
+        raise ValueError("drains is not what it should be")
+    return Answer(
+        term=term,
+        voters=_ids(told.get("voters", [])),
+        learners=_ids(told.get("learners", [])),
+        revision=count_of(told.get("revision", 0)),
+        known=told["known"],
+        short=count_of(told.get("short", 0)),
+        risk=risk_of(risk) if risk is not None else None,
+        drains={check_server_id(server): drain_of(drain) for server, drain in drains.items()},
+    )
+
+
+def _ids(told: Any) -> frozenset[str]:
+    if not isinstance(told, list):
+        raise ValueError("it does not say who votes and who learns")
+    return frozenset(check_server_id(str(one)) for one in told)
 
 
 class Reporter:
@@ -266,8 +317,9 @@ class Reporter:
     def _follow(self, hint: str, asked: str) -> None:
         try:
             leader = json.loads(hint)
-            server_id, address = str(leader["id"]), Address(str(leader["host"]), int(leader["peer"]))
-        except (ValueError, KeyError, TypeError):
+            server_id = check_server_id(str(leader["id"]))
+            address = Address(read_host(str(leader["host"])), read_port(str(leader["peer"])))
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._first = ""
             return
         self._learn(server_id, address)
@@ -286,17 +338,18 @@ class Reporter:
     async def _report_to(self, target: str) -> None:
         report = json.dumps(told(self._make_report()))
         box = await self._peers.call(target, commands.Report, REPORT_TIMEOUT, report=report)
-        answer = json.loads(box["answer"])
-        if "term" in answer:
+        try:
+            answer = read_answer(box["answer"])
+        except ValueError as error:
+            raise LinkFailed(f"its answer makes no sense: {error}") from None
+        if answer.term is not None:
             # A master that was removed hears of it from nobody but the first.
-            self._heard(target, answer["term"])
-            self.voters = frozenset(answer["voters"])
-            self._heed(answer["term"], self.voters | frozenset(answer["learners"]))
-        self._compare(answer.get("revision", 0))
-        self.short = answer.get("short", 0)
-        self.risk = risk_of(answer["risk"]) if "risk" in answer else None
-        self.drains = {server: drain_of(drain) for server, drain in answer.get("drains", {}).items()}
-        if not answer["known"]:
+            self._heard(target, answer.term)
+            self.voters = answer.voters
+            self._heed(answer.term, answer.voters | answer.learners)
+        self._compare(answer.revision)
+        self.short, self.risk, self.drains = answer.short, answer.risk, answer.drains
+        if not answer.known:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)
 

@@ -131,7 +131,10 @@ def _holders(told: Any) -> tuple[str, ...]:
 
 def lost_files_of(text: str) -> LostFiles:
     """What the first tells of the files that can be lost; raises `ValueError` for what does not say that."""
-    told = json.loads(text)
+    try:
+        told = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is too deep") from error
     if not isinstance(told, dict) or not isinstance(told.get("sets"), list) or len(told["sets"]) > SUMMED_MAX:
         raise ValueError("it does not say which files can be lost")
     _check("in_files", told.get("one"))
@@ -165,6 +168,12 @@ def _files_of(told: Any) -> FilesOf:
 def note_of(text: str) -> str:
     """A note as it may stand in a row: one line, and not too long."""
     return _UNPRINTABLE.sub(" ", text)[:NOTE_LENGTH_MAX]
+
+
+def count_of(value: Any) -> int:
+    """A number of something; raises `ValueError` for what is none."""
+    _check("chunks", value)
+    return int(value)
 
 
 def _check(name: str, value: Any) -> None:

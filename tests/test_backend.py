@@ -16,6 +16,7 @@ from chunkfarm.failed_attempts import PAUSE_FIRST, PAUSE_MOST, FailedAttempts
 from chunkfarm.model import Server
 from tests.builders import server_id
 
+
 class FailedAttemptsTests(SynchronousTestCase):
     def test_one_network_of_ipv6(self) -> None:
         """Whoever tries wrong keys from all addresses of an IPv6 network waits as from one."""

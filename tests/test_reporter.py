@@ -228,6 +228,51 @@ class ReporterTests(SynchronousTestCase):
         self.run_for(3)
         assert reporter.first == server_id(2)
 
+    def test_answers_that_make_no_sense(self) -> None:
+        """Whoever answers a report with anything else is not asked for ever, and its answer changes nothing."""
+        good = {"term": 4, "voters": [], "learners": [], "known": True}
+        for text in (
+            "[" * 60_000,
+            "[]",
+            "{}",
+            "nonsense",
+            *(
+                json.dumps(good | changed)
+                for changed in (
+                    {"known": 1},
+                    {"term": -1},
+                    {"term": 10**40},
+                    {"voters": {}},
+                    {"learners": ["x"]},
+                    {"short": "1"},
+                    {"risk": 5},
+                    {"drains": []},
+                    {"drains": {"x": {}}},
+                )
+            ),
+        ):
+            reporter = self.make_reporter()
+            self.peers.call = lambda *call, text=text, **more: succeed({"answer": text})  # type: ignore
+            reporter.start(server_id(1))
+            assert reporter.first == "", text[:80]
+            assert not reporter.belongs and not self.heard and not self.heeded
+        assert self.flushLoggedErrors() == []
+
+    def test_a_hint_that_makes_no_sense(self) -> None:
+        """Who says that another one leads, and not where, is not believed."""
+        for hint in ("[" * 60_000, '{"id": "x", "host": "h", "peer": 1}', "null"):
+            reporter = self.make_reporter()
+            self.peers.answers[server_id(1)] = commands.NotFirst(hint)
+            reporter.start(server_id(1))
+            assert reporter.first == "" and not self.learned
+        told = {"id": server_id(2), "host": "10.0.0.2", "peer": 4101}
+        for wrong in ({"peer": float("inf")}, {"peer": 0}, {"host": "a b"}, {"id": "2"}):
+            reporter = self.make_reporter()
+            self.peers.answers[server_id(1)] = commands.NotFirst(json.dumps(told | wrong))
+            reporter.start(server_id(1))
+            assert reporter.first == "" and not self.learned, wrong
+        assert self.flushLoggedErrors() == []
+
     def test_read_only_and_why(self) -> None:
         """Without answers the server calls itself read-only, and names whom it misses and the cure."""
         reporter = self.make_reporter()

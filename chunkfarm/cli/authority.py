@@ -35,7 +35,7 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
     chunkfarm ca > ca.pem
     """
     if rotate and not yes:
-        click.echo(BEFORE, err=True)
+        screen.say(BEFORE, err=True)
         click.confirm("Change it?", abort=True, err=True)
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
@@ -45,7 +45,7 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
         before = _signing(reply)
         await farm.run(lambda link: link.request("ROTATE"))
         reply = await _wait(farm, before)
-        click.echo(f"The farm's CA was {before}, and is {_signing(reply)}.", err=True)
+        screen.say(f"The farm's CA was {before}, and is {_signing(reply)}.", err=True)
         return reply
 
     reply = surroundings.run(work, certificate_will_do=True)
@@ -72,7 +72,7 @@ async def _wait(farm: Farm, before: str) -> Reply:
         )
         if tells != said and step != "none":
             # Who waits for a server that is not ready yet has not hung up.
-            click.echo(tells, err=True)
+            screen.say(tells, err=True)
             said = tells
         farm.moved()
         await deferLater(farm.clock, POLL_SECONDS)

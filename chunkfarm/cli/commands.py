@@ -83,9 +83,9 @@ def init(surroundings: Surroundings, hosts: tuple[str, ...]) -> None:
         join = initial.write(path, rows)
     except FarmError as error:
         give_up(error)
-    click.echo(f"{path} lists {', '.join(str(address) for address in addresses)}; {join} proves the right to join.")
-    click.echo(f"Copy both to each machine ({join.name} with mode 0600), and start there:")
-    click.echo(f"  twistd chunkfarm --config {path}")
+    screen.say(f"{path} lists {', '.join(str(address) for address in addresses)}; {join} proves the right to join.")
+    screen.say(f"Copy both to each machine ({join.name} with mode 0600), and start there:")
+    screen.say(f"  twistd chunkfarm --config {path}")
 
 
 @chunkfarm.command()
@@ -103,7 +103,7 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
     if edited is not None:
         table = edited.read()
         changed = surroundings.ask(f"TABLE {len(table)}", table).fields["changed"]
-        click.echo(f"{changed} row{'' if changed == '1' else 's'} changed")
+        screen.say(f"{changed} row{'' if changed == '1' else 's'} changed")
         return
     reply = surroundings.ask("SERVERS")
     if raw:
@@ -147,7 +147,7 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
         screen.show_json([screen.typed(row) for row in rows])
         return
     leader = next((row for row in rows if row.get("leads") == "yes"), None)
-    click.echo(f"{screen.clean(leader['name'])} leads the farm." if leader else "Nobody leads the farm now.")
+    screen.say(f"{screen.clean(leader['name'])} leads the farm." if leader else "Nobody leads the farm now.")
     screen.show_table(
         ["NEXT", "NAME", "ROLE", "STATE", "BECAUSE"],
         [[row["rank"], row["name"], row["role"], row["state"], row["because"]] for row in rows],
@@ -181,8 +181,8 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
         if found.wrong and repair:
             if not as_json:
                 for line in checking.lines(found, quick, names):
-                    click.echo(line)
-            say = lambda text: click.echo(text, err=True)  # noqa: E731
+                    screen.say(line)
+            say = lambda text: screen.say(text, err=True)  # noqa: E731
             found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick, say)
         return found
 
@@ -191,7 +191,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
         screen.show_json(checking.as_value(found))
     else:
         for line in checking.lines(found, quick, names):
-            click.echo(line)
+            screen.say(line)
     if found.wrong:
         raise click.exceptions.Exit(exits.FAILED)
 
@@ -217,7 +217,7 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...], 
         screen.show_json(screen.typed(fields))
         return
     for field, value in fields.items():
-        click.echo(f"{field:20} {screen.clean(value)}")
+        screen.say(f"{field:20} {screen.clean(value)}")
 
 
 @chunkfarm.command()
@@ -247,7 +247,7 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
             return await draining.look(farm)
         row = await draining.begin(farm, server, "off" if undo else "anyway" if anyway else "")
         if wait:
-            row = await draining.wait(farm, row["id"], lambda text: click.echo(text, err=True))
+            row = await draining.wait(farm, row["id"], lambda text: screen.say(text, err=True))
         return [row]
 
     rows = surroundings.run(work)
@@ -257,9 +257,9 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
     elif server is None:
         screen.show_table(draining.COLUMNS, draining.table(rows), right=draining.COLUMNS[2:6])
     elif undo:
-        click.echo(f"{screen.clean(rows[0]['name'])} keeps its chunks.")
+        screen.say(f"{screen.clean(rows[0]['name'])} keeps its chunks.")
     else:
-        click.echo(draining.sentence(rows[0]))
+        screen.say(draining.sentence(rows[0]))
 
 
 @chunkfarm.command()
@@ -280,12 +280,12 @@ def forget(surroundings: Surroundings, server: str, yes: bool, as_json: bool) ->
         raise click.UsageError("there is no terminal to ask on: give --yes")
 
     async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[forgetting.Outlook, bool]:
-        outlook = await forgetting.look(farm, server, lambda text: click.echo(text, err=True))
+        outlook = await forgetting.look(farm, server, lambda text: screen.say(text, err=True))
         if outlook.objection:
             return outlook, False
         if not as_json:
             for line in forgetting.lines(outlook):
-                click.echo(line)
+                screen.say(line)
         question = f"Forget {outlook.name} for good?"
         if not yes and not await run_in_thread(lambda: click.confirm(question, err=True)):
             return outlook, False
@@ -296,11 +296,11 @@ def forget(surroundings: Surroundings, server: str, yes: bool, as_json: bool) ->
     if as_json:
         screen.show_json(outlook.as_value(done))
     if outlook.objection:
-        click.echo(f"chunkfarm: {screen.clean(outlook.objection)}", err=True)
+        screen.say(f"chunkfarm: {screen.clean(outlook.objection)}", err=True)
     if not done:
         raise click.exceptions.Exit(FAILED)
     if not as_json:
-        click.echo(f"{outlook.name} is forgotten. Servers that are to join need the new farm.join.")
+        screen.say(f"{outlook.name} is forgotten. Servers that are to join need the new farm.join.")
 
 
 @chunkfarm.command()
@@ -335,10 +335,10 @@ def takeover(surroundings: Surroundings, farm_name: str | None, as_json: bool) -
     if as_json:
         screen.show_json(taken.as_value())
     if taken.objection:
-        click.echo(f"chunkfarm: {screen.clean(taken.objection)}", err=True)
+        screen.say(f"chunkfarm: {screen.clean(taken.objection)}", err=True)
         raise click.exceptions.Exit(FAILED)
     if not as_json:
-        click.echo(f"{screen.clean(taken.name)} leads the farm, in line {screen.clean(taken.line)}.")
+        screen.say(f"{screen.clean(taken.name)} leads the farm, in line {screen.clean(taken.line)}.")
 
 
 def _show_outlook(outlook: taking_over.Taken) -> None:

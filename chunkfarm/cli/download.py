@@ -12,8 +12,8 @@ from typing import IO
 
 from chunkfarm.cli.farm import Farm
 from chunkfarm.errors import Busy, FarmError, InvalidRequest, Mismatch
-from chunkfarm.links.lines import LineClient
-from chunkfarm.model import etag_of
+from chunkfarm.links.lines import Fields, LineClient
+from chunkfarm.model import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, etag_of
 from chunkfarm.wire.lines import quote
 
 NAME_SHOWN = 50
@@ -82,15 +82,15 @@ class Download:
             raise Mismatch("the bytes that came are not those of the file")
         return stat
 
-    def _begin(self, stat: dict[str, str]) -> None:
+    def _begin(self, stat: Fields) -> None:
         if self._offset and not self._can_restart:
             raise FarmError("the file was replaced while it was being read")
         if self._offset:
             self._target.seek(0)
             self._target.truncate()
         self._etag = stat["etag"]
-        self.size = int(stat["size"])
-        self._chunk_size = int(stat["chunksize"])
+        self.size = stat.number("size")
+        self._chunk_size = stat.number("chunksize", CHUNK_SIZE_MIN, CHUNK_SIZE_MAX)
         self._offset = 0
         self._digests.clear()
         self._chunk = hashlib.sha256()

@@ -11,6 +11,7 @@ import click
 
 from chunkfarm import errors
 from chunkfarm.cli import INTERRUPTED as INTERRUPTED
+from chunkfarm.cli.screen import say
 from chunkfarm.errors import FarmError
 from chunkfarm.links.lines import LinkLost
 
@@ -101,6 +102,9 @@ class Commands(click.Group):
             raise click.exceptions.Exit(FAILED) from None
         except BrokenPipeError:
             nobody_reads()
+        except FarmError as error:
+            # An answer that lacks what it should say is read where it is shown.
+            give_up(error)
 
 
 def give_up(error: FarmError | OSError) -> NoReturn:
@@ -112,5 +116,5 @@ def give_up(error: FarmError | OSError) -> NoReturn:
         sentence = f"{name}{error.strerror or error}"
     else:
         sentence = error.sentence
-    click.echo(f"chunkfarm: {sentence}", err=True)
+    say(f"chunkfarm: {sentence}", err=True)
     raise click.exceptions.Exit(status_of(error))

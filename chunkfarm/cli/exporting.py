@@ -48,7 +48,7 @@ def export(surroundings: Surroundings, as_json: bool) -> None:
         give_up(FarmError(f"no export was made: {screen.clean(told.get('because', told['state']))}"))
     if not as_json:
         for line in lines(told):
-            click.echo(line)
+            screen.say(line)
 
 
 def lines(told: dict[str, str]) -> list[str]:

@@ -79,7 +79,7 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
     if as_json:
         screen.show_json(typed(receipt))
     else:
-        click.echo(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
+        screen.say(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
 
 
 def _standard_input() -> IO[bytes]:
@@ -208,7 +208,7 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
         screen.show_json(typed(fields))
         return
     for field, value in fields.items():
-        click.echo(f"{field:10} {screen.clean(value)}")
+        screen.say(f"{field:10} {screen.clean(value)}")
 
 
 @click.command()
@@ -230,7 +230,7 @@ def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
         screen.show_json(explaining.as_value(told))
         return
     for line in explaining.lines(told):
-        click.echo(line)
+        screen.say(line)
     if told.parts:
         columns = ["CHUNKS", "SIZE", "COPIES", "VERIFIED", "ON"]
         screen.show_table(columns, explaining.chunk_table(told), right=["SIZE", "COPIES"])

@@ -316,14 +316,14 @@ def history(surroundings: Surroundings, since: str | None, as_json: bool) -> Non
     for one in answered:
         if abs(one.ahead) >= SPREAD_TOLD_MS + one.margin:
             word = "ahead of" if one.ahead > 0 else "behind"
-            click.echo(
+            screen.say(
                 f"chunkfarm: {screen.clean(one.name)}'s clock is {abs(one.ahead) / 1000:.1f} s {word} this machine's; "
                 "its times are corrected by that",
                 err=True,
             )
     for one in told:
         if one.error is not None:
-            click.echo(f"chunkfarm: without what {screen.clean(_silent_sentence(one, ' saw'))}", err=True)
+            screen.say(f"chunkfarm: without what {screen.clean(_silent_sentence(one, ' saw'))}", err=True)
 
 
 def _words(one: Happened) -> str:

@@ -38,10 +38,10 @@ def invite(surroundings: Surroundings, valid: str, out: str | None) -> None:
         raise click.UsageError(f"{out} exists already")
     made = surroundings.ask(f"INVITE {seconds}").fields
     if out is None:
-        click.echo(made["code"])
+        screen.say(made["code"])
         return
     try:
         write_private(out, made["code"].encode() + b"\n")
     except FarmError as error:
         give_up(error)
-    click.echo(f"{out} holds a code that is good until {screen.readable_time(made['expires'])}")
+    screen.say(f"{out} holds a code that is good until {screen.readable_time(made['expires'])}")

@@ -53,15 +53,15 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
     made = surroundings.ask(" ".join(words), certificate_will_do=True).fields
     pair = KeyPair(made["id"], made["secret"])
     if out is None:
-        click.echo(f"{pair.id} {pair.secret}")
+        screen.say(f"{pair.id} {pair.secret}")
         return
     try:
         write_key_file(out, pair)
     except FarmError as error:
         # It is in the table, and nobody will ever know its secret.
-        click.echo(f"chunkfarm: the key {pair.id} was made and is lost: remove it", err=True)
+        screen.say(f"chunkfarm: the key {pair.id} was made and is lost: remove it", err=True)
         give_up(error)
-    click.echo(f"{out} holds the key {pair.id}")
+    screen.say(f"{out} holds the key {pair.id}")
 
 
 @key.command("list")

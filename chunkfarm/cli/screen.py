@@ -56,9 +56,17 @@ def clean(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Lines for people. Most of them have words of a server in them, and some of whoever only said to be one."""
+    click.echo("\n".join(map(clean, text.split("\n"))), err=err)
+
+
 def show_json(value: Any) -> None:
     """One value as JSON on a line of its own."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    click.echo(text)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:

@@ -38,9 +38,9 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
     pairs = [pair for pair in pairs if pair[0] != LOST_WITH]
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        click.echo(f"{screen.clean(name).ljust(width)}  {screen.clean(value)}")
+        screen.say(f"{screen.clean(name).ljust(width)}  {screen.clean(value)}")
     if risks:
-        click.echo()
+        screen.say("")
         screen.show_table(
             ["LOST WITH", "CHUNKS", "SIZE", "FILES", "SUCH AS"],
             [

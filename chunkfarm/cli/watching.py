@@ -39,7 +39,7 @@ def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
         try:
             running = await link.watch(wanted, seen[-1] if seen else None)
         except Compacted as error:
-            click.echo(f"chunkfarm: changes before revision {error.first_revision} were missed", err=True)
+            screen.say(f"chunkfarm: changes before revision {error.first_revision} were missed", err=True)
             running = await link.watch(wanted, error.first_revision - 1)
         try:
             while True:
@@ -82,5 +82,5 @@ def _show_event(event: Event, as_json: bool) -> None:
     elif value is not None:
         detail = str(value)
     word = {"PUT": "set", "DEL": "gone"}[event.kind]
-    click.echo(screen.clean(f"{event.revision:>8}  {word:4}  {key}  {detail}".rstrip()))
+    screen.say(screen.clean(f"{event.revision:>8}  {word:4}  {key}  {detail}".rstrip()))
     sys.stdout.flush()

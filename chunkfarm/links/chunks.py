@@ -57,6 +57,8 @@ IDLE_SECONDS = 45.0
 """How long they are kept: less than the 60 s after which the other side closes them."""
 TIME_MAX = 253_402_300_799_999
 """In ms since 1970: the last moment that can be shown as a date."""
+INTERIM_MAX = 4
+"""Answers that only announce another: a farm's servers give none that was not asked for."""
 REFUSAL_BYTES_MAX = 64 * KIB
 """The body of an answer that is an error: one line of text."""
 
@@ -121,6 +123,7 @@ class ChunkLink(TwistedProtocol):
         self._body: CountedBody | None = None
         self._pieces: list[bytes | memoryview] = []
         self._received = 0
+        self._interim = 0
         self._progress = (0, 0)
         self._unsent: memoryview | None = None
         """What is left of a body that goes gently."""
@@ -211,6 +214,9 @@ class ChunkLink(TwistedProtocol):
             head = parse_response(data[:offset])
             if head.status < 200:
                 # An interim answer; the one that counts follows.
+                self._interim += 1
+                if self._interim > INTERIM_MAX:
+                    raise BadResponse("there is one interim answer after the other")
                 data, offset = data[offset:], 0
                 continue
             self._begin_body(head)
@@ -252,6 +258,7 @@ class ChunkLink(TwistedProtocol):
         self._waiting = self._asked = self._head = self._body = None
         self._pieces = []
         self._input = b""
+        self._interim = 0
 
     def _fail(self, error: Exception) -> None:
         waiting = self._waiting

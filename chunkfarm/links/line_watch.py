@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EVENTS_WAITING_MAX = 10_000
 """Events that wait for a `next` before reading pauses; then the server's own limit decides."""
 
-_COMPACTED = re.compile(r"changes before revision (\d+) ")
+_COMPACTED = re.compile(r"changes before revision ([0-9]{1,18}) ")
 
 
 def compacted(error: FarmError) -> Compacted | None:

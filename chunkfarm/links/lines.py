@@ -35,6 +35,10 @@ WRITE_PIECE = 256 * KIB
 """Bytes of a payload given to the transport at a time."""
 BLOCK_LINES_MAX = 100_000
 """Lines of one block: more than any server answers, so that a broken one cannot fill the memory."""
+BLOCK_CHARACTERS_MAX = 64 * 1024 * KIB
+"""The same in characters: a thousand of the longest names, percent-encoded, take three of these megabytes."""
+NUMBER_DIGITS_MAX = 18
+"""Of every number in this protocol."""
 DATA_COLLECTED_MAX = 64 * 1024 * KIB
 """Bytes of an answer kept in memory where no sink takes them: one chunk of the largest size."""
 
@@ -62,6 +66,21 @@ def error_of(line: str) -> FarmError:
     return CODES.get(code, FarmError)(sentence or code)
 
 
+class Fields(dict[str, str]):
+    """Fields of an answer. One that is missing shows that the other side does not speak this protocol."""
+
+    def __missing__(self, name: str) -> str:
+        raise NotUnderstood(f"the server's answer does not say {name}")
+
+    def number(self, name: str, least: int = 0, most: int = 10**NUMBER_DIGITS_MAX - 1) -> int:
+        """The number of that name; raises `NotUnderstood` unless it is one in these bounds."""
+        word = self[name]
+        found = int(word) if word.isascii() and word.isdigit() and len(word) <= NUMBER_DIGITS_MAX else -1
+        if not least <= found <= most:
+            raise NotUnderstood(f"the server's answer gives {word[:40]!r} for {name}")
+        return found
+
+
 @frozen
 class Reply:
     """A good answer. `text` is what follows OK, the count of a block, or the length of DATA."""
@@ -79,13 +98,13 @@ class Reply:
         return parse_fields(self.text)[0]
 
     @property
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> Fields:
         """The fields of the text."""
-        return parse_fields(self.text)[1]
+        return Fields(parse_fields(self.text)[1])
 
     def parsed(self) -> list[dict[str, str]]:
         """The rows' fields."""
-        return [parse_row(row)[1] for row in self.rows]
+        return [Fields(parse_row(row)[1]) for row in self.rows]
 
 
 @define(eq=False)
@@ -99,6 +118,8 @@ class Request:
     text: str = ""
     rows: list[str] = field(factory=list)
     rows_left: int = 0
+    characters: int = 0
+    """Of the rows."""
     length: int = 0
     left: int = 0
     """Bytes of DATA that have not come yet."""
@@ -377,7 +398,11 @@ class LineClient(Protocol):
     def _block_line(self, request: Request, text: str) -> None:
         if request.rows_left:
             request.rows_left -= 1
-            request.rows.append(text)
+            request.characters += len(text)
+            if request.characters > BLOCK_CHARACTERS_MAX:
+                raise NotUnderstood("a block that is longer than any")
+            if not request.dropped:
+                request.rows.append(text)
         elif text == "END":
             self._done(request)
         else:
@@ -456,7 +481,7 @@ class LineClient(Protocol):
 
 def _count(text: str) -> int:
     word = text.partition(" ")[0]
-    if not (word.isascii() and word.isdigit() and len(word) <= 18):
+    if not (word.isascii() and word.isdigit() and len(word) <= NUMBER_DIGITS_MAX):
         raise NotUnderstood(f"a count was expected, not {text[:80]!r}")
     return int(word)
 

@@ -33,6 +33,10 @@ RETRY_DELAY = 0.25
 """Seconds in which an address that just failed is not tried again, so that ten heartbeats are one attempt."""
 
 
+DESCRIPTION_BYTES_MAX = 1024
+"""Of what another server says of an error: a sentence, or where the first is. It is shown to people, and told on."""
+
+
 class LinkFailed(Exception):
     """The peer cannot be reached, or is not the server that was asked for; the text says which."""
 
@@ -79,6 +83,8 @@ class PeerLink(Boxes):
             self._peer = self._peer or self._peer_of(self.certificate())
             if self._peer is not None:
                 self._lines.met(self._peer, line)
+        if amp.ERROR_DESCRIPTION in box:
+            box[amp.ERROR_DESCRIPTION] = box[amp.ERROR_DESCRIPTION][:DESCRIPTION_BYTES_MAX]
         super().ampBoxReceived(box)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]

@@ -6,13 +6,14 @@ the head of `chunkfarm.ports.client`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from attrs import frozen
 
 from chunkfarm.errors import InvalidRequest
 from chunkfarm.model import FILES, SERVERS, File, Server, chunk_count, timestamp
-from chunkfarm.table.interface import KEY_BYTES_MAX, Batch, Event
+from chunkfarm.table.interface import KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX, Batch, Event
 from chunkfarm.wire.lines import Sentence, format_fields, parse_fields, quote_value, unquote_value
 
 EVENT_VALUE_MAX = 12 * 1024
@@ -21,6 +22,8 @@ _SUBJECT_MAX = 3 * KEY_BYTES_MAX + 200
 """Bytes of a row before its value, for the same reason: the longest key with every byte encoded fits."""
 _PART_BYTES = EVENT_VALUE_MAX // 3
 """Bytes of a value in one PART line: percent-encoding makes at most three characters of a byte."""
+_REVISION = re.compile(r"[0-9]{1,18}\Z")
+"""As every number in this protocol: never slow to read, and 64 bits hold it everywhere."""
 
 
 def server_row(server: Server, role: str) -> str:
@@ -129,7 +132,7 @@ class EventLine:
 def parse_event(line: str) -> EventLine:
     """Read `EVENT <revision> <kind> <row>`; raises `InvalidRequest` for what is none."""
     head = line.split(" ", 3)
-    if len(head) < 3 or head[0] != "EVENT" or not head[1].isdecimal():
+    if len(head) < 3 or head[0] != "EVENT" or not _REVISION.match(head[1]):
         raise InvalidRequest(f"not an event: {line[:80]!r}")
     revision, kind, row = int(head[1]), head[2], head[3] if len(head) == 4 else ""
     key = b""
@@ -160,11 +163,18 @@ class EventReader:
         self._parts: list[bytes] = []
 
     def add(self, line: str) -> bool:
-        """Take one line; returns whether a transaction (or a word that there was none) is complete."""
+        """Take one line; returns whether a transaction (or a word that there was none) is complete.
+
+        Raises `InvalidRequest` for what is none, such as a transaction that does not end.
+        """
         said = parse_event(line)
         if said.kind == "PART":
             self._parts.append(said.value)
+            if sum(map(len, self._parts)) > VALUE_BYTES_MAX or not said.value:
+                raise InvalidRequest("a value in parts that do not end")
             return False
+        if len(self._events) >= OPERATIONS_MAX:
+            raise InvalidRequest("a transaction that does not end")
         if said.kind != "NONE":
             value = b"".join([*self._parts, said.value])
             self._events.append(Event(said.revision, said.kind, said.key, value))

@@ -170,5 +170,5 @@ def _hint_of(error: NotFirst) -> str:
     try:
         hint = json.loads(str(error))
         return str(hint.get("id", "")) if isinstance(hint, dict) else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""

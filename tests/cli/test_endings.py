@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.cli import exits
 from chunkfarm.cli.commands import chunkfarm
 from chunkfarm.cli.download import NewFile
+from chunkfarm.errors import FarmError
 from tests.cli.world import World
 from tests.manual_pages import every_command
 
@@ -49,6 +50,12 @@ class EndingTests(SynchronousTestCase):
             raise error
 
         return CliRunner().invoke(group, ["fails"])
+
+    def test_what_a_server_says(self) -> None:
+        """The sentence of an error may be anybody's who answered, and moves no cursor."""
+        result = self.raising(FarmError("gone\x1b[2J\r\x9b1m"))
+        assert result.exit_code == exits.FAILED
+        assert result.stderr == "chunkfarm: gone\N{REPLACEMENT CHARACTER}[2J" + 2 * "\N{REPLACEMENT CHARACTER}" + "1m\n"
 
     def test_interrupted_elsewhere(self) -> None:
         """The same while a file is looked through, or at a question; an answer of no is no interruption."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from unittest import mock
 
 from rich.progress import Progress
@@ -10,6 +11,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.screen import _Rate
+
+
+class SayTests(SynchronousTestCase):
+    def test_words_of_a_server(self) -> None:
+        """Lines stay lines, and nothing in them means anything to a terminal; in JSON it can be read back."""
+        with mock.patch("sys.stdout", io.StringIO()) as written:
+            screen.say("one\x1b[2J\ntwo")
+            screen.show_json({"name": "a\x9b1m\u2028é"})
+        first, second, third = written.getvalue().splitlines()
+        assert (first, second) == ("one\N{REPLACEMENT CHARACTER}[2J", "two")
+        assert third.isprintable() and "é" in third
+        assert json.loads(third) == {"name": "a\x9b1m\u2028é"}
 
 
 class BarTests(SynchronousTestCase):

@@ -1,4 +1,6 @@
-"""Fuzz one way into a server, or all: `python -m tests.fuzz --target lines|boxes|http|config|all --seconds 3600`.
+"""Fuzz one way into a server, what it is answered by others, or all:
+
+    python -m tests.fuzz --target lines|boxes|http|config|answers|all --seconds 3600
 
 It says how many inputs were tried, how many ways through the code they took, and how many are kept to be changed
 again. An input that breaks a promise is saved, and the command is shown that tries it again. With `--atheris` the

@@ -12,6 +12,7 @@ _CLASSES: Mapping[str, str] = {
     "boxes": "BoxesTarget",
     "http": "HttpTarget",
     "config": "ConfigTarget",
+    "answers": "AnswersTarget",
 }
 NAMES = tuple(_CLASSES)
 

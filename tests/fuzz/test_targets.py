@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.targets import make_target
 
-QUICK = {"lines": 250, "boxes": 120, "http": 250, "config": 250}
-SLOW = {"lines": 800, "boxes": 300, "http": 1000, "config": 1500}
+QUICK = {"lines": 250, "boxes": 120, "http": 250, "config": 250, "answers": 400}
+SLOW = {"lines": 800, "boxes": 300, "http": 1000, "config": 1500, "answers": 3000}
 
 
 def must_hold(target: str, inputs: int, seed: int) -> None:
@@ -38,6 +38,10 @@ class QuickTests(SynchronousTestCase):
     def test_config(self) -> None:
         """config.ini."""
         must_hold("config", QUICK["config"], 1)
+
+    def test_answers(self) -> None:
+        """What others answer to what we ask."""
+        must_hold("answers", QUICK["answers"], 1)
 
 
 @pytest.mark.slow

@@ -503,6 +503,14 @@ class ChunkClientTests(SynchronousTestCase):
         net.wires[0].client.dataReceived(answer)
         assert self.successResultOf(asked) == b"abc" and len(net.dialed) == 1
 
+    def test_interim_answers_without_end(self) -> None:
+        """Who announces an answer again and again gives none: the bytes that move are no progress."""
+        net = self.make(silent=True)
+        asked = net.client.get(net.beta, DIGEST)
+        net.wires[0].client.dataReceived(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+        assert "interim" in self.error(net, asked, BadResponse)
+        assert net.open == 0
+
     def test_unasked(self) -> None:
         """A connection on which something comes that nobody asked for is not used again."""
         net = self.make()

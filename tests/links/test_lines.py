@@ -7,6 +7,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm import errors
+from chunkfarm.links import lines
 from chunkfarm.links.lines import LineClient, LinkLost, NotUnderstood, Reply
 from chunkfarm.model import Address, digest_of
 from chunkfarm.state import Wait
@@ -217,6 +218,29 @@ class RequestTests(SynchronousTestCase):
             if said[:2] != b"OK":
                 self.failureResultOf(asked, NotUnderstood)
 
+    def test_blocks_without_end(self) -> None:
+        """A block may have many lines and may have long ones, but not more than any answer has."""
+        self.patch(lines, "BLOCK_CHARACTERS_MAX", 50_000)
+        client, transport = LineClient(), StringTransport()
+        client.makeConnection(transport)
+        asked = client.request("LIST")
+        client.dataReceived(b"FILES 100 revision=1\r\n" + (b"x" * 10_000 + b"\r\n") * 6)
+        assert transport.disconnected or transport.disconnecting
+        client.connectionLost()
+        self.failureResultOf(asked, NotUnderstood)
+
+    def test_what_an_answer_lacks(self) -> None:
+        """Whoever reads a field that is not there is told that the server is not understood, as with a bad number."""
+        reply = lines.Reply("OK", "FILE size=5 chunks=x revision=9999999999999999999")
+        assert reply.fields.number("size") == 5
+        for name in ("chunks", "revision", "etag"):
+            with self.assertRaises(NotUnderstood):
+                reply.fields.number(name)
+        with self.assertRaises(NotUnderstood):
+            reply.fields.number("size", 6)
+        with self.assertRaises(NotUnderstood):
+            lines.Reply("FILES", "", ("FILE name=a",)).parsed()[0]["size"]
+
 
 class StartTLSTests(SynchronousTestCase):
     def test_starttls(self) -> None:
@@ -291,6 +315,26 @@ class WatchTests(SynchronousTestCase):
         pair.clock.advance(1)
         pair.pump.flush()
         assert self.successResultOf(waiting) == Batch(1, ())
+
+    def test_a_server_that_breaks_the_protocol(self) -> None:
+        """Transactions and values without end, and numbers beyond counting, end the watch, and nobody waits for more."""
+        for said in (
+            b"EVENT 6 PUT ROW key=farm/a more=1 value=x\r\n" * 100,
+            (b"EVENT 6 PART value=" + b"x" * 4096 + b"\r\n") * 10,
+            b"EVENT 6 PART value=\r\n",
+            b"EVENT " + b"9" * 5000 + b" NONE\r\n",
+            b"EVENT 1e5 NONE\r\n",
+            b"ERR conflict changes before revision " + b"9" * 5000 + b" are no longer kept\r\n",
+        ):
+            client, transport = LineClient(), StringTransport()
+            client.makeConnection(transport)
+            asked = client.watch(b"farm/", 5)
+            client.dataReceived(b"OK revision=5\r\n")
+            waiting = self.successResultOf(asked).next()
+            client.dataReceived(said)
+            assert transport.disconnected or transport.disconnecting or said.startswith(b"ERR"), said
+            client.connectionLost()
+            self.failureResultOf(waiting, Unavailable)
 
     def test_compacted(self) -> None:
         """A revision that is no longer kept is told as in the table."""

@@ -13,7 +13,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links import commands
 from chunkfarm.links.boxes import message_box
-from chunkfarm.links.peers import CALL_TIMEOUT, RETRY_DELAY, UNANSWERED_MAX, LinkFailed, PeerLink, Peers
+from chunkfarm.links.peers import (
+    CALL_TIMEOUT,
+    DESCRIPTION_BYTES_MAX,
+    RETRY_DELAY,
+    UNANSWERED_MAX,
+    LinkFailed,
+    PeerLink,
+    Peers,
+)
 from chunkfarm.model import Address
 from chunkfarm.wire.tls import PeerEnded
 from tests.builders import server_id
@@ -72,6 +80,14 @@ class PeersCase(SynchronousTestCase):
 
 class PeersTests(PeersCase):
     """Calls to one other server."""
+
+    def test_a_refusal_without_end(self) -> None:
+        """Of what another server says of an error there is kept what a sentence takes: it is shown, and told on."""
+        peers = self.make_peers()
+        asked = self.ask(peers)
+        box = {b"_error": b"1", b"_error_code": b"NOT_NOW", b"_error_description": b"x" * 60_000}
+        self.wires[0].link.dataReceived(amp.AmpBox(box).serialize())
+        assert len(str(self.failureResultOf(asked, commands.NotNow).value)) == DESCRIPTION_BYTES_MAX
 
     def test_an_answer(self) -> None:
         """A call is answered over the link, which is kept for the next one."""

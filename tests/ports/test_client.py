@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -331,12 +332,9 @@ class OrderTests(SynchronousTestCase):
             link.protocol.dataReceived(line * 5000)
             assert len(link.protocol._buffer) > 4900 * len(line)
             assert link.transport.producerState == "paused", "no more is read meanwhile"
-            turns: list[Any] = []
-            later = link.clock.callLater
-            link.clock.callLater = lambda *call: turns.append(later(*call)) or turns[-1]  # type: ignore
-            link.clock.advance(0)
-            link.clock.callLater = later  # type: ignore[method-assign]
-            assert len(turns) >= 5000 // limits.LINES_IN_TURN - 1
+            with patch.object(link.clock, "callLater", wraps=link.clock.callLater) as later:
+                link.clock.advance(0)
+            assert later.call_count >= 5000 // limits.LINES_IN_TURN - 1
             assert link.heard() == ("OK\r\n" * 5000 if line.strip() else "")
             assert link.transport.producerState == "producing"
             link.protocol.dataReceived(line * 200)
@@ -391,7 +389,7 @@ class OrderTests(SynchronousTestCase):
             written(data)
             link.protocol.pauseProducing()
 
-        link.backend.catalog.list = counted  # type: ignore[method-assign]
+        link.backend.catalog.list = counted  # type: ignore[assignment, method-assign]
         link.transport.write = write  # type: ignore[method-assign]
         assert link.say(*["LIST"] * 20) == "FILES 0 revision=7\r\nEND\r\n"
         assert len(asked) == 1

@@ -29,7 +29,7 @@ class Pending:
 
     @property
     def is_told_little(self) -> bool:
-        """Whether it should not wait for answers to be taken: its own is a word, and it keeps bytes or others waiting."""
+        """Whether it is begun while answers are not taken: its own is a word, and it keeps bytes or others waiting."""
         return self.command is not None and (self.command.payload_at is not None or self.command.changes_session)
 
 
