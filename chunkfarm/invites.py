@@ -19,8 +19,9 @@ from twisted.internet.defer import Deferred
 from chunkfarm.config import Listed
 from chunkfarm.errors import InvalidRequest, Waiting
 from chunkfarm.membership import masters
-from chunkfarm.model import INVITES, FarmOptions, Server
-from chunkfarm.table.interface import Compare, Delete, ITable, Operation, Put, Row
+from chunkfarm.model import INVITES, ROTATION_KEY, ROTATION_WANTED_KEY, FarmOptions, Server
+from chunkfarm.rotation import Rotation
+from chunkfarm.table.interface import Compare, Delete, ITable, Operation, Put, Row, TableError
 from chunkfarm.table.registry import read_all
 from chunkfarm.trust.invitation import ID, SECRET_LENGTH, Invitation
 from chunkfarm.trust.private import TrustError
@@ -141,17 +142,37 @@ class Invites:
         if not row.used_by and row.expires < self._now():
             # Who has joined with it may still ask for the answer.
             raise TrustError("its code has run out: make another with `chunkfarm invite`")
+        opening, unchanged = await self._opening()
+        try:
+            secret = opening.unseal(found.key.decode(), row.sealed)
+        except TrustError:
+            raise TrustError("its code was made before the farm changed the key of its secrets: make another") from None
+        used = evolve(row, used_by=key_digest)
+        return Used(secret, (Compare(found.key, "==", found.revision), *unchanged), (Put(found.key, used.to_value()),))
+
+    async def _opening(self) -> tuple[SealKey, tuple[Compare, ...]]:
+        """The key that codes must be sealed with, and what says that it still is.
+
+        Raises `TrustError`, or `TableError` while that is about to change.
+
+        Whoever took the key before knows the secrets of all codes that were made until then. So from when another key
+        is wanted until it is there no code is good, and then none of those.
+        """
         seal = self._seal()
         if seal is None:
             raise TrustError("this server has no key to open the farm's secrets (its config says master = no)")
-        secret = seal.unseal(found.key.decode(), row.sealed)
-        used = evolve(row, used_by=key_digest)
-        return Used(secret, (Compare(found.key, "==", found.revision),), (Put(found.key, used.to_value()),))
+        changed = await self._find(ROTATION_KEY)
+        rotation = Rotation.from_value(changed.value) if changed is not None else None
+        if await self._find(ROTATION_WANTED_KEY) is not None or (rotation is not None and rotation.step == "trusting"):
+            raise TableError("the farm is about to change the key of its secrets, after which a new code is needed")
+        revision = changed.revision if changed is not None else 0
+        unchanged = Compare(ROTATION_WANTED_KEY, "==", 0), Compare(ROTATION_KEY, "==", revision)
+        return (seal if rotation is None else seal.led_by(rotation.seal).alone()), unchanged
 
     async def _row(self, invite_id: str) -> Row | None:
-        if not ID.match(invite_id):
-            return None
-        key = _key(invite_id)
+        return await self._find(_key(invite_id)) if ID.match(invite_id) else None
+
+    async def _find(self, key: bytes) -> Row | None:
         page = await self._table.read(key, limit=1)
         return next((row for row in page.rows if row.key == key), None)
 

@@ -178,7 +178,9 @@ class Parts:
 
     def _build_table(self, on_fatal: Callable[[Failure], None]) -> None:
         dial = partial(lines.connect, dial=self.machine.connect)
-        self.watches = FollowersWatch(self.reactor, self.contexts, self._watchable, dial, self._answers)
+        self.watches = FollowersWatch(
+            self.reactor, self.contexts, self._watchable, dial, self._answers, self._member_of
+        )
         self.relay = Relay(self.watches.open, self.reactor)
         links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
         self.embedded = EmbeddedTable(

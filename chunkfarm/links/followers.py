@@ -83,12 +83,15 @@ class FollowersWatch:
         addresses: Callable[[], list[Address]],
         dial: Callable[..., Deferred[LineClient]] = connect,
         answers: Callable[[Address], bool] = lambda address: False,
+        member_of: Callable[[Any], str | None] | None = None,
     ) -> None:
-        """`answers` says of a server whether it is known to live, so that its watches need not ask.
+        """`answers` says of a server whether it is known to live, so that its watches need not ask. `member_of` gives
+        the server of this farm that a certificate proves, if not everybody counts whom `contexts` know.
 
         A thousand servers that watch the first report to it each second, and would ask it four hundred times besides.
         """
         self._answers = answers
+        self._member_of = member_of or contexts.peer_of
         self._reactor = reactor
         self._contexts = contexts
         self._addresses = addresses
@@ -124,5 +127,5 @@ class FollowersWatch:
     def _check(self, transport: Any) -> None:
         """Any server of the farm will do; between servers the table decides, not the date."""
         chain = chain_of(transport)
-        if not chain or self._contexts.peer_of(chain[0]) is None:
+        if not chain or self._member_of(chain[0]) is None:
             raise Untrusted("it is no server of this farm")

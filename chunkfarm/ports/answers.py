@@ -31,7 +31,7 @@ from chunkfarm.table.duties import Duties, Report, no_room_sentence
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import TableError
-from chunkfarm.table.registry import Registry
+from chunkfarm.table.registry import Forgotten, Registry
 from chunkfarm.trust.authority import public_key_digest
 from chunkfarm.trust.contexts import Contexts, key_digest_of
 from chunkfarm.trust.private import TrustError
@@ -221,6 +221,9 @@ class PeerAnswers:
                 compares=used.compares if used is not None else (),
             )
         except TrustError as error:
+            self._log.warn("A server at {host} may not join: {reason}.", host=joiner.host, reason=str(error))
+            raise commands.JoinRefused(str(error)) from None
+        except Forgotten as error:
             self._log.warn("A server at {host} may not join: {reason}.", host=joiner.host, reason=str(error))
             raise commands.JoinRefused(str(error)) from None
         except TableError as error:

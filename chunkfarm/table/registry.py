@@ -53,6 +53,10 @@ def shown(server: Server) -> tuple[Any, ...]:
     )
 
 
+class Forgotten(TableError):
+    """A server that was taken out of the farm for good wants to join."""
+
+
 @frozen
 class Registered:
     """The server rows and farm options as read at one moment."""
@@ -67,6 +71,8 @@ class Registered:
     """Of the table, when the server rows were read."""
     barred: frozenset[str] = frozenset()
     """Ids of servers that were forgotten."""
+    barred_keys: frozenset[str] = frozenset()
+    """Digests of their public keys, by which they are known under other ids too."""
 
     @property
     def last_joined(self) -> int:
@@ -140,6 +146,7 @@ class Registry:
             generation.revision if generation else 0,
             revision,
             frozenset(key[len(BARRED) :].decode() for key in farm if key.startswith(BARRED)),
+            frozenset(filter(None, (barred_key(row.value) for key, row in farm.items() if key.startswith(BARRED)))),
         )
 
     def edit(self, decide: Callable[[Registered], Change | None]) -> Deferred[Any]:
@@ -193,8 +200,8 @@ class Registry:
         """
 
         def decide(before: Registered) -> Change:
-            if server.id in before.barred:
-                raise TableError(forgotten_sentence(server.id))
+            if server.id in before.barred or server.public_key in before.barred_keys:
+                raise Forgotten(forgotten_sentence(server.id))
             old = before.servers.get(server.id)
             moved = old is not None and old.peer_address != server.peer_address
             replaced = tuple(
@@ -366,6 +373,14 @@ class Registry:
             return Change(options=options, result=options)
 
         return self.edit(decide)
+
+
+def barred_key(value: bytes) -> str:
+    """The digest of the public key in the row of a server that was forgotten; empty if there is none."""
+    try:
+        return str(json.loads(value).get("key", ""))
+    except (ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def forgotten_sentence(server_id: str) -> str:

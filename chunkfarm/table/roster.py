@@ -7,7 +7,6 @@ back until the rows of `servers/` are at least as new: whoever sees a generation
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 
 from attrs import define, field
@@ -31,6 +30,7 @@ from chunkfarm.model import (
     Server,
 )
 from chunkfarm.table.interface import Batch, Compacted, ITable, IWatch, Row, TableClosed, TableError, Unavailable
+from chunkfarm.table.registry import barred_key
 
 RETRY_SECONDS_FIRST = 0.25
 """A watch mostly ends because the server that served it went away: another is found at once."""
@@ -138,10 +138,7 @@ class Roster:
     def barred_key(self, server_id: str) -> str:
         """The digest of the public key of a server that was forgotten; empty if there is none."""
         row = self._farm.rows.get(BARRED + server_id.encode())
-        try:
-            return str(json.loads(row.value).get("key", "")) if row is not None else ""
-        except (ValueError, AttributeError):
-            return ""
+        return barred_key(row.value) if row is not None else ""
 
     def start(self) -> Deferred[None]:
         """Read both prefixes and follow them; fires when both have been read once.

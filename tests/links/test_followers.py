@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
@@ -12,8 +14,24 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.links.followers import ANSWER_TIMEOUT, PING_INTERVAL, FollowersWatch
 from chunkfarm.model import Address
 from chunkfarm.table.interface import Compacted, IWatch, TableClosed, Unavailable
+from chunkfarm.trust.authority import Authority
 from chunkfarm.trust.contexts import Contexts
+from chunkfarm.trust.identity import Identity
+from tests.builders import server_id
 from tests.memory_table import MemoryTable
+
+NOW = 1_795_341_600_123
+
+
+class ShownChain:
+    """The transport of a link on which that certificate was shown."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._connection = Mock(spec=SSL.Connection)
+        self._connection.get_peer_cert_chain.return_value = [identity.certificate]
+
+    def getHandle(self) -> Any:
+        return self._connection
 
 
 class FakeClient:
@@ -62,19 +80,44 @@ class FollowersWatchTests(SynchronousTestCase):
         def dial(reactor: Any, address: Address, **more: Any) -> Deferred[Any]:
             if address.port < 10:
                 return fail(ConnectionRefusedError())
+            if self.shown:
+                more["check"](ShownChain(self.shown))
             self.clients.append(FakeClient(self.table))
             self.clients[-1].frozen = address.port in self.frozen
             return succeed(self.clients[-1])
 
         self.clock = Clock()
         self.answering: set[int] = set()
+        authority = Authority.create("fa" * 16, NOW)
+        self.known = Identity.provisional(server_id(2), NOW).signed_by(authority, [], NOW)
+        contexts = Contexts(self.known)
+
+        def member_of(certificate: Any) -> str | None:
+            found = contexts.peer_of(certificate)
+            return None if found in self.forgotten else found
+
         return FollowersWatch(
             self.clock,
-            Contexts(),
+            contexts,
             lambda: [Address("127.0.0.1", port) for port in ports],
             dial,
             lambda address: address.port in self.answering,
+            member_of,
         )
+
+    shown: Identity | None = None
+    forgotten: tuple[str, ...] = ()
+
+    def test_who_is_believed(self) -> None:
+        """A server of the farm, and none that was forgotten, though its certificate is still good, nor a stranger."""
+        follower = self.make_follower(11)
+        self.shown = self.known
+        self.successResultOf(follower.open(b"servers/", 0)).close()
+        self.forgotten = (server_id(2),)
+        failure = self.failureResultOf(follower.open(b"servers/", 0), Unavailable)
+        assert "no server of this farm" in str(failure.value)
+        self.forgotten, self.shown = (), Identity.provisional(server_id(2), NOW)
+        self.failureResultOf(follower.open(b"servers/", 0), Unavailable)
 
     def test_the_first_that_answers(self) -> None:
         """Servers that refuse are passed over, and changes arrive."""

@@ -317,7 +317,7 @@ class WatchTests(SynchronousTestCase):
         assert self.successResultOf(waiting) == Batch(1, ())
 
     def test_a_server_that_breaks_the_protocol(self) -> None:
-        """Transactions and values without end, and numbers beyond counting, end the watch, and nobody waits for more."""
+        """Transactions and values without end, and numbers beyond counting, end the watch; nobody waits for more."""
         for said in (
             b"EVENT 6 PUT ROW key=farm/a more=1 value=x\r\n" * 100,
             (b"EVENT 6 PART value=" + b"x" * 4096 + b"\r\n") * 10,

@@ -22,11 +22,12 @@ from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
-from chunkfarm.model import SERVERS, Address, FarmOptions, Principal, Server
+from chunkfarm.model import ROTATION_KEY, ROTATION_WANTED_KEY, SERVERS, Address, FarmOptions, Principal, Server
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import CALLER_SECONDS, Callers
 from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.risk import FilesOf, LostFiles
+from chunkfarm.rotation import Rotation
 from chunkfarm.said import lost_files_of
 from chunkfarm.state import ServerState
 from chunkfarm.table.codec import OpenSession, ReadRequest, Transaction, encode_read, encode_request
@@ -271,6 +272,42 @@ class PeerAnswersTests(SynchronousTestCase):
         self.back = CalledBack(thief, server_id(8))
         other = {"row": make_server(8), "request": thief.signing_request(), **shown}
         assert "used by another" in self.refusal(answers, **other)
+
+    def test_a_code_of_a_server_that_was_forgotten(self) -> None:
+        """Its key is barred as its id is: it does not get in under another id, with the code that it still has."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        self.successResultOf(answers.join(self.make_joiner(**shown)))
+        registry = Registry(self.table, lambda: NOW)
+        self.successResultOf(registry.forget(server_id(9), lambda row: "", bar=True))
+        self.back = CalledBack(self.joiner_identity, server_id(7))
+        assert "taken out of this farm for good" in self.refusal(answers, row=make_server(7), **shown)
+        again = {"row": make_server(7), "proof": proof(KEY, JOINER, EXPORTER)}
+        assert "taken out of this farm for good" in self.refusal(answers, **again)
+        self.joiner_identity = Identity.provisional(server_id(7), NOW)
+        self.back = CalledBack(self.joiner_identity, server_id(7))
+        self.successResultOf(answers.join(self.make_joiner(**again)))
+
+    def test_codes_that_a_thief_can_open(self) -> None:
+        """From when the key of the farm's secrets is to be changed, no code is good that the one before has sealed."""
+        answers = self.make_answers()
+        shown = self.invited(answers)
+        old, next_seal = self.seal, SealKey.create()
+        self.table.put(ROTATION_WANTED_KEY, b"a master was stolen")
+        assert "about to change" in self.refusal(answers, commands.NotNow, **shown)
+        self.successResultOf(self.table.transact((), (Delete(ROTATION_WANTED_KEY),)))
+        step = {"ca": "x", "old": "y", "introduction": "", "seal": next_seal.digest, "since": 1}
+        for name, word, refused in (
+            ("trusting", "about to change", commands.NotNow),
+            ("renewing", "made before", commands.JoinRefused),
+            ("done", "made before", commands.JoinRefused),
+        ):
+            self.table.put(ROTATION_KEY, Rotation(step=name, **step).to_value())
+            self.seal = old.beside(next_seal.material)
+            assert word in self.refusal(answers, refused, **shown)
+        self.seal = self.seal.led_by(next_seal.digest)
+        self.table.put(ROTATION_KEY, Rotation(step="over", **step).to_value())
+        self.successResultOf(answers.join(self.make_joiner(**self.invited(answers))))
 
     def test_two_with_one_code(self) -> None:
         """Of two that show the same code at once one joins."""
