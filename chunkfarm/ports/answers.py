@@ -19,18 +19,36 @@ from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
 from chunkfarm.links.twins import find_twin, twin_sentence
-from chunkfarm.model import DIGEST_LENGTH, FARM, FILES, SERVERS, Address, Principal, Server, split_digests
+from chunkfarm.model import (
+    BARRED,
+    CA_CERTIFICATE_KEY,
+    DIGEST_LENGTH,
+    EPOCH_KEY,
+    EXPORTS_KEY,
+    FARM,
+    FILES,
+    JOIN_DIGEST_KEY,
+    KEYS_CHANGED_KEY,
+    LINES_KEY,
+    ROTATION_KEY,
+    SEAL_DIGEST_KEY,
+    SERVERS,
+    Address,
+    Principal,
+    Server,
+    split_digests,
+)
 from chunkfarm.ports.callers import Callers
 from chunkfarm.ports.peer import Joiner, Prober
 from chunkfarm.references_link import pack_counts
 from chunkfarm.risk import LostFiles
-from chunkfarm.said import report_of, row_of, told
+from chunkfarm.said import check_put, report_of, row_of, told
 from chunkfarm.state import ServerState
 from chunkfarm.table import codec
 from chunkfarm.table.duties import Duties, Report, no_room_sentence
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.framing import CodecError
-from chunkfarm.table.interface import TableError
+from chunkfarm.table.interface import Put, TableError
 from chunkfarm.table.registry import Forgotten, Registry
 from chunkfarm.trust.authority import public_key_digest
 from chunkfarm.trust.contexts import Contexts, key_digest_of
@@ -43,6 +61,11 @@ STRANGE_VERSIONS_MAX = 256
 REPORTS_KEPT_MAX = 4096
 """Reports that are kept to be compared with the next ones: as many as the peer port takes connections."""
 
+OF_WHO_LEADS = frozenset(
+    (CA_CERTIFICATE_KEY, EPOCH_KEY, JOIN_DIGEST_KEY, KEYS_CHANGED_KEY, LINES_KEY, ROTATION_KEY, SEAL_DIGEST_KEY)
+)
+"""With those of exports and of servers that were forgotten, rows that no server changes for its clients: whoever could
+put another CA there, or take a bar away, could not be forgotten."""
 OPEN_TO_SERVERS = (SERVERS, FARM, FILES)
 """Rows for servers that do not hold the table: keys, invites and secrets stay with those that do."""
 
@@ -377,7 +400,7 @@ class PeerAnswers:
 
         def answer(told: bytes) -> Deferred[bytes]:
             if not member:
-                _check_open(_keys_of(told))
+                _check_changes(told)
             return self._table.answer_transact(told, allow_secret=member)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
@@ -516,11 +539,23 @@ class PeerAnswers:
             raise commands.NotNow(str(error)) from None
 
 
-def _keys_of(request: bytes) -> list[bytes]:
+def _check_changes(request: bytes) -> None:
+    """Raise `BadRequest` for a transaction that is not for a server which does not hold the table."""
     decoded = codec.decode_request(request)
     if not isinstance(decoded, codec.Transaction):
-        return []
-    return [item.key for item in (*decoded.compares, *decoded.operations)]
+        return
+    _check_open(item.key for item in (*decoded.compares, *decoded.operations))
+    for operation in decoded.operations:
+        key = operation.key
+        if key in OF_WHO_LEADS or key.startswith((BARRED, EXPORTS_KEY)):
+            raise commands.BadRequest("this row is changed by those who hold the table")
+        try:
+            if isinstance(operation, Put):
+                check_put(key, operation.value)
+            elif not key.startswith(FILES):
+                raise ValueError("it is taken away by who leads")
+        except ValueError as error:
+            raise commands.BadRequest(f"this change of a row is not taken: {error}") from None
 
 
 def _check_open(keys: Iterable[bytes]) -> None:

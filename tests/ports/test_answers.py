@@ -22,7 +22,23 @@ from chunkfarm.links import commands
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
-from chunkfarm.model import ROTATION_KEY, ROTATION_WANTED_KEY, SERVERS, Address, FarmOptions, Principal, Server
+from chunkfarm.model import (
+    BARRED,
+    CA_CERTIFICATE_KEY,
+    EPOCH_KEY,
+    EXPORTS_KEY,
+    GENERATION_KEY,
+    LINES_KEY,
+    OPTIONS_KEY,
+    ROTATION_KEY,
+    ROTATION_WANTED_KEY,
+    SERVERS,
+    Address,
+    FarmOptions,
+    File,
+    Principal,
+    Server,
+)
 from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import CALLER_SECONDS, Callers
 from chunkfarm.ports.peer import Joiner, Prober
@@ -498,7 +514,8 @@ class PeerAnswersTests(SynchronousTestCase):
         ):
             request = encode_request(Transaction("c", 1, 1, 0, compares, operations))
             self.failureResultOf(answers.transact(server_id(9), request), commands.BadRequest)
-        file = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"files/home/a", b"{}"),)))
+        row = File(name="home/a", size=0, chunk_size=4096)
+        file = encode_request(Transaction("c", 1, 1, 0, (), (Put(row.key, row.to_value()),)))
         assert self.successResultOf(answers.transact(server_id(9), file)) == file
         assert self.successResultOf(answers.transact(server_id(9), encode_request(OpenSession("c"))))
         key = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"keys/x", b"{}"),)))
@@ -506,6 +523,54 @@ class PeerAnswersTests(SynchronousTestCase):
         secret = encode_request(Transaction("c", 1, 1, 0, (), (Put(b"secret/x", b"{}"),)))
         assert self.successResultOf(answers.transact(server_id(2), secret)) == secret
         assert self.engine.secret_writes == [False, False, True, True]
+
+    def test_rows_that_nobody_could_read(self) -> None:
+        """A server that does not hold the table puts no row that would stop all who read it, nor one of the first's."""
+        answers = self.make_answers()
+        self.successResultOf(answers.join(self.make_joiner()))
+        server, file = make_server(2), File(name="home/a", size=0, chunk_size=4096)
+        rows = json.loads(server.to_value()), json.loads(file.to_value()), json.loads(FarmOptions().to_value())
+
+        def put(key: bytes, value: bytes) -> Deferred[bytes]:
+            return answers.transact(
+                server_id(9), encode_request(Transaction("c", 1, 1, 0, (), (Put(key, value), Delete(file.key))))
+            )
+
+        for key, value in (
+            (server.key, server.to_value()),
+            (file.key, file.to_value()),
+            (OPTIONS_KEY, FarmOptions(replicas=2, forget_after=5).to_value()),
+            (GENERATION_KEY, b"17"),
+            (ROTATION_WANTED_KEY, b"an admin wanted it"),
+            (b"farm/what/a/later/version/has", b"\xff"),
+        ):
+            self.successResultOf(put(key, value))
+        for key, row, changes in (
+            (
+                server.key,
+                rows[0],
+                ({"id": server_id(3)}, {"peer": "x"}, {"host": "a b"}, {"master": 1}, {"name": "\n"}),
+            ),
+            (file.key, rows[1], ({"size": -1}, {"size": 0.5}, {"etag": None}, {"digests": "x"}, {"levels": True})),
+            (OPTIONS_KEY, rows[2], ({"replicas": "3"}, {"repair_after": float("nan")}, {"name": 5})),
+        ):
+            for wrong in (b"", b"{}" if row is not rows[2] else b"[]", b"[" * 16_000, b"\xff"):
+                self.failureResultOf(put(key, wrong), commands.BadRequest)
+            for change in changes:
+                self.failureResultOf(put(key, json.dumps(row | change).encode()), commands.BadRequest)
+        for more in ({"chunk_size": 0}, {"size": 10**18}, {"modified": 10**15}, {"etag": 'x"\r\nSet-Cookie: y'}):
+            self.failureResultOf(put(file.key, json.dumps(rows[1] | more).encode()), commands.BadRequest)
+        self.failureResultOf(put(server.key, json.dumps(rows[0] | {"joined": 10**15}).encode()), commands.BadRequest)
+        self.failureResultOf(put(b"files/no-name", file.to_value()), commands.BadRequest)
+        for key in (
+            GENERATION_KEY,
+            *(CA_CERTIFICATE_KEY, EPOCH_KEY, EXPORTS_KEY, LINES_KEY, ROTATION_KEY, BARRED + b"x", b"farm/keys"),
+        ):
+            self.failureResultOf(put(key, b"x"), commands.BadRequest)
+        for key in (server.key, BARRED + b"x", OPTIONS_KEY, ROTATION_WANTED_KEY):
+            request = encode_request(Transaction("c", 1, 1, 0, (), (Delete(key),)))
+            self.failureResultOf(answers.transact(server_id(9), request), commands.BadRequest)
+            self.successResultOf(answers.transact(server_id(2), request))
 
     def test_requests_that_make_no_sense(self) -> None:
         """Every kind of request says so with a declared error."""
