@@ -263,7 +263,7 @@ class Farm(MultiService):
         def refused(failure: Failure) -> None:
             if failure.check(FarmError):
                 self._log.error("Nothing was changed: {sentence}", sentence=str(failure.value))
-            else:
+            elif not failure.check(CancelledError):
                 self._log.failure("while reading the config again", failure)
 
         return reloaded.addErrback(refused).addCallback(lambda _: self._tell_ready())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
-
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.errors import FarmError
@@ -56,7 +55,7 @@ class Renewal:
         self._names = names
         self._now = now
         self._run_in_thread = run_in_thread
-        self._loop = LoopingCall(self.look)
+        self._loop = LoopingCall(self._round)
         self._loop.clock = clock
         self._asking: Deferred[None] | None = None
         self._asked_for: frozenset[str] = frozenset()
@@ -74,8 +73,15 @@ class Renewal:
             self._loop.stop()
         return succeed(None)
 
+    def _round(self) -> Deferred[None]:
+        # A look that was given up is the loop's last one only if the loop was stopped.
+        return self.look().addErrback(_given_up)
+
     def look(self) -> Deferred[None]:
-        """Renew the certificate if it is time; a failure is logged, and the next look tries again."""
+        """Renew the certificate if it is time; a failure is logged, and the next look tries again.
+
+        Fails only if it is cancelled: whoever waited for it is not to go on as if it were done.
+        """
         identity = self._contexts.identity
         if identity is None or not identity.ca_pem:
             return succeed(None)
@@ -93,10 +99,13 @@ class Renewal:
         signs = self._authority()
         return bool(signs) and fingerprint(signs) != identity.ca_fingerprint
 
-    def _failed(self, failure: Any) -> None:
+    def _failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            # It goes on to whoever waits.
+            failure.raiseException()
         if failure.check(FarmError, TableError, *UNANSWERED):
             self._log.warn("The certificate cannot be renewed now: {reason}", reason=str(failure.value))
-        elif not failure.check(CancelledError):
+        else:
             self._log.failure("while renewing the certificate", failure)
 
     async def _renew(self) -> None:
@@ -116,3 +125,7 @@ class Renewal:
         self._contexts.replace(renewed)
         self._asked_for = frozenset(names)
         self._log.info("This server's certificate has been renewed.")
+
+
+def _given_up(failure: Failure) -> None:
+    failure.trap(CancelledError)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -105,6 +105,27 @@ class RenewalTests(SynchronousTestCase):
         self.reachable = True
         self.clock.advance(LOOK_SECONDS)
         assert self.shown() != before
+
+    def test_given_up(self) -> None:
+        """Whoever waits for a look that is given up is told so, and a loop that goes on looks again."""
+        renewal = self.make_renewal(2)
+        before, call = self.shown(), self.call
+        self.now += 300 * DAY_MS
+        asked: list[Deferred[Any]] = []
+        self.call = lambda *arguments, **more: asked.append(Deferred()) or asked[-1]  # type: ignore
+        looking = renewal.look()
+        looking.cancel()
+        self.failureResultOf(looking, CancelledError)
+        renewal.start()
+        asked[-1].cancel()
+        self.call = call  # type: ignore[method-assign]
+        self.clock.advance(LOOK_SECONDS)
+        assert self.shown() != before
+        self.now += 300 * DAY_MS
+        self.call = lambda *arguments, **more: asked.append(Deferred()) or asked[-1]  # type: ignore
+        self.clock.advance(LOOK_SECONDS)
+        self.successResultOf(renewal.stop())
+        assert self.clock.getDelayedCalls() == [] and self.flushLoggedErrors() == []
 
     def test_another_name(self) -> None:
         """A server that goes by one more name gets a certificate with it, and asks once for what it does not get."""
