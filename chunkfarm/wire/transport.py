@@ -42,6 +42,7 @@ __all__ = [
     "TLSFailed",
     "adopt",
     "connect",
+    "end_when_gone",
     "end_when_silent",
     "listen",
 ]
@@ -51,6 +52,8 @@ CONNECT_TIMEOUT = 10.0
 BACKLOG = 512
 """Connections that the kernel holds until they are accepted: enough for every client of a busy farm at once."""
 
+GONE_SECONDS = 300.0
+"""Until a client's connection ends whose machine is gone: a laptop may well be out of reach for a minute or two."""
 SILENCE_SECONDS = 10.0
 """Until a connection between servers whose other machine is gone ends: as long as `master_grace`."""
 
@@ -135,12 +138,25 @@ def listen(
     return cast(IListeningPort, port)
 
 
+def end_when_gone(transport: Any, seconds: float = GONE_SECONDS) -> None:
+    """Let the kernel end a connection whose other machine is gone, within about that long.
+
+    A watch of a table at rest sends nothing, so nothing else would ever notice. Whoever is there and takes nothing is
+    left alone: its kernel answers.
+    """
+    _keep_alive(transport, seconds, patient=True)
+
+
 def end_when_silent(transport: Any, seconds: float = SILENCE_SECONDS) -> None:
     """Let the kernel end a connection whose other machine has not answered it for about that long.
 
     A machine that lost its power or its cable says nothing, and TCP alone waits a quarter of an hour, or for ever where
     nothing is sent. Not for connections whose other side may leave bytes untaken for long.
     """
+    _keep_alive(transport, seconds, patient=False)
+
+
+def _keep_alive(transport: Any, seconds: float, *, patient: bool) -> None:
     sock = getattr(transport, "socket", None)
     if not isinstance(sock, socket.socket) or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -152,7 +168,7 @@ def end_when_silent(transport: Any, seconds: float = SILENCE_SECONDS) -> None:
         ("TCP_USER_TIMEOUT", round(seconds * 1000)),
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in wanted:
+    for name, value in wanted[:-1] if patient else wanted:
         # Not every system has every one of them.
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

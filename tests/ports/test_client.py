@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from chunkfarm.ports.client import commands, limits
 from chunkfarm.ports.places import REFUSALS_MAX
 from chunkfarm.state import Wait
 from chunkfarm.wire.lines import LINE_BYTES_MAX
-from tests.ports.client_link import ClientLink
+from tests.ports.client_link import ClientLink, LinkTransport
 from tests.ports.fakes import NOW, OTHER_ID, SERVER_ID
 
 ELSEWHERE = "10.0.0.9"
@@ -527,6 +528,12 @@ class LimitTests(SynchronousTestCase):
         assert not link.closed
         link.clock.pump([10] * 12)
         assert link.closed
+
+    def test_a_watcher_whose_machine_is_gone(self) -> None:
+        """Where nothing is sent only the kernel can notice, so it is asked to look."""
+        with socket.socket() as sock, patch.object(LinkTransport, "socket", sock, create=True):
+            ClientLink()
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
     def test_slow_line(self) -> None:
         """A line must come whole within its time, however it drips; the time of the next one is its own."""

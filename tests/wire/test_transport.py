@@ -19,7 +19,15 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.config_values import ListenDescription
-from chunkfarm.wire.transport import HandshakeTimedOut, TLSFailed, adopt, connect, end_when_silent, listen
+from chunkfarm.wire.transport import (
+    HandshakeTimedOut,
+    TLSFailed,
+    adopt,
+    connect,
+    end_when_gone,
+    end_when_silent,
+    listen,
+)
 from tests.wire.certificates import contexts
 from tests.wire.links import End, LinkTestCase
 
@@ -423,6 +431,18 @@ class SilenceTests(SynchronousTestCase):
             )
             assert idle + interval * probes <= 12
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+
+    def test_patience_with_who_takes_nothing(self) -> None:
+        """A client's machine that is gone is noticed; one that is there and takes nothing is left alone."""
+        with socket.socket() as sock:
+
+            class Transport:
+                socket = sock
+
+            end_when_gone(Transport())
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 300
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
     def test_what_is_no_socket(self) -> None:
         """A transport of a test, or any other, is left as it is."""

@@ -35,6 +35,7 @@ from chunkfarm.ports.client.pending import Payload, Pending, is_loopback
 from chunkfarm.ports.client.session import ANYONE, PRIVATE, Answer, Command, Request, Session, refusal
 from chunkfarm.table.interface import TableClosed, Unavailable
 from chunkfarm.wire.lines import LineBuffer, LineTooLong, text_of, unquote, words
+from chunkfarm.wire.transport import end_when_gone
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -122,6 +123,7 @@ class ClientConnection(Protocol):
         self._look_later()
         if self._on_trust:
             self._pauses.add(self._clock.callLater(2 * self._limits.handshake_time, self._prove))
+        end_when_gone(self.transport)
         transport: Any = self.transport
         transport.registerProducer(self, True)
         self.factory.opened(self)
