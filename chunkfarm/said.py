@@ -16,14 +16,11 @@ from attrs import asdict, evolve, fields
 from chunkfarm.config_values import WEIGHT_MAX, read_host, read_port, read_server_name, read_weight, read_zone
 from chunkfarm.errors import InvalidRequest
 from chunkfarm.model import (
-    CHUNK_SIZE_MAX,
-    FILES,
     GENERATION_KEY,
     OPTIONS_KEY,
     SERVERS,
     Drain,
     FarmOptions,
-    File,
     Server,
     check_file_name,
     check_server_id,
@@ -35,10 +32,6 @@ ROW_CHARACTERS_MAX = 4096
 """A row takes some 500; the largest that passes still lets ten of them into one transaction."""
 BYTES_MAX = 2**63 - 1
 """Of a disk, and every count: what fits 64 bits everywhere."""
-SIZE_END = 10**18
-"""Every size has fewer digits than this in all protocols."""
-LEVELS_MAX = 8
-"""Of a manifest: with two, at 128 digests in the row and a hundred thousand in a chunk, no disk holds the file."""
 TIME_MAX = 253_402_300_799_999
 """In ms since 1970: the last moment that can be shown as a date."""
 NOTE_LENGTH_MAX = 500
@@ -52,8 +45,8 @@ _FLAGS = frozenset(
 )
 _WORD = re.compile(r"[!-~]{0,64}\Z")
 """Versions and incarnations: what needs no quoting anywhere."""
-_ETAG = re.compile(r"[0-9a-f]{0,64}\Z")
 _COUNT = re.compile(rb"[0-9]{1,18}\Z")
+_DEFAULTS = FarmOptions()
 _FINGERPRINT = re.compile(r"(sha256:[0-9a-f]{64})?\Z")
 _REPORT_FIELDS = tuple(attribute.name for attribute in fields(Report))
 _RISK_NUMBERS = tuple(attribute.name for attribute in fields(Risk) if attribute.name != "sets")
@@ -186,7 +179,7 @@ def _files_of(told: Any) -> FilesOf:
 
 
 def check_put(key: bytes, value: bytes) -> None:
-    """Raise `ValueError` for a row that another server puts into the table and that this one could not read.
+    """Raise `ValueError` for a row of a server or of the farm that another server puts, and that could not be read.
 
     Every server reads these rows, and a single one that cannot be read keeps all of them from knowing the others: then
     nobody could even forget the server that put it there.
@@ -198,28 +191,17 @@ def check_put(key: bytes, value: bytes) -> None:
                 _check(name, given)
             if server.key != key or max(server.joined, server.since) > TIME_MAX:
                 raise ValueError("it is another server's, or of a time that cannot be shown")
-        elif key.startswith(FILES):
-            _check_file(File.from_row(key, value, 0))
         elif key == OPTIONS_KEY:
-            _check_types(FarmOptions.from_value(value), FarmOptions())
+            _check_options(FarmOptions.from_value(value))
         elif key == GENERATION_KEY and not _COUNT.match(value):
             raise ValueError("it is no number")
     except (KeyError, TypeError, AttributeError, RecursionError, AssertionError, InvalidRequest) as error:
         raise ValueError(f"it cannot be read: {type(error).__name__}") from error
 
 
-def _check_file(file: File) -> None:
-    _check_types(file, File(name="", size=0, chunk_size=1))
-    check_file_name(file.name)
-    if not (file.size < SIZE_END and 0 < file.chunk_size <= CHUNK_SIZE_MAX and file.levels <= LEVELS_MAX):
-        raise ValueError("there is no such file")
-    if file.modified > TIME_MAX or not _ETAG.match(file.etag):
-        raise ValueError("it has no time or etag that could be told")
-
-
-def _check_types(record: File | FarmOptions, like: File | FarmOptions) -> None:
-    for name, value in asdict(record).items():
-        kind = type(getattr(like, name))
+def _check_options(options: FarmOptions) -> None:
+    for name, value in asdict(options).items():
+        kind = type(getattr(_DEFAULTS, name))
         if kind is int:
             _check("chunks", value)
         elif kind is float and type(value) in (int, float):

@@ -230,27 +230,20 @@ class ReporterTests(SynchronousTestCase):
 
     def test_answers_that_make_no_sense(self) -> None:
         """Whoever answers a report with anything else is not asked for ever, and its answer changes nothing."""
-        good = {"term": 4, "voters": [], "learners": [], "known": True}
-        for text in (
-            "[" * 60_000,
-            "[]",
-            "{}",
-            "nonsense",
-            *(
-                json.dumps(good | changed)
-                for changed in (
-                    {"known": 1},
-                    {"term": -1},
-                    {"term": 10**40},
-                    {"voters": {}},
-                    {"learners": ["x"]},
-                    {"short": "1"},
-                    {"risk": 5},
-                    {"drains": []},
-                    {"drains": {"x": {}}},
-                )
-            ),
-        ):
+        good: dict[str, Any] = {"term": 4, "voters": [], "learners": [], "known": True}
+        wrong: tuple[dict[str, Any], ...] = (
+            {"known": 1},
+            {"term": -1},
+            {"term": 10**40},
+            {"voters": {}},
+            {"learners": ["x"]},
+            {"revision": "1"},
+            {"short": "1"},
+            {"risk": 5},
+            {"drains": []},
+            {"drains": {"x": {}}},
+        )
+        for text in ("[" * 60_000, "[]", "{}", "nonsense", *(json.dumps(good | changed) for changed in wrong)):
             reporter = self.make_reporter()
             self.peers.call = lambda *call, text=text, **more: succeed({"answer": text})  # type: ignore
             reporter.start(server_id(1))

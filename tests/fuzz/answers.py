@@ -173,7 +173,7 @@ class _Moved:
         pass
 
 
-class _NoContexts:
+class _NoContexts(Shown):
     def client_factory(self) -> Any:
         return "a context"
 
