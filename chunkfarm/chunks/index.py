@@ -3,7 +3,7 @@
 It holds where each packed chunk is (`packs`), until when chunks must be kept (`pins`), and when they were last found to
 be whole (`verified`), in one SQLite file beside the directory of the chunks. Nothing is lost with it: the packs are
 read again, and a chunk of which nothing is known counts as pinned. So one that cannot be read at a start is thrown
-away. It is made with the first thing that is written into it, for a start that is refused must leave nothing behind.
+away, and one that turns out to be damaged later loses its name, so that the next process begins with none. It is made with the first thing that is written into it, for a start that is refused must leave nothing behind.
 
 Everything here blocks, and is called on a thread.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from chunkfarm.durable import sync_directory
+from chunkfarm.durable import is_broken, sync_directory
 from chunkfarm.model import KIB, MIB
 
 CACHE = 32 * MIB
@@ -81,9 +81,7 @@ class Index:
     def discard(self) -> None:
         """Throw away what is in it."""
         self.close()
-        for end in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(self._path + end)
+        self._unlink()
 
     def close(self) -> None:
         """Close it; it is opened again by `open`."""
@@ -94,9 +92,13 @@ class Index:
             self._reader = self._writer = None
 
     def read(self, question: str, values: Sequence[Any] = ()) -> list[Row]:
-        """The rows that answer a question; none while there is no index."""
-        with self._reading:
-            return self._reader.execute(question, values).fetchall() if self._reader is not None else []
+        """The rows that answer a question; none while there is no index. Raises `sqlite3.Error`."""
+        try:
+            with self._reading:
+                return self._reader.execute(question, values).fetchall() if self._reader is not None else []
+        except sqlite3.Error as error:
+            self._give_up(error)
+            raise
 
     def read_named(self, question: str, digests: Sequence[bytes]) -> list[Row]:
         """The rows of these digests: the question ends with `digest IN`."""
@@ -110,6 +112,13 @@ class Index:
     def write(self, statements: Iterable[Statement], durable: bool = False) -> None:
         """Do all of these or none; with `durable` no power cut takes that back. Raises `sqlite3.Error`."""
         self.open(make=True)
+        try:
+            self._write(statements, durable)
+        except sqlite3.Error as error:
+            self._give_up(error)
+            raise
+
+    def _write(self, statements: Iterable[Statement], durable: bool) -> None:
         with self._writing:
             writer = self._writer
             assert writer is not None, "the index is closed"
@@ -128,3 +137,16 @@ class Index:
             finally:
                 if durable:
                     writer.execute("PRAGMA synchronous = NORMAL")
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Have the next process make it anew if it is damaged: a start sees little of it, and would go on with it.
+
+        This process keeps what it has open, for an index that is suddenly empty would be a false answer.
+        """
+        if is_broken(error):
+            self._unlink()
+
+    def _unlink(self) -> None:
+        for end in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(self._path + end)

@@ -224,6 +224,23 @@ class RestartTests(PackedTestCase):
         (self.directory / "index.sqlite").write_bytes(b"not a database at all" * 500)
         assert self.read(self.store(), digest) == b"data"
 
+    def test_an_index_that_is_damaged_inside(self) -> None:
+        """An index that opens well, and whose rows cannot be read, ends one process, and not each that follows."""
+        store = self.store()
+        digests = [self.put(store, pattern(20, number)) for number in range(10)]
+        store.close()
+        index = self.directory / "index.sqlite"
+        content = index.read_bytes()
+        pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+        index.write_bytes(b"".join(b"\xff" * len(page) if digests[0] in page else page for page in pages))
+        broken: list[Any] = []
+        again = self.store(on_broken=broken.append)
+        self.failureResultOf(again.has(digests), sqlite3.DatabaseError)
+        assert len(broken) == 1
+        again.close()
+        assert self.successResultOf(self.store(on_broken=broken.append).has(digests)) == [20] * 10
+        assert len(broken) == 1
+
     def test_an_old_index(self) -> None:
         """The index of an earlier version, in another place, is removed, and all is found without it."""
         store = self.store()
