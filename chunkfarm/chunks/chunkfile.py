@@ -35,6 +35,11 @@ _TRAILER_MAX = CHUNK_SIZE_MAX // BLOCK * 4 + _TAIL.size
 class DamagedChunk(NotFound):
     """This server's copy of a chunk is damaged; it was put aside and is not served."""
 
+    def __init__(self, message: str, inode: int | None = None) -> None:
+        """`inode` tells the copy from one that follows it; None if not even that could be learned."""
+        super().__init__(message)
+        self.inode = inode
+
 
 def is_unreadable(error: OSError) -> bool:
     """Whether the disk cannot read what it was asked for, or the file system is damaged there: it stays like this."""
@@ -103,7 +108,9 @@ class ChunkFile:
             self.inode = status.st_ino
             self.file_size = status.st_size
             self.length, self._sums = self._read_trailer(digest)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DamagedChunk):
+                error.inode = status.st_ino
             self.close()
             raise
 

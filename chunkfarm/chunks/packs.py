@@ -202,12 +202,15 @@ class Packs:
                 record = self._read_record(place)
             except FileNotFoundError:
                 if self.place(digest) == place:
-                    raise DamagedChunk(f"the pack of chunk {digest.hex()} is gone") from None
+                    raise DamagedChunk(f"the pack of chunk {digest.hex()} is gone", place.inode) from None
                 # It was written anew meanwhile, and the chunk is in another pack now.
                 continue
+            except DamagedChunk as error:
+                error.inode = place.inode
+                raise
             data = _verified(record, place, digest)
             if data is None:
-                raise DamagedChunk(f"chunk {digest.hex()} is damaged in pack {place.pack}")
+                raise DamagedChunk(f"chunk {digest.hex()} is damaged in pack {place.pack}", place.inode)
             self._recent.note(digest, place, self._path(place.pack))
             return PackedChunk(data, place)
         return None

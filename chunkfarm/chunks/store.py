@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chunkfarm.chunks.chunkfile import DamagedChunk, trailer_length
+from chunkfarm.chunks.chunkfile import DamagedChunk, is_unreadable, trailer_length
 from chunkfarm.chunks.index import Index
 from chunkfarm.chunks.loose import PREFIXES, LooseChunks
 from chunkfarm.chunks.opened import ChunkReader, OpenChunk
@@ -256,7 +256,7 @@ class ChunkStore:
             if moved:
                 self._report(digest, reason)
 
-        return self._run(self._put_aside, digest, None).addCallback(tell)
+        return self._run(self._put_aside, digest).addCallback(tell)
 
     def quarantined(self) -> Deferred[Sequence[bytes]]:
         """The digests of which a damaged copy was put aside, and of which there is no whole one here now."""
@@ -400,8 +400,8 @@ class ChunkStore:
             if (packed := self._packs.read(digest)) is not None:
                 return packed
             return self._loose.file(digest)
-        except DamagedChunk:
-            self._put_aside(digest, None)
+        except DamagedChunk as error:
+            self._put_damaged_aside(digest, error.inode)
             raise
 
     def _size(self, digest: bytes) -> int:
@@ -426,7 +426,7 @@ class ChunkStore:
             if file.digest() != digest:
                 raise DamagedChunk(f"the bytes of chunk {digest.hex()} do not have that digest")
         except DamagedChunk:
-            self._put_aside(digest, file.inode)
+            self._put_damaged_aside(digest, file.inode)
             raise
         finally:
             file.close()
@@ -454,8 +454,9 @@ class ChunkStore:
         try:
             piece = file.read(start, end - start)
         except DamagedChunk:
+            # While it is open no file that follows it gets the same inode.
+            self._put_damaged_aside(digest, file.inode)
             file.close()
-            self._put_aside(digest, file.inode)
             raise
         if end == last:
             file.close()
@@ -466,16 +467,36 @@ class ChunkStore:
             packed = self._packs.delete([digest])
             return self._loose.delete(digest) is not None or bool(packed)
 
-    def _put_aside(self, digest: bytes, inode: int | None) -> bool:
-        """Move a chunk's file away, but only the one that was found damaged: a good one may have followed it."""
+    def _put_aside(self, digest: bytes) -> bool:
+        """Move a chunk away, whatever is known of it."""
         with self._lock:
-            names = (f"{self._directory}/quarantine/{digest.hex()}.{number}" for number in count())
-            aside = next(name for name in names if not os.path.exists(name))
-            return self._packs.put_aside(digest, aside, inode) or self._loose.put_aside(digest, aside, inode)
+            return self._move_aside(digest, None)
+
+    def _put_damaged_aside(self, digest: bytes, inode: int | None) -> None:
+        """Move a chunk away, but only the copy that was found damaged: a good one may have followed it."""
+        with self._lock:
+            # If nothing is known of the one that was found, it is the one that is there, unless that can be read.
+            if inode is not None or self._loose.length(digest) is None:
+                self._move_aside(digest, inode)
+
+    def _move_aside(self, digest: bytes, inode: int | None) -> bool:
+        with suppress(FileExistsError, FileNotFoundError):
+            # Somebody may have removed it with what was in it, which nobody needs.
+            os.mkdir(f"{self._directory}/quarantine", 0o700)
+        names = (f"{self._directory}/quarantine/{digest.hex()}.{number}" for number in count())
+        aside = next(name for name in names if not os.path.exists(name))
+        return self._packs.put_aside(digest, aside, inode) or self._loose.put_aside(digest, aside, inode)
 
     def _quarantined(self) -> Sequence[bytes]:
-        aside = set()
-        for name in os.listdir(f"{self._directory}/quarantine"):
+        aside: set[bytes] = set()
+        try:
+            names = os.listdir(f"{self._directory}/quarantine")
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and not is_unreadable(error):
+                raise
+            # What is missing shows when the servers that should have it are asked.
+            return []
+        for name in names:
             with suppress(ValueError):
                 digest = bytes.fromhex(name.partition(".")[0])
                 if len(digest) == DIGEST_LENGTH and self._whole(digest) is None:

@@ -287,6 +287,55 @@ class DamageTests(StoreTestCase):
         self.failureResultOf(Deferred.fromCoroutine(read_all(reader)), DamagedChunk)
         assert self.read(store, digest) == data
 
+    def test_good_one_that_comes_meanwhile_stays(self) -> None:
+        """The same if the good one comes right after the damage was found: it was acknowledged, and may be the last."""
+        for store, data in ((self.store(), pattern(2000)), (self.store(packed_most=1000), pattern(100))):
+            for call in (store.open, store.size, store.check):
+                digest = self.put(store, data)
+                if len(data) > 1000:
+                    self.flip(digest, -1)
+                else:
+                    self.flip_packed(data)
+                aside = store._put_damaged_aside
+
+                def late(found: bytes, inode: int | None, aside: Any = aside, store: Any = store) -> None:
+                    """Another reader found it too, and the chunk was brought again, before this one goes on."""
+                    aside(found, inode)
+                    self.successResultOf(store.put(found, data))
+                    aside(found, inode)
+
+                with mock.patch.object(store, "_put_damaged_aside", late):
+                    self.failureResultOf(call(digest), DamagedChunk)
+                assert self.read(store, digest) == data
+
+    def flip_packed(self, data: bytes) -> None:
+        """Damage a chunk in its pack."""
+        for path in (self.directory / "packs").glob("*.pack"):
+            path.write_bytes(path.read_bytes().replace(data, bytes(len(data))))
+
+    def test_good_one_in_the_place_of_one_that_could_not_be_opened(self) -> None:
+        """The same if nothing at all could be learned of the damaged one."""
+        store = self.store()
+        digest = self.put(store, b"data")
+        with (
+            mock.patch("os.open", side_effect=OSError(errno.EIO, "Input/output error")),
+            mock.patch.object(store, "_put_damaged_aside", lambda digest, inode: None),
+        ):
+            damage = self.failureResultOf(store.open(digest), DamagedChunk).value
+        store._put_damaged_aside(digest, damage.inode)
+        assert self.read(store, digest) == b"data"
+
+    def test_nowhere_to_put_it(self) -> None:
+        """Somebody has removed what was put aside, and its directory: the next damaged chunk is put aside all the same."""
+        store = self.store()
+        digest = self.put(store, b"data")
+        (self.directory / "quarantine").rmdir()
+        assert self.successResultOf(store.quarantined()) == []
+        self.flip(digest, 0)
+        self.failureResultOf(store.check(digest), DamagedChunk)
+        assert [found for found, _ in self.damaged] == [digest]
+        assert self.successResultOf(store.quarantined()) == [digest]
+
     def test_twice(self) -> None:
         """The same chunk may be damaged again; both files are kept."""
         store = self.store()
