@@ -34,6 +34,10 @@ class LooseChunks:
         self._numbers = count()
         self._counted: list[int | None] = [None] * PREFIXES
         self._directories: set[int] = set()
+        self._stuck: set[str] = set()
+        """Files that are in the way and cannot be removed."""
+        self.unreadable: list[str] = []
+        """What the disk could not read or remove when they were opened."""
 
     def open(self) -> None:
         """Make the directories, remove what a crash left behind, make durable what is there."""
@@ -44,13 +48,32 @@ class LooseChunks:
         with os.scandir(f"{self._directory}/incoming") as entries:
             for entry in entries:
                 if entry.name.endswith(".tmp"):
-                    os.unlink(entry.path)
+                    self._remove(entry.path)
         # A process killed between rename and fsync leaves a chunk that is seen but could be lost with the
         # power. It must not be promised to anybody before its name is durable.
         for prefix in range(PREFIXES):
-            with suppress(FileNotFoundError):
-                sync_directory(f"{self._directory}/{prefix:02x}")
-                self._directories.add(prefix)
+            path = f"{self._directory}/{prefix:02x}"
+            try:
+                sync_directory(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._pass_over(path, error)
+                continue
+            self._directories.add(prefix)
+
+    def _remove(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            self._pass_over(path, error)
+            self._stuck.add(path)
+
+    def _pass_over(self, path: str, error: OSError) -> None:
+        """One bad sector must not keep a server from all the chunks that are beside it."""
+        if not is_unreadable(error):
+            raise error
+        self.unreadable.append(f"{path}: {error.strerror}")
 
     @property
     def used(self) -> int:
@@ -61,8 +84,12 @@ class LooseChunks:
         """Count the bytes of the chunks that begin with this byte."""
         with self._lock:
             total = 0
-            with suppress(FileNotFoundError), os.scandir(f"{self._directory}/{prefix:02x}") as entries:
-                total = sum(_size(entry) for entry in entries if entry.name.endswith(".chunk"))
+            try:
+                with os.scandir(f"{self._directory}/{prefix:02x}") as entries:
+                    total = sum(_size(entry) for entry in entries if entry.name.endswith(".chunk"))
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) and not is_unreadable(error):
+                    raise
             self._counted[prefix] = total
 
     def path(self, digest: bytes) -> str:
@@ -98,7 +125,8 @@ class LooseChunks:
 
         Raises `Mismatch` and `OSError`; then no file is left behind.
         """
-        temporary = f"{self._directory}/incoming/{next(self._numbers)}.tmp"
+        names = (f"{self._directory}/incoming/{number}.tmp" for number in self._numbers)
+        temporary = next(name for name in names if name not in self._stuck)
         try:
             return temporary, write_chunk(temporary, data, digest, checked=checked)
         except BaseException:
@@ -138,6 +166,10 @@ class LooseChunks:
             os.unlink(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if is_unreadable(error):
+                return None
+            raise
         self._adjust(digest, -status.st_size)
         return status.st_size
 

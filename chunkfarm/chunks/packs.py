@@ -47,6 +47,11 @@ MARK_MS = 60_000
 """A minute in which chunks are written costs one row that tells from which place of a pack on they are not older."""
 SCAN_STEP = 8 * MIB
 """Bytes of a pack in memory while it is read at the start: many times the largest record."""
+SECTOR = 4 * KIB
+"""Bytes that a disk reads together, or cannot: what is around them is looked for."""
+UNREADABLE_MOST = 100
+"""Reads of one pack that may fail while it is looked for what can be read: some eight places. A disk takes a second and
+more for each, and a start waits for it."""
 
 MAGIC = b"packed1\n"
 _HEAD = struct.Struct(f">8s{DIGEST_LENGTH}sII")
@@ -134,6 +139,8 @@ class Packs:
         """The last of these times, in the current pack; 0 if it has none."""
         self._unindexed: dict[bytes, Place] = {}
         """Chunks of the current pack that are durable, and not in the index yet."""
+        self.unreadable: list[str] = []
+        """What the disk could not read when they were opened; it is tried again at the next start."""
 
     def open(self) -> None:
         """Open the index, if there is one or any pack, and bring it up to what the packs hold. Raises `OSError`."""
@@ -143,7 +150,7 @@ class Packs:
             for entry in entries:
                 stem, _, kind = entry.name.partition(".")
                 if kind == "pack" and stem.isdecimal():
-                    found[int(stem)] = entry.stat().st_size
+                    found[int(stem)] = self._size_of(entry.path)
                 elif stem == "index":
                     # Where it was in earlier versions; what it held is found in the packs.
                     os.unlink(entry.path)
@@ -309,6 +316,16 @@ class Packs:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _size_of(self, path: str) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
+            # As if it were cut off at its beginning: its chunks are not here, and come back with it.
+            self.unreadable.append(f"{path}: {error.strerror}")
+            return 0
+
     def _catch_up(self, found: dict[int, int]) -> None:
         self._sizes, self._live = {}, {}
         known = {number: (scanned, live) for number, scanned, live in self._index.read("SELECT * FROM packs")}
@@ -329,22 +346,54 @@ class Packs:
         self._current = max(found, default=0)
 
     def _scan_tail(self, number: int, offset: int) -> None:
-        """Take what was appended since the index was last durable; a record that is not whole is passed over."""
-        size = self._sizes[number]
-        descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # It may be in memory only, and is about to be promised.
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        # What bit rot or a torn write left is passed over, by its sum.
-        rows = [(digest, at, len(data)) for at, digest, data in self._records(number, offset, size)]
-        self._enter(number, rows, size)
+        """Take what was appended since the index was last durable; a record that is not whole is passed over.
 
-    def _records(self, number: int, offset: int, size: int) -> Iterator[tuple[int, bytes, bytes]]:
+        So is what the disk cannot read: one bad sector must not keep a server, or whoever restores a farm, from all
+        that is beside it.
+        """
+        size, failures = self._sizes[number], 0
+
+        def read(number: int, offset: int, length: int) -> bytes:
+            nonlocal failures
+            try:
+                return self._read_at(number, offset, length)
+            except DamagedChunk as error:
+                if not failures:
+                    self.unreadable.append(str(error))
+                failures += 1
+                if length <= SECTOR or failures > UNREADABLE_MOST:
+                    return bytes(length)
+                half = max(SECTOR, length // 2 // SECTOR * SECTOR)
+                return read(number, offset, half) + read(number, offset + half, length - half)
+
+        try:
+            descriptor = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # It may be in memory only, and is about to be promised.
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
+            self.unreadable.append(f"{self._path(number)}: {error.strerror}")
+            return
+        # What bit rot or a torn write left is passed over, by its sum. The sum alone is not believed: behind damage a
+        # record may be found inside of another one, in bytes that somebody chose.
+        rows = {
+            digest: (digest, at, len(data))
+            for at, digest, data in self._records(number, offset, size, read)
+            if digest_of(data) == digest
+        }
+        self._enter(number, list(rows.values()), offset if failures else size)
+
+    def _records(
+        self, number: int, offset: int, size: int, read: Callable[[int, int, int], bytes] | None = None
+    ) -> Iterator[tuple[int, bytes, bytes]]:
         """Every whole record that begins at `offset` or behind it: where it begins, its digest, its data."""
+        read = read or self._read_at
         while offset < size:
-            window = self._read_at(number, offset, min(SCAN_STEP, size - offset))
+            window = read(number, offset, min(SCAN_STEP, size - offset))
             is_last = offset + len(window) >= size or not window
             at = 0
             while (at := window.find(MAGIC, at)) >= 0:

@@ -510,6 +510,8 @@ class ChunkStore:
 
     async def _start(self) -> None:
         await self._run(self._prepare)
+        for what in (*self._loose.unreadable, *self._packs.unreadable):
+            self._log.error("The disk has failed at the chunks of this server, which goes on: {what}", what=what)
         Deferred.fromCoroutine(self._count_all()).addErrback(
             lambda failure: self._log.failure("while counting the chunks in {path}", failure, path=self._directory)
         )

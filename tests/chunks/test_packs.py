@@ -14,6 +14,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, execute
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import packing, packs
@@ -304,6 +305,83 @@ class RestartTests(PackedTestCase):
         again = self.store()
         lengths = self.successResultOf(again.has(digests))
         assert [bool(length) for length in lengths] == [number != 3 for number in range(20)]
+
+    def unreadable(self, start: int, end: int) -> Any:
+        """The disk cannot read these bytes of the first pack."""
+        read, path = os.pread, str(self.pack_files()[0])
+
+        def reading(descriptor: int, length: int, offset: int) -> bytes:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == path and offset < end and offset + length > start:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(descriptor, length, offset)
+
+        return mock.patch.object(os, "pread", side_effect=reading)
+
+    def test_a_bad_sector_behind_the_index(self) -> None:
+        """Where the disk cannot read a pack that must be read a start passes over that place; later it is read again."""
+        self.patch(packs, "SCAN_STEP", 2 * PACKED_MOST + 1000)
+        store = self.store()
+        chunks = [pattern(PACKED_MOST - number, number) for number in range(12)]
+        digests = [self.put(store, chunk) for chunk in chunks]
+        place = store._packs.place(digests[5])
+        assert place is not None
+        self.forget_index()
+        with capturedLogs() as logged, self.unreadable(place.offset + 20_000, place.offset + 20_100):
+            again = self.store()
+            lengths = self.successResultOf(again.has(digests))
+            assert [bool(length) for length in lengths] == [number != 5 for number in range(12)]
+            assert self.read(again, digests[6]) == chunks[6]
+            later = self.put(again, b"later")
+        assert [event["what"].partition(" at ")[0] for event in logged if "what" in event] == ["pack 1 cannot be read"]
+        again = self.store()
+        assert all(self.successResultOf(again.has([*digests, later])))
+
+    def test_a_pack_of_which_nothing_can_be_learned(self) -> None:
+        """A pack whose inode the disk cannot read keeps no server from starting; it is there again when that succeeds."""
+        store = self.store()
+        digest = self.put(store, b"data")
+        name = str(self.pack_files()[0])
+
+        def failing(call: Callable[..., Any]) -> Any:
+            def checked(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if path == name:
+                    raise OSError(errno.EUCLEAN, "Structure needs cleaning")
+                return call(path, *args, **kwargs)
+
+            return mock.patch.object(os, call.__name__, checked)
+
+        for forget in (False, True):
+            if forget:
+                self.forget_index()
+            with failing(os.open), failing(os.stat):
+                again = self.store()
+                assert self.successResultOf(again.has([digest])) == [0]
+                later = self.put(again, b"later %d" % forget)
+                again.close()
+            again = self.store()
+            assert self.successResultOf(again.has([digest, later])) == [4, 7]
+
+    def test_a_disk_that_cannot_be_read(self) -> None:
+        """Of a pack of which nothing can be read a start tries some places, and not all: each may take seconds."""
+        store = self.store()
+        for number in range(12):
+            self.put(store, pattern(PACKED_MOST, number))
+        self.forget_index()
+        with self.unreadable(0, 10**9) as reading:
+            self.store()
+        assert packs.UNREADABLE_MOST < reading.call_count <= packs.UNREADABLE_MOST + 100
+
+    def test_a_record_inside_of_a_chunk(self) -> None:
+        """Who stores a chunk in which a record of another one's name stands has not changed that one, after any damage."""
+        store = self.store()
+        digest = self.put(store, b"what is meant")
+        forged = packs._head(digest, b"what was forged") + b"what was forged"
+        self.put(store, b"before" + forged + b"behind")
+        whole = self.pack_files()[0].read_bytes()
+        for torn in (whole[:-3], whole.replace(b"behind", b"Behind")):
+            self.pack_files()[0].write_bytes(torn)
+            self.forget_index()
+            assert self.read(self.store(), digest) == b"what is meant"
 
     def test_the_index_is_behind(self) -> None:
         """An index that lost its last rows in a power cut is brought up to the packs."""

@@ -250,9 +250,20 @@ class DamageTests(StoreTestCase):
         assert [digest for digest, _ in self.damaged] == [bad, bad]
         self.failureResultOf(store.put(None, b"data"), OSError)
         assert self.leftovers() == []
+        assert self.successResultOf(store.delete(good))
+        assert not self.successResultOf(store.delete(bad))
 
-    def spoil(self, digest: bytes) -> None:
-        """From now on the disk can neither read nor change the inode of this chunk's file."""
+    def test_a_file_that_cannot_be_removed(self) -> None:
+        """A file that the disk does not remove holds up none that is removed together with it."""
+        store = self.store()
+        digests = sorted(self.put(store, pattern(10, number)) for number in range(4))
+        self.spoil(digests[1], "unlink")
+        store._promises.condemned.update(digests)
+        assert len(self.successResultOf(store.delete_condemned(digests))) == 3
+        assert self.successResultOf(store.has(digests)) == [0, 10, 0, 0]
+
+    def spoil(self, digest: bytes, *functions: str) -> None:
+        """From now on the disk can do none of these with this chunk's file; by default nothing that needs its inode."""
         name = str(self.path(digest))
 
         def failing(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -263,7 +274,7 @@ class DamageTests(StoreTestCase):
 
             return checked
 
-        for function in ("open", "stat", "rename", "unlink"):
+        for function in functions or ("open", "stat", "rename", "unlink"):
             self.patch(os, function, failing(getattr(os, function)))
 
     def test_no_descriptors_left(self) -> None:
@@ -590,6 +601,35 @@ class StartTests(StoreTestCase):
         store = self.store()
         assert self.leftovers() == []
         assert self.read(store, digest) == b"data"
+
+    def test_what_the_disk_cannot_read(self) -> None:
+        """A leftover that cannot be removed, and a directory that cannot be read, keep no server from all the rest."""
+        first = self.store()
+        bad, good = self.put(first, b"data"), self.put(first, b"other data")
+        leftover = self.directory / "incoming" / "0.tmp"
+        leftover.write_bytes(b"half a ch")
+        names = (str(leftover), str(self.path(bad).parent))
+        call = {name: getattr(os, name) for name in ("open", "unlink", "scandir")}
+
+        def failing(name: str) -> Callable[..., Any]:
+            def checked(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if str(path) in names and not (name == "open" and args[0] & os.O_CREAT):
+                    raise OSError(errno.EIO, "Input/output error")
+                return call[name](path, *args, **kwargs)
+
+            return checked
+
+        for name in call:
+            self.patch(os, name, failing(name))
+        store = self.store()
+        assert self.read(store, good) == b"other data"
+        later = self.put(store, b"new data")
+        assert self.read(store, later) == b"new data"
+        assert leftover.exists()
+        # All that can be counted is.
+        assert self.successResultOf(store.space()).used == sum(
+            self.path(digest).stat().st_size for digest in (good, later)
+        )
 
     def test_durable_again(self) -> None:
         """A chunk that was renamed just before a kill is made durable before it is promised to anybody."""
