@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -77,6 +78,24 @@ class FindingTests(RestoringTestCase):
         data[2000] ^= 1
         pack.write_bytes(data)
         assert "not whole" in self.refused(survivor)
+
+    def test_damage_on_a_disk_that_is_only_read(self) -> None:
+        """A damaged chunk that cannot even be put aside costs itself, and no look at all the others."""
+        survivor = self.make()
+        survivor.export()
+        digest = bytes(range(32))
+        path = survivor.data / "chunks" / "00" / f"{digest.hex()}.chunk"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no chunk at all")
+
+        def refusing(source: str, to: str) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", source)
+
+        with mock.patch("os.rename", refusing):
+            assert [one.is_whole for one in survivor.found()] == [True]
+            restoring = survivor.open()
+            self.addCleanup(restoring.close)
+            assert restoring.pieces.read(digest) is None
 
     def test_noted(self) -> None:
         """What the server wrote down of its exports saves looking at every chunk."""

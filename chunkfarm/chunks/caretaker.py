@@ -516,6 +516,8 @@ class Caretaker(Loop):
         data = await self._read(digest)
         if data is None:
             self._forget(digest)
+            # It may have been for a moment only, and it may have copies enough: then nothing else would bring it back.
+            self._look_again(digest[0])
             return
         copies, holders = found.need.copies, set(found.holders)
         for server in found.need.targets:

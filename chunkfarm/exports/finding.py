@@ -108,7 +108,8 @@ class Pieces:
     def read(self, digest: bytes) -> bytes | None:
         """A chunk, from the first directory that has a whole copy."""
         for store in self._stores:
-            with contextlib.suppress(FarmError):
+            # A damaged chunk cannot even be put aside on a disk that is only read.
+            with contextlib.suppress(FarmError, OSError):
                 source = _now(store.open(digest))
                 try:
                     parts = []
@@ -208,7 +209,7 @@ def _noted_heads(path: Path) -> list[bytes]:
 def _is_head(store: ChunkStore, digest: bytes) -> bool:
     try:
         source = _now(store.open(digest, 0, len(HEAD_MAGIC)))
-    except FarmError:
+    except (FarmError, OSError):
         return False
     try:
         return bytes(_now(source.next()) or b"") == HEAD_MAGIC

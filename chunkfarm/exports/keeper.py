@@ -201,6 +201,9 @@ class ExportKeeper:
             except FarmError as error:
                 # The others may be had.
                 failed = error
+            except OSError as error:
+                # The disk may take the others.
+                failed = FarmError(f"chunk {digest.hex()} cannot be stored here: {error.strerror or error}")
         if failed is not None:
             raise failed
 

@@ -553,6 +553,28 @@ class CaretakerTests(SynchronousTestCase):
         assert len(self.flushLoggedErrors(OSError)) == 1
         assert all(digest in self.links.on(server) for server in owners)
 
+    def test_a_chunk_that_could_not_be_read_for_a_moment(self) -> None:
+        """What could not be read when it was to be copied is copied later, also if it has copies enough elsewhere."""
+        self.make(5)
+        data = self.own(1, 1000)[0]
+        digest = self.put(data)
+        _, *owners = placement.owners(digest, self.servers, 3)
+        for server in self.servers[1:]:
+            if server not in owners:
+                self.links.on(server)[digest] = data
+        opening = self.store.open
+        failed: list[bytes] = []
+
+        def refusing(wanted: bytes, *args: Any) -> Deferred[Any]:
+            failed.append(wanted)
+            self.store.open = opening  # type: ignore[method-assign]
+            return fail(OSError(errno.EMFILE, "Too many open files"))
+
+        self.store.open = refusing  # type: ignore[method-assign]
+        self.pass_time(START_SECONDS + 2 * AGAIN_SECONDS)
+        assert failed == [digest] and len(self.flushLoggedErrors(OSError)) == 1
+        assert all(digest in self.links.on(server) for server in owners)
+
     def refuse(self, number: int) -> None:
         """The disk fails when it is asked for this time from now on which chunks it has."""
         has = self.store.has

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 from attrs import evolve
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import placement
+from chunkfarm.chunks.pieces import Buffer
 from chunkfarm.exports.form import EXPORT_KEY, read_kept
 from chunkfarm.exports.keeper import AGAIN_SECONDS, KEEPERS_MAX, ROUND_SECONDS, START_SECONDS, keepers
 from chunkfarm.references import CannotTell
@@ -82,6 +86,23 @@ class KeepingTests(SynchronousTestCase):
             held.pop(lost, None)
         world.pass_time(AGAIN_SECONDS + 30)
         assert world.keeper.missing == 1
+
+    def test_a_chunk_that_the_disk_does_not_take(self) -> None:
+        """If the disk fails at one chunk again and again, all others come here."""
+        world = self.make()
+        lengths = self.successResultOf(world.store.has(self.pieces(world)))
+        missing = sorted(one for one, length in zip(self.pieces(world), lengths, strict=True) if not length)
+        assert len(missing) > 1
+        put = world.store.put
+
+        def refusing(digest: bytes | None, data: Buffer, **options: bool) -> Deferred[bytes]:
+            bad = digest == missing[0]
+            return fail(OSError(errno.EIO, "Input/output error")) if bad else put(digest, data, **options)
+
+        world.store.put = refusing  # type: ignore[method-assign]
+        world.keeper.start()
+        world.pass_time(START_SECONDS + AGAIN_SECONDS + 30)
+        assert self.here(world) == len(self.pieces(world)) - 1
 
     def test_a_lost_head(self) -> None:
         """An export whose head no server has is of no use, and keeps nothing else from being tidied up."""
