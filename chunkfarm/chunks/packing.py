@@ -45,6 +45,9 @@ class Packing:
         self._on_lost = on_lost
         self._waiting: deque[tuple[Given, Deferred[bytes]]] = deque()
         self._rewriting: tuple[int, int] | None = None
+        """The pack that is written anew, and where the next step begins."""
+        self._stepping = False
+        """Whether a thread is at such a step."""
         self._failed: set[int] = set()
         """Packs that could not be written anew: the others come first."""
         self._working = False
@@ -59,7 +62,8 @@ class Packing:
 
     def tidy(self) -> None:
         """Look for packs that are mostly unused, and write them anew."""
-        if self._rewriting is not None or self._stopped:
+        if self._rewriting is not None or self._stepping or self._stopped:
+            # It is looked again after the last step.
             return
         number = self._packs.wasteful(self._failed)
         if number is None and self._failed:
@@ -106,7 +110,7 @@ class Packing:
             _fire(stored, answer)
 
     async def _rewrite(self, number: int, offset: int) -> None:
-        self._rewriting = None
+        self._rewriting, self._stepping = None, True
         try:
             following, lost = await self._run(self._packs.rewrite, number, offset)
         except Exception as error:
@@ -116,7 +120,11 @@ class Packing:
                 self._log.warn("Pack {number} could not be written anew: {error}", number=number, error=error)
             else:
                 self._log.failure("while writing pack {number} anew", number=number)
+            if (other := self._packs.wasteful(self._failed)) is not None:
+                self._rewriting = (other, 0)
             return
+        finally:
+            self._stepping = False
         for digest in lost:
             self._on_lost(digest, f"its record in pack {number} was damaged")
         if following is not None:

@@ -573,6 +573,31 @@ class RewriteTests(PackedTestCase):
             self.successResultOf(store.delete(digest))
         assert not bad.exists()
 
+    def test_what_is_deleted_during_a_step(self) -> None:
+        """What is deleted while a pack is written anew begins nothing at that pack, which is gone a moment later."""
+        store = self.store()
+        chunks = self.fill(store)
+        first, *_, last = (digest for digest in chunks if (place := store._packs.place(digest)) and place.pack == 1)
+        with mock.patch.object(packing.Packing, "tidy"):
+            for digest in chunks:
+                if digest not in (first, last):
+                    self.successResultOf(store.delete(digest))
+        steps: list[int] = []
+        rewrite = store._packs.rewrite
+
+        def rewriting(number: int, offset: int) -> Any:
+            steps.append(number)
+            self.successResultOf(store.delete(first))
+            return rewrite(number, offset)
+
+        with mock.patch.object(store._packs, "rewrite", rewriting):
+            self.successResultOf(store.delete(bytes(32)))
+        assert self.flushLoggedErrors() == []
+        assert self.read(store, last) == chunks[last]
+        assert len(self.pack_files()) == 1
+        # Each is gone through once, one after the other.
+        assert set(steps) == {1, 2, 3, 4, 5} and steps == sorted(steps)
+
     def test_pack_that_cannot_be_opened(self) -> None:
         """Of a pack whose inode the disk cannot read all chunks are damaged: a round over the disk goes on."""
         store = self.store()
