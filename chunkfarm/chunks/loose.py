@@ -34,6 +34,8 @@ class LooseChunks:
         self._numbers = count()
         self._counted: list[int | None] = [None] * PREFIXES
         self._directories: set[int] = set()
+        self._unsettled: set[bytes] = set()
+        """Chunks whose names can be seen, and may not outlive a power cut."""
         self._stuck: set[str] = set()
         """Files that are in the way and cannot be removed."""
         self.unreadable: list[str] = []
@@ -119,6 +121,12 @@ class LooseChunks:
     def settle(self, digest: bytes) -> None:
         """Make the chunk's name durable: whoever writes the same chunk may not have come to that."""
         sync_directory(os.path.dirname(self.path(digest)))
+        self._unsettled.discard(digest)
+
+    def settle_new(self, digest: bytes) -> None:
+        """The same, if it may not be durable yet: its writer may be waiting for the disk, or the disk has failed."""
+        if digest in self._unsettled:
+            self.settle(digest)
 
     def write(self, digest: bytes | None, data: Buffer, checked: bool) -> tuple[str, bytes]:
         """Write a chunk into a file that bears no chunk's name yet; the file, and the digest.
@@ -146,6 +154,7 @@ class LooseChunks:
                     self._directories.add(digest[0])
                 if self.length(digest) is None:
                     before = os.stat(path).st_size if os.path.exists(path) else 0
+                    self._unsettled.add(digest)
                     os.rename(temporary, path)
                     self._adjust(digest, os.stat(path).st_size - before)
                 else:
@@ -170,6 +179,7 @@ class LooseChunks:
             if is_unreadable(error):
                 return None
             raise
+        self._unsettled.discard(digest)
         self._adjust(digest, -status.st_size)
         return status.st_size
 
@@ -180,6 +190,7 @@ class LooseChunks:
         if status is None or (inode is not None and status.st_ino != inode):
             return False
         os.rename(path, aside)
+        self._unsettled.discard(digest)
         self._adjust(digest, -status.st_size)
         return True
 

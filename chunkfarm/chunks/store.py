@@ -381,7 +381,18 @@ class ChunkStore:
 
     def _hold(self, digests: Sequence[bytes]) -> Sequence[int]:
         held = self._promises.hold(digests)
-        return [self._whole(digest) or 0 if digest in held else 0 for digest in digests]
+        return [self._durable(digest) or 0 if digest in held else 0 for digest in digests]
+
+    def _durable(self, digest: bytes) -> int | None:
+        """The length of a chunk that is here and whole, and is so after a power cut."""
+        if (length := self._whole(digest)) is not None:
+            try:
+                self._loose.settle_new(digest)
+            except OSError as error:
+                if is_unreadable(error):
+                    return None
+                raise
+        return length
 
     def _condemn(self, unused: Sequence[bytes]) -> Sequence[bytes]:
         condemned = self._promises.condemn(unused)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.chunks import loose
 from chunkfarm.chunks.index import Index
 from chunkfarm.chunks.pins import Pins
 from chunkfarm.chunks.store import ChunkStore
@@ -87,6 +90,54 @@ class CollectedTests(PromisesTestCase):
         assert self.has(store, chunks) == [False, False]
         assert store.condemned == 0
         assert self.successResultOf(store.scan(chunks[0][0])) == []
+
+    def test_held_before_its_name_is_durable(self) -> None:
+        """Whoever asks for a chunk whose writer still waits for the disk is told yes when that is durable."""
+        store = self.store()
+        data = pattern(2000)
+        digest, synced = digest_of(data), loose.sync_directory
+        answers: list[tuple[Sequence[int], int]] = []
+        done: list[str] = []
+
+        def syncing(directory: str) -> None:
+            if not answers and directory.endswith(digest.hex()[:2]):
+                answers.append(([], 0))
+                answers[0] = self.successResultOf(store.hold([digest, OTHER])), len(done)
+            synced(directory)
+            done.append(directory)
+
+        with mock.patch.object(loose, "sync_directory", syncing):
+            self.successResultOf(store.put(digest, data))
+            # The directory above comes first.
+            assert answers == [([2000, 0], 2)]
+            asked = len(done)
+            assert self.successResultOf(store.hold([digest])) == [2000]
+            assert len(done) == asked, "once is enough"
+
+    def test_held_after_the_disk_failed(self) -> None:
+        """The same if its writer was told that the disk had failed: the chunk is seen, and is promised when durable."""
+        store = self.store()
+        data = pattern(2000)
+        with mock.patch.object(loose.LooseChunks, "settle", side_effect=OSError(errno.EIO, "Input/output error")):
+            self.failureResultOf(store.put(digest_of(data), data), OSError)
+            assert self.successResultOf(store.hold([digest_of(data)])) == [0]
+        assert self.successResultOf(store.hold([digest_of(data)])) == [2000]
+
+    def test_plans_wait_for_no_disk(self) -> None:
+        """What is planned and given up by the reactor does not wait while a thread waits for the disk to name a chunk."""
+        store = self.store()
+        chunks = self.two(store)
+
+        def plan() -> None:
+            store.mark_surplus(chunks)
+            store.unmark_surplus(chunks)
+            store.lift(chunks)
+
+        planning = threading.Thread(target=plan, daemon=True)
+        with store._lock:
+            planning.start()
+            planning.join(10.0)
+            assert not planning.is_alive()
 
     def run_out(self, store: ChunkStore, chunks: list[bytes]) -> None:
         self.condemned(store, chunks)
