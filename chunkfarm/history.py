@@ -35,7 +35,7 @@ from chunkfarm.durable import is_full
 from chunkfarm.errors import FarmError
 from chunkfarm.links.commands import BadRequest, NotNow
 from chunkfarm.links.peers import LinkFailed
-from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
+from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
 from chunkfarm.table.driver import FULL_RETRY
 from chunkfarm.table.interface import Compare, Conflict, Operation, Page, Put, TableError
@@ -554,7 +554,9 @@ class History:
                 for key in (LINES_KEY, GENERATION_KEY)
             )
             value = json.dumps([one.as_item() for one in chain]).encode()
-            await self.table.transact(compares, (Put(LINES_KEY, value), Put(GENERATION_KEY, str(number).encode())))
+            # The epoch may have moved on in what is lost, and chunks have been collected by that: it moves on again.
+            puts = (Put(LINES_KEY, value), Put(GENERATION_KEY, str(number).encode()), Put(EPOCH_KEY, b"{}"))
+            await self.table.transact(compares, puts)
         self._settled = chain
         await self._keep(chain=chain, intended=None)
         self._log.warn("A new line of the farm's history begins at index {index}.", index=fork.index)

@@ -28,6 +28,7 @@ from chunkfarm.exports.form import EXPORT_KEY, Kept, write_kept
 from chunkfarm.history import NOTE, HistoryError, Memory
 from chunkfarm.issuer import CA_CERTIFICATE, CA_KEY
 from chunkfarm.model import (
+    EPOCH_KEY,
     GENERATION_KEY,
     LINES_KEY,
     OPTIONS_KEY,
@@ -185,6 +186,8 @@ class Restoring:
         changed[LINES_KEY] = json.dumps([fork.as_item() for fork in chain]).encode()
         changed[GENERATION_KEY] = b"%d" % (max(generation, self._generation) + GENERATION_LEAP)
         changed[EXPORT_KEY] = write_kept([kept])
+        # A commit of a server that has run since then could else rely on what has been collected after the export.
+        changed[EPOCH_KEY] = b"{}"
         if self._is_of_the_ca_before(known):
             changed[ROTATION_WANTED_KEY] = b"an export of before the last change was restored"
             notes.append(

@@ -26,7 +26,7 @@ from chunkfarm.history import (
     OwnLine,
 )
 from chunkfarm.links.peers import LinkFailed
-from chunkfarm.model import GENERATION_KEY, LINES_KEY, Server
+from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, LINES_KEY, Server
 from chunkfarm.survey import Told
 from chunkfarm.table.driver import FULL_RETRY
 from chunkfarm.table.interface import Page, Put
@@ -395,6 +395,15 @@ class HistoryTests(SynchronousTestCase):
         assert self.table.rows[GENERATION_KEY].value == b"8"
         assert history.said == line and history.describe(None)["lines"] == [item]
         self.successResultOf(history.when_written())
+
+    def test_the_epoch_moves_on(self) -> None:
+        """What is lost may have moved it on, and chunks were collected then that an older commit could rely on."""
+        history = self.make_history()
+        before = self.table.put(EPOCH_KEY, b"{}")
+        history.begin((2, 10))
+        self.table.is_leader = self.table.has_quorum = self.table.committed_this_term = True
+        self.pass_time(1)
+        assert self.table.rows[EPOCH_KEY].revision > before
 
     def test_takeovers_are_added(self) -> None:
         """Earlier ones stay in the row; the generation grows from what the table has."""

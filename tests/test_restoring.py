@@ -15,7 +15,7 @@ from chunkfarm.config import ConfigError
 from chunkfarm.data_directory import DataDirectoryError
 from chunkfarm.exports.form import EXPORT_KEY, read_kept
 from chunkfarm.history import NOTE, Memory
-from chunkfarm.model import GENERATION_KEY, LINES_KEY, ROTATION_WANTED_KEY, SERVERS, Server
+from chunkfarm.model import EPOCH_KEY, GENERATION_KEY, LINES_KEY, ROTATION_WANTED_KEY, SERVERS, Server
 from chunkfarm.restoring import GENERATION_LEAP, REVISION_LEAP, CannotRestore
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.journal_file import JournalError
@@ -115,12 +115,13 @@ class RestoreTests(RestoringTestCase):
         before = {row.key: row for row in survivor.rows()}
         plan = survivor.restore()
         after = survivor.restored()
-        changed = {GENERATION_KEY, LINES_KEY, EXPORT_KEY}
+        changed = {GENERATION_KEY, LINES_KEY, EXPORT_KEY, EPOCH_KEY}
         for key, row in before.items():
             if key not in changed and not key.startswith(SERVERS):
                 assert after[key] == row
-        assert after.keys() - before.keys() == {LINES_KEY, EXPORT_KEY} and plan.rows == len(before)
+        assert after.keys() - before.keys() == {LINES_KEY, EXPORT_KEY, EPOCH_KEY} and plan.rows == len(before)
         assert read_kept(after[EXPORT_KEY].value) == (kept,), "or its chunks would be collected"
+        assert after[EPOCH_KEY].revision == plan.index, "or chunks that were collected since could be relied on"
         journal = survivor.journal()
         self.addCleanup(journal.close)
         loaded = journal.load()
