@@ -61,7 +61,7 @@ class ChunkParts:
             reserve=parts.config.server.reserve,
             on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
             on_broken=self._index_broken,
-            on_stored=lambda digest: self.caretaker.stored(digest),
+            on_stored=self._stored,
             room=parts.machine.room,
             grace=lambda: parts.options().collect_grace,
             seconds=parts.reactor.seconds,
@@ -144,6 +144,7 @@ class ChunkParts:
             parts.run_in_thread,
             rate=parts.config.server.repair_rate,
             hindered=self._why_no_repair,
+            refresh=parts.roster.refresh,
         )
         self.catalog = Catalog(
             parts.embedded, self.transfer, parts.options, parts.now, parts.reactor, lambda: parts.roster.epoch
@@ -242,6 +243,10 @@ class ChunkParts:
         rows = [self._parts.roster.farm_row(key) for key in (KEYS_CHANGED_KEY, JOIN_DIGEST_KEY, ROTATION_KEY)]
         exported = max((one.revision for one in self.export_keeper.kept), default=0)
         return any(row is not None and row.revision > exported for row in rows)
+
+    def _stored(self, digest: bytes) -> None:
+        self.caretaker.stored(digest)
+        self.draining.stored(digest)
 
     def _index_broken(self, failure: Failure) -> None:
         """As with the table's journal; what the index held is found out anew by the next process."""

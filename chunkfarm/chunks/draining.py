@@ -26,8 +26,10 @@ from chunkfarm.chunks.patience import reason_of
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Bucket, Meter, Servers
 from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.errors import FarmError
 from chunkfarm.links.interface import DAMAGED, VERIFY_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import MIB, Drain, Server
+from chunkfarm.table.interface import TableError
 
 BATCH = 250
 """Chunks whose owners are asked in one go, as the caretaker has it."""
@@ -64,7 +66,7 @@ class Draining:
     """The rounds of one server over its own chunks, while its row says that it is emptied.
 
     `rate` is `repair_rate` in bytes a second, which other servers are made to read at most; 0 is no limit. `hindered`
-    says why nothing may be done now, or is empty.
+    says why nothing may be done now, or is empty. `refresh` makes the rows as new as any.
     """
 
     _log = Logger()
@@ -81,6 +83,7 @@ class Draining:
         *,
         rate: int | None,
         hindered: Callable[[], str] = lambda: "",
+        refresh: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
         self._store = store
         self._links = links
@@ -89,6 +92,9 @@ class Draining:
         self._replicas = replicas
         self._clock = clock
         self._run_in_thread = run_in_thread
+        self._refresh = refresh
+        self._unsure = ""
+        """Why it cannot be said whether these rows still hold."""
         self.limit(rate)
         self._hindered = hindered
         self._moved = Meter(RATE_SECONDS)
@@ -97,6 +103,8 @@ class Draining:
         self._parts: list[_Part] = []
         self._standing: object = None
         self._drained = False
+        self._came = False
+        """Whether a chunk has come since this round began, which may have counted without it."""
         self._counted = False
         self._stuck = False
         self._silent: dict[str, str] = {}
@@ -135,6 +143,14 @@ class Draining:
             self._standing, self._drained = standing, False
             self._wake()
 
+    def stored(self, digest: bytes) -> None:
+        """A chunk has come to this disk: somebody with old rows counts on it, until it is known to be elsewhere too."""
+        if self._parts and digest not in self._parts[digest[0]].verified:
+            self._came = True
+            if self._drained:
+                self._drained = False
+                self._wake()
+
     @property
     def progress(self) -> Drain | None:
         """How far it is; None while this server is not emptied."""
@@ -165,12 +181,14 @@ class Draining:
     def _why_paused(self) -> str:
         if hindered := self._hindered():
             return hindered
-        if self._drained or not self._stuck:
+        if self._drained or not (self._stuck or self._unsure):
             return ""
         staying = [server for server in self._servers() if server.owns]
         down = [server.name for server in staying if server.state in ("down", "leaving")]
         full = [server.name for server in staying if server.full]
         reasons = list(self._silent.values())
+        if self._unsure:
+            reasons.append(self._unsure)
         if full:
             reasons.append(f"no room on {', '.join(full)}")
         if down:
@@ -217,6 +235,7 @@ class Draining:
         """Look at all that is left; says how long to rest."""
         began = self._clock.seconds()
         self._silent.clear()
+        self._came, self._unsure = False, ""
         servers, replicas = self._servers(), self._replicas()
         standing = self._standing = repair.standing(servers, replicas)
         self._parts = self._parts or [_Part() for _ in range(PREFIXES)]
@@ -236,12 +255,21 @@ class Draining:
                     return 0.0
                 arrived += await self._look(part, digests[start : start + BATCH], servers, replicas)
             working += self._clock.seconds() - began
-        drained = not any(part.left for part in self._parts) and self._standing == standing
+        drained = not any(part.left for part in self._parts) and await self._is_as_it_is(standing) and not self._came
         if drained and not self._drained:
             self._log.info("This server is drained: everything on it was read whole on other servers.")
         self._drained = drained
-        self._stuck = not drained and not arrived
+        self._stuck = not (drained or arrived or self._came)
         return max(DONE_SECONDS if drained else STUCK_SECONDS if self._stuck else REST_SECONDS, REST_FACTOR * working)
+
+    async def _is_as_it_is(self, standing: object) -> bool:
+        """Whether these rows are the newest: by others the copies may be missed on a server that this one knows well."""
+        try:
+            await self._refresh()
+        except (FarmError, TableError) as error:
+            self._unsure = str(error)
+            return False
+        return repair.standing(self._servers(), self._replicas()) == standing == self._standing
 
     async def _count(self, number: int, part: _Part, servers: Servers, replicas: int) -> None:
         """See what is on this disk, and forget what was verified by rows that say something else."""

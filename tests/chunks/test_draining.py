@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +14,7 @@ from chunkfarm.chunks import placement
 from chunkfarm.chunks.draining import STUCK_SECONDS, VERIFY_BYTES, Draining, _batches
 from chunkfarm.links.interface import VERIFY_DIGESTS_MAX
 from chunkfarm.model import MIB, Drain, Server, digest_of
+from chunkfarm.table.interface import Unavailable
 from tests.chunks.builders import MemoryLinks, make_servers, make_store, pattern, run_now
 
 
@@ -23,7 +26,8 @@ class DrainingTests(SynchronousTestCase):
         self.links = MemoryLinks()
         self.servers = make_servers(count)
         self.hindered = ""
-        self.store = make_store(self.mktemp())
+        self.refreshed: list[Any] = []
+        self.store = make_store(self.mktemp(), on_stored=lambda digest: self.stored(digest))
         self.addCleanup(self.store.close)
         self.data = {digest_of(data): data for data in (pattern(1000, number) for number in range(chunks))}
         for data in self.data.values():
@@ -38,10 +42,19 @@ class DrainingTests(SynchronousTestCase):
             run_now,
             rate=rate,
             hindered=lambda: self.hindered,
+            refresh=self.refresh,
         )
         self.draining.start()
         self.addCleanup(self.draining.stop)
         return self.draining
+
+    def stored(self, digest: bytes) -> None:
+        if digest not in self.data:
+            self.draining.stored(digest)
+
+    def refresh(self) -> Deferred[None]:
+        """The rows become as new as any: by the first of what a test has said that they are not yet."""
+        return maybeDeferred(self.refreshed.pop(0)) if self.refreshed else succeed(None)
 
     def change(self, number: int, **fields: Any) -> None:
         self.servers = tuple(
@@ -173,8 +186,43 @@ class DrainingTests(SynchronousTestCase):
         self.pass_time(STUCK_SECONDS + 1)
         assert self.progress().drained
         self.successResultOf(self.store.put(None, b"late"))
+        assert not self.progress().drained, "it may be switched off at any moment"
         self.pass_time(40)
         assert (self.progress().left, self.progress().drained) == (1, False)
+
+    def test_a_chunk_that_comes_during_a_look(self) -> None:
+        """The same if it comes while all others are looked at, after those that begin like it were counted."""
+        self.make(chunks=1)
+        verify = self.links.verify
+        late = next(pattern(1000, number) for number in range(10**6) if digest_of(pattern(1000, number))[0] == 0)
+
+        def verifying(server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+            self.successResultOf(self.store.put(None, late))
+            return verify(server, digests)
+
+        self.links.verify = verifying  # type: ignore[method-assign]
+        for digest in self.data:
+            self.copy(digest, *self.servers)
+        self.begin()
+        assert "verify" in {verb for verb, _ in self.links.calls}
+        assert not self.progress().drained
+        self.pass_time(40)
+        assert (self.progress().left, self.progress().drained) == (1, False)
+
+    def test_by_old_rows(self) -> None:
+        """Before it says so it sees that its rows are the newest: by others a server that it asked may be gone."""
+        self.make(chunks=1)
+        (digest,) = self.data
+        self.copy(digest, *self.servers)
+        number = self.servers.index(placement.owners(digest, self.servers[1:], 3)[1]) + 1
+        self.refreshed = [lambda: fail(Unavailable("nobody leads the farm")), lambda: self.change(number, state="down")]
+        self.begin()
+        assert not self.progress().drained and "nobody leads" in self.progress().paused
+        self.pass_time(2 * STUCK_SECONDS)
+        assert not self.refreshed and not self.progress().drained
+        self.change(number, state="up")
+        self.pass_time(STUCK_SECONDS + 1)
+        assert self.progress().drained
 
     def test_why_it_waits(self) -> None:
         """Owners that are down, silent or full are named; one that is full is stood in for by the next in order."""

@@ -230,6 +230,7 @@ class ChunkServer:
             clock,
             threads.run,
             rate=0,
+            refresh=self.roster.refresh,
         )
         self.keeper = self._make.keeper(
             self.store,
