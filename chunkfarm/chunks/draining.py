@@ -263,7 +263,7 @@ class Draining:
         return max(DONE_SECONDS if drained else STUCK_SECONDS if self._stuck else REST_SECONDS, REST_FACTOR * working)
 
     async def _is_as_it_is(self, standing: object) -> bool:
-        """Whether these rows are the newest: by others the copies may be missed on a server that this one knows well."""
+        """Whether these rows are the newest: by others one that was asked may be gone, or another own the chunks."""
         try:
             await self._refresh()
         except (FarmError, TableError) as error:

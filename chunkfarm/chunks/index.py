@@ -3,7 +3,8 @@
 It holds where each packed chunk is (`packs`), until when chunks must be kept (`pins`), and when they were last found to
 be whole (`verified`), in one SQLite file beside the directory of the chunks. Nothing is lost with it: the packs are
 read again, and a chunk of which nothing is known counts as pinned. So one that cannot be read at a start is thrown
-away, and one that turns out to be damaged later loses its name, so that the next process begins with none. It is made with the first thing that is written into it, for a start that is refused must leave nothing behind.
+away, and one that turns out to be damaged later loses its name, so that the next process begins with none. It is made
+with the first thing that is written into it, for a start that is refused must leave nothing behind.
 
 Everything here blocks, and is called on a thread.
 """

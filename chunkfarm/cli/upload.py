@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.threads import RunInThread
@@ -23,6 +24,11 @@ IN_FLIGHT_BYTES = 24 * MIB
 """So many that they take the memory of three usual ones, which is also what a server takes in of a link."""
 ASK_BATCH_MAX = 64
 """Chunks asked for at a time while the farm has them all; half a gigabyte of the usual ones."""
+COMMIT_PAUSE = 1.0
+"""Seconds until it is asked again whether the farm has enough copies of all that was stored, and twice as long each
+further time."""
+COMMIT_PAUSE_MAX = 8.0
+"""At most: each time all holders of all chunks are asked."""
 ASK_AGAIN_AFTER = 64
 """Chunks sent without asking once one was not there: to ask costs an answer's time, in which nothing is sent."""
 
@@ -71,16 +77,24 @@ class Upload:
 
     async def run(self) -> Reply:
         """Do it all; the answer is the receipt of the COMMIT."""
-        try:
-            return await self._farm.run(self._over)
-        except MissingChunks:
-            if not self._found:
-                raise
-            # Too few copies of chunks that were there already: to PUT them again makes up for it.
-            found, self._found = self._found, []
-            for position in found:
-                await self._farm.run(lambda link, position=position: self._again(link, position))  # type: ignore[misc]
-            return await self._farm.run(self._over)
+        clock, since, pause = self._farm.clock, None, COMMIT_PAUSE
+        while True:
+            try:
+                return await self._farm.run(self._over)
+            except MissingChunks:
+                # Too few copies of chunks that were there already: to PUT them again makes up for it.
+                found, self._found = self._found, []
+                for position in found:
+                    await self._farm.run(lambda link, position=position: self._again(link, position))  # type: ignore[misc]
+                if found:
+                    continue
+                # Or of what was acknowledged, because a holder has been stopped since. The others are copying it by
+                # now, for whoever was asked to commit has told them.
+                since = clock.seconds() if since is None else since
+                if clock.seconds() - since >= self._farm.timeout:
+                    raise
+            await deferLater(clock, pause)
+            pause = min(2 * pause, COMMIT_PAUSE_MAX)
 
     async def _over(self, link: LineClient) -> Reply:
         """Go on over this link."""

@@ -565,8 +565,8 @@ class CaretakerTests(SynchronousTestCase):
         opening = self.store.open
         failed: list[bytes] = []
 
-        def refusing(wanted: bytes, *args: Any) -> Deferred[Any]:
-            failed.append(wanted)
+        def refusing(digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[Any]:
+            failed.append(digest)
             self.store.open = opening  # type: ignore[method-assign]
             return fail(OSError(errno.EMFILE, "Too many open files"))
 

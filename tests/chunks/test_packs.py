@@ -318,7 +318,7 @@ class RestartTests(PackedTestCase):
         return mock.patch.object(os, "pread", side_effect=reading)
 
     def test_a_bad_sector_behind_the_index(self) -> None:
-        """Where the disk cannot read a pack that must be read a start passes over that place; later it is read again."""
+        """Where the disk cannot read a pack a start passes over that place, and the next one reads it again."""
         self.patch(packs, "SCAN_STEP", 2 * PACKED_MOST + 1000)
         store = self.store()
         chunks = [pattern(PACKED_MOST - number, number) for number in range(12)]
@@ -334,10 +334,11 @@ class RestartTests(PackedTestCase):
             later = self.put(again, b"later")
         assert [event["what"].partition(" at ")[0] for event in logged if "what" in event] == ["pack 1 cannot be read"]
         again = self.store()
-        assert all(self.successResultOf(again.has([*digests, later])))
+        lengths = self.successResultOf(again.has([*digests, later]))
+        assert all(lengths)
 
     def test_a_pack_of_which_nothing_can_be_learned(self) -> None:
-        """A pack whose inode the disk cannot read keeps no server from starting; it is there again when that succeeds."""
+        """A pack whose inode the disk cannot read keeps no server from starting, and is there when that succeeds."""
         store = self.store()
         digest = self.put(store, b"data")
         name = str(self.pack_files()[0])
@@ -372,7 +373,7 @@ class RestartTests(PackedTestCase):
         assert packs.UNREADABLE_MOST < reading.call_count <= packs.UNREADABLE_MOST + 100
 
     def test_a_record_inside_of_a_chunk(self) -> None:
-        """Who stores a chunk in which a record of another one's name stands has not changed that one, after any damage."""
+        """Who stores a chunk in which a record of another one stands has not changed that one, after any damage."""
         store = self.store()
         digest = self.put(store, b"what is meant")
         forged = packs._head(digest, b"what was forged") + b"what was forged"

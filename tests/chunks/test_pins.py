@@ -22,6 +22,7 @@ from chunkfarm.chunks import loose
 from chunkfarm.chunks.index import Index
 from chunkfarm.chunks.pins import Pins
 from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.durable import sync_directory
 from chunkfarm.errors import Full
 from chunkfarm.model import digest_of
 from tests.chunks.builders import make_store, pattern, read_all
@@ -95,7 +96,7 @@ class CollectedTests(PromisesTestCase):
         """Whoever asks for a chunk whose writer still waits for the disk is told yes when that is durable."""
         store = self.store()
         data = pattern(2000)
-        digest, synced = digest_of(data), loose.sync_directory
+        digest = digest_of(data)
         answers: list[tuple[Sequence[int], int]] = []
         done: list[str] = []
 
@@ -103,7 +104,7 @@ class CollectedTests(PromisesTestCase):
             if not answers and directory.endswith(digest.hex()[:2]):
                 answers.append(([], 0))
                 answers[0] = self.successResultOf(store.hold([digest, OTHER])), len(done)
-            synced(directory)
+            sync_directory(directory)
             done.append(directory)
 
         with mock.patch.object(loose, "sync_directory", syncing):
@@ -124,7 +125,7 @@ class CollectedTests(PromisesTestCase):
         assert self.successResultOf(store.hold([digest_of(data)])) == [2000]
 
     def test_plans_wait_for_no_disk(self) -> None:
-        """What is planned and given up by the reactor does not wait while a thread waits for the disk to name a chunk."""
+        """The reactor plans and gives up plans without a wait while a thread waits for the disk to name a chunk."""
         store = self.store()
         chunks = self.two(store)
 

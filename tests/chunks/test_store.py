@@ -309,10 +309,12 @@ class DamageTests(StoreTestCase):
                     self.flip_packed(data)
                 aside = store._put_damaged_aside
 
-                def late(found: bytes, inode: int | None, aside: Any = aside, store: Any = store) -> None:
+                def late(
+                    found: bytes, inode: int | None, aside: Any = aside, put: Any = store.put, data: Any = data
+                ) -> None:
                     """Another reader found it too, and the chunk was brought again, before this one goes on."""
                     aside(found, inode)
-                    self.successResultOf(store.put(found, data))
+                    self.successResultOf(put(found, data))
                     aside(found, inode)
 
                 with mock.patch.object(store, "_put_damaged_aside", late):
@@ -337,7 +339,7 @@ class DamageTests(StoreTestCase):
         assert self.read(store, digest) == b"data"
 
     def test_nowhere_to_put_it(self) -> None:
-        """Somebody has removed what was put aside, and its directory: the next damaged chunk is put aside all the same."""
+        """Somebody has removed what was put aside, with its directory: the next chunk is put aside all the same."""
         store = self.store()
         digest = self.put(store, b"data")
         (self.directory / "quarantine").rmdir()

@@ -193,6 +193,28 @@ class PutTests(FileTestCase):
         assert (result.exit_code, result.stderr) == (0, "")
         assert self.written("alpha") == 11
 
+    def test_a_holder_that_is_stopped(self) -> None:
+        """If a holder of what was stored is stopped before the end it is waited until there are copies enough."""
+        refusals = [MissingChunks("too few copies")] * 4
+        commit = self.world.catalog.commit
+
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            self.world.catalog.error = refusals.pop() if refusals else None
+            return commit(*args, **kwargs)
+
+        self.world.catalog.commit = refuse  # type: ignore[method-assign]
+        result = self.world.run("put", "-", "x/y", input=DATA)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert self.world.catalog.content("x/y") == DATA
+        assert self.written("alpha") == 11
+
+    def test_holders_that_stay_away(self) -> None:
+        """If that lasts longer than the timeout it is said."""
+        self.world.catalog.error = MissingChunks("the farm does not hold 2 copies")
+        result = self.world.run("put", "a b.bin")
+        assert result.exit_code == exits.FAILED and "2 copies" in result.stderr
+        assert 30 <= self.world.clock.seconds() < 45
+
     def test_changed_while_read(self) -> None:
         """A file that is written to meanwhile is not stored."""
         alpha = self.world.servers["alpha"]
