@@ -110,6 +110,7 @@ class ChunkParts:
             parts.reactor,
             busy=lambda: self.transfer.is_busy,
             hindered=self._why_no_deleting,
+            last_word=lambda digests: self.references_link.uses_by_all(digests),
         )
         self.surplus = Surplus(
             self.store,

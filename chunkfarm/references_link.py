@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
 from chunkfarm.errors import FarmError
 from chunkfarm.links import commands
@@ -15,6 +16,8 @@ from chunkfarm.model import Server
 from chunkfarm.references import CannotTell, References
 from chunkfarm.table.epochs import read_epoch
 from chunkfarm.table.interface import ITable, TableError
+
+_NO_ANSWER = (FarmError, LinkFailed, commands.NotNow, commands.NotFirst, commands.BadRequest)
 
 COUNT = struct.Struct("!I")
 """The number of one chunk's uses in an answer."""
@@ -31,6 +34,8 @@ class ReferencesLink:
     `references` answers if this server is to be asked itself. `first` is the id of the server that leads, as far as
     this one knows, and `masters` are those that hold the table, as far as it knows.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -58,29 +63,73 @@ class ReferencesLink:
         assert len(digests) <= HAVE_DIGESTS_MAX
         return Deferred.fromCoroutine(self._uses(tuple(digests)))
 
+    def uses_by_all(self, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """The same by every master that answers, for whoever is about to delete: the most that any of them says.
+
+        The rows of one, or its index, may be wrong though nothing looks wrong, by a bit that flipped on its disk: then
+        others would delete by it what all of them have.
+        """
+        assert len(digests) <= HAVE_DIGESTS_MAX
+        return Deferred.fromCoroutine(self._uses_by_all(tuple(digests)))
+
     def epoch(self) -> Deferred[int]:
         """The farm's epoch now (see `table.epochs`), linearizable; 0 before the first. Fails with `CannotTell`."""
         return Deferred.fromCoroutine(self._epoch())
 
     async def _uses(self, digests: tuple[bytes, ...]) -> Sequence[int]:
+        return (await self._told_by(self._in_line(), digests))[1] if digests else ()
+
+    async def _uses_by_all(self, digests: tuple[bytes, ...]) -> Sequence[int]:
         if not digests:
             return ()
-        names = {server.id: server.name for server in self._masters()}
-        first = self._first()
-        asked = dict.fromkeys(([first] if first else []) + list(names))
-        problem = "no master is known"
-        for server_id in asked:
+        line = self._in_line()
+        teller, counts = await self._told_by(line, digests)
+        found = dict(zip(digests, counts, strict=True))
+        for server_id, name in line.items():
+            unused = tuple(digest for digest, count in found.items() if not count)
+            if server_id == teller or not unused:
+                continue
             try:
-                if server_id == self._self_id:
-                    return await self._references.uses(digests)
-                return await self._ask(server_id, digests)
+                told = await self._answer(server_id, unused)
             except CancelledError:
                 raise
-            except (FarmError, LinkFailed, commands.NotNow, commands.NotFirst, commands.BadRequest) as error:
+            except _NO_ANSWER:
+                continue
+            if any(told):
+                self._log.warn(
+                    "{count} chunks are not deleted: {name} says that files use them, and {other} that none does. If "
+                    "this is said again and again, the table or references.sqlite of one of the two is damaged.",
+                    count=sum(map(bool, told)),
+                    name=name,
+                    other=line[teller],
+                )
+            found |= zip(unused, told, strict=True)
+        return [found[digest] for digest in digests]
+
+    def _in_line(self) -> dict[str, str]:
+        """Whom to ask, and their names."""
+        names = {server.id: server.name for server in self._masters()}
+        first = self._first()
+        return ({first: names.get(first, first)} if first else {}) | names
+
+    async def _told_by(self, line: Mapping[str, str], digests: tuple[bytes, ...]) -> tuple[str, Sequence[int]]:
+        """The first who answers, and what it says."""
+        problem = "no master is known"
+        for server_id, name in line.items():
+            try:
+                return server_id, await self._answer(server_id, digests)
+            except CancelledError:
+                raise
+            except _NO_ANSWER as error:
                 # That of the first is the one that counts: the others mostly say that they are not there.
                 if problem == "no master is known":
-                    problem = f"{names.get(server_id, server_id)}: {error}"
+                    problem = f"{name}: {error}"
         raise CannotTell(f"no master can tell which chunks are used ({problem})")
+
+    async def _answer(self, server_id: str, digests: tuple[bytes, ...]) -> Sequence[int]:
+        if server_id == self._self_id:
+            return await self._references.uses(digests)
+        return await self._ask(server_id, digests)
 
     async def _ask(self, server_id: str, digests: tuple[bytes, ...]) -> Sequence[int]:
         box = await self._peers.call(server_id, commands.Referenced, digests=b"".join(digests))

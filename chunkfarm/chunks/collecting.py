@@ -146,7 +146,8 @@ class Collected:
 class Collector(Loop):
     """The loop. `uses` asks the masters, `epoch` reads the farm's epoch linearizably: both fail with a `FarmError`.
 
-    `grace` gives `collect_grace` in seconds; `hindered` says why nothing may be done now, or is empty.
+    `grace` gives `collect_grace` in seconds; `hindered` says why nothing may be done now, or is empty. `last_word` is
+    what is asked in place of `uses` right before something is deleted.
     """
 
     _log = Logger()
@@ -161,6 +162,7 @@ class Collector(Loop):
         *,
         busy: Callable[[], bool] = lambda: False,
         hindered: Callable[[], str] = lambda: "",
+        last_word: Uses | None = None,
     ) -> None:
         super().__init__(
             clock,
@@ -171,6 +173,7 @@ class Collector(Loop):
         )
         self._store = store
         self._uses = uses
+        self._last_word = last_word or uses
         self._epoch = epoch
         self._grace = grace
         self._hindered = hindered
@@ -301,6 +304,6 @@ class Collector(Loop):
 
     async def _used(self, digests: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Those that files use, and those that none does."""
-        counts = await self._uses(digests)
+        counts = await (self._last_word if self._round.may_judge else self._uses)(digests)
         used = [digest for digest, count in zip(digests, counts, strict=True) if count]
         return used, [digest for digest, count in zip(digests, counts, strict=True) if not count]

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks import collecting
@@ -76,6 +76,17 @@ class CollectorTests(CollectingTestCase):
         farm.pass_time(10 * LONG)
         assert farm.has(digest)
         assert self.successResultOf(farm.store.hold([digest])) == [len(chunk(1))]
+
+    def test_one_master_is_wrong(self) -> None:
+        """What was said to be unused stays if another master says that it is used when it is about to be deleted."""
+        farm = self.started()
+        wanted, unwanted = farm.put(1, 2)
+        farm.collector._last_word = lambda asked: succeed([int(digest == wanted) for digest in asked])
+        for _ in range(3):
+            farm.pass_time(LONG)
+            farm.masters.epoch += 1
+        farm.pass_time(LONG)
+        assert farm.has(wanted) and not farm.has(unwanted)
 
     def test_put_again(self) -> None:
         """One that is stored again while it is condemned stays for another grace."""

@@ -209,6 +209,7 @@ class ChunkServer:
             link.epoch,
             lambda: self.roster.options.collect_grace,
             clock,
+            last_word=link.uses_by_all,
         )
         self.surplus = self._make.surplus(
             self.store,
