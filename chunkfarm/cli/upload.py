@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -190,7 +191,14 @@ class Upload:
             self._source.seek(position * self._chunk_size)
         parts = []
         left = self._chunk_size
-        while left and (part := self._source.read(left)):
+        while left:
+            part = self._source.read(left)
+            if part is None:
+                # A standard input that never waits has nothing now, which is not its end: whoever shares it made it so.
+                select.select([self._source], [], [])
+                continue
+            if not part:
+                break
             parts.append(part)
             left -= len(part)
         data = b"".join(parts) if len(parts) != 1 else parts[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -214,6 +215,26 @@ class PutTests(FileTestCase):
         result = self.world.run("put", "a b.bin")
         assert result.exit_code == exits.FAILED and "2 copies" in result.stderr
         assert 30 <= self.world.clock.seconds() < 45
+
+    def test_standard_input_that_does_not_wait(self) -> None:
+        """A standard input that another process has made not to wait is read to its end, not to its first pause."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        with open(reading, "rb", buffering=0) as source, open(writing, "wb", buffering=0) as sink:
+            sink.write(b"before")
+
+            def waiting(*lists: Any) -> Any:
+                assert lists[0] == [source]
+                sink.write(b"behind") if not waited else sink.close()
+                waited.append(len(lists))
+
+            waited: list[int] = []
+            unused: Any = None
+            sending = upload.Upload(unused, source, "x/y", seekable=False, run_in_thread=unused, on_bytes=unused)
+            sending._chunk_size = 4096
+            with mock.patch("select.select", waiting):
+                assert sending._load(0) == (b"beforebehind", digest_of(b"beforebehind"))
+            assert len(waited) == 2
 
     def test_changed_while_read(self) -> None:
         """A file that is written to meanwhile is not stored."""
