@@ -35,7 +35,8 @@ class RestoreTests(SynchronousTestCase):
         assert lines[3] == "s1 (127.0.0.1:4110): refused"
         assert "Restored 311 rows. Start s4 as always" in result.stdout
         assert "--data" in lines[-1]
-        assert len(self.survivor.restored()) == 313
+        # Beside those of the export the line that begins, the export, and the epoch.
+        assert len(self.survivor.restored()) == 314
 
     def test_json(self) -> None:
         """The same for programs."""
@@ -46,7 +47,7 @@ class RestoreTests(SynchronousTestCase):
         assert (told["rows"], told["server"]) == (311, "s4")
         assert told["others"]["s1 (127.0.0.1:4110)"] == "refused"
         assert told["restored"] == told["exports"][0] and told["restored"]["revision"] == 500
-        assert len(self.survivor.restored()) == 313
+        assert len(self.survivor.restored()) == 314
 
     def test_noted(self) -> None:
         """What the server has noted of its exports need not be looked for."""
@@ -96,7 +97,7 @@ class RestoreTests(SynchronousTestCase):
         self.world.config = self.survivor.directory / "config.ini"
         result = self.run_restore("--from", str(carried))
         assert result.exit_code == 0, result.output
-        assert "whole" in result.stdout and len(self.survivor.restored()) == len(rows) + 2
+        assert "whole" in result.stdout and len(self.survivor.restored()) == len(rows) + 3
 
     def test_a_wrong_name(self) -> None:
         """Nothing is changed."""
