@@ -78,6 +78,8 @@ NEW_SECONDS = 10.0
 """After so long new chunks are looked at, where they may have so few copies that STATUS is to name their holders."""
 NEW_MAX = 100_000
 """Of them that are remembered; all others are counted in the next round."""
+NOT_TAKEN_MAX = 10_000
+"""Chunks at which other servers fail that are remembered: of a disk that fails at more nothing helps."""
 
 
 @define
@@ -165,6 +167,8 @@ class Caretaker(Loop):
         """The rows, and how many servers of them may take a copy."""
         self._new_at = 0.0
         """When to look at these."""
+        self._not_taken: dict[tuple[bytes, str], float] = {}
+        """Chunks at which a server failed, by chunk and server, with the time before which it is not sent it again."""
         self._sending = 0
         self._done = 0
         self._was_idle = True
@@ -197,7 +201,8 @@ class Caretaker(Loop):
         """A chunk of this server was put aside: it is fetched anew from another one."""
         self._damaged += 1
         self._forget(digest)
-        self._missing[digest] = 0.0
+        # One that could not be had, or that this disk does not take, is found anew at each look.
+        self._missing.setdefault(digest, 0.0)
         self._wake()
 
     def limit(self, rate: int | None) -> None:
@@ -521,6 +526,8 @@ class Caretaker(Loop):
             return
         copies, holders = found.need.copies, set(found.holders)
         for server in found.need.targets:
+            if self._not_taken.get((digest, server.id), 0.0) > self._clock.seconds():
+                continue
             if self._examiner.is_hindered(server):
                 # Others were sent theirs meanwhile, and it failed at that.
                 self._look_again(digest[0])
@@ -547,15 +554,30 @@ class Caretaker(Loop):
                         await self._store.check(digest)
                     self._look_again(digest[0])
                     return
-                quickly = self._clock.seconds() - began < QUICKLY
-                self._examiner.hinder(server, failure, isinstance(error, Full), quickly)
+                if not self._fails_at(digest, server, error):
+                    quickly = self._clock.seconds() - began < QUICKLY
+                    self._examiner.hinder(server, failure, isinstance(error, Full), quickly)
                 self._look_again(digest[0])
             else:
+                self._not_taken.pop((digest, server.id), None)
                 copies += 1
                 holders.add(server.id)
                 self._count(len(data))
         self._note_short(digest, copies < found.need.wanted)
         self._note_copies(digest, found.length, holders)
+
+    def _fails_at(self, digest: bytes, server: Server, error: Exception) -> bool:
+        """Whether a server that has said that it has a fault said so of this chunk before: then it gets all others.
+
+        Its disk can neither read nor replace the file of that chunk, say, and that stays like this.
+        """
+        if type(error) is not FarmError:
+            return False
+        if len(self._not_taken) >= NOT_TAKEN_MAX:
+            self._not_taken.clear()
+        is_known = (digest, server.id) in self._not_taken
+        self._not_taken[digest, server.id] = self._clock.seconds() + ROUND_SECONDS if is_known else 0.0
+        return is_known
 
     async def _read(self, digest: bytes) -> bytes | None:
         """A chunk of this disk; None if it is not there, or damaged (then others have been told of it)."""

@@ -575,6 +575,49 @@ class CaretakerTests(SynchronousTestCase):
         assert failed == [digest] and len(self.flushLoggedErrors(OSError)) == 1
         assert all(digest in self.links.on(server) for server in owners)
 
+    def test_a_chunk_that_another_disk_does_not_take(self) -> None:
+        """Who fails at one chunk again and again is sent that one seldom, and all others as if nothing were."""
+        self.make()
+        bad = self.put()
+        put = self.links.put
+        tried: list[float] = []
+
+        def refusing(server: Server, digest: bytes, data: Buffer, gently: bool = False) -> Deferred[None]:
+            if digest == bad and server == self.servers[2]:
+                tried.append(self.clock.seconds())
+                return fail(FarmError("this server has a fault; its log says more"))
+            return put(server, digest, data, gently)
+
+        self.links.put = refusing  # type: ignore[method-assign]
+        self.pass_time(START_SECONDS + 3 * AGAIN_SECONDS)
+        assert len(tried) == 2 and self.caretaker.progress.short == 1
+        for number in range(20):
+            data = self.own(number + 1, 900)[number]
+            digest = self.put(data)
+            self.caretaker.look_first([digest])
+            self.pass_time(10)
+            assert self.has(3, digest)
+        self.pass_time(ROUND_SECONDS)
+        assert 3 <= len(tried) <= 4
+
+    def test_a_damaged_file_that_the_disk_does_not_replace(self) -> None:
+        """What this server's disk neither reads nor replaces is fetched seldom, however often it is looked at."""
+        self.make()
+        digest = self.put()
+        for server in self.servers[1:]:
+            self.links.on(server)[digest] = DATA
+        self.pass_time(START_SECONDS + 1)
+        self.store.put = lambda *args, **options: fail(  # type: ignore[method-assign,assignment]
+            OSError(errno.EIO, "Input/output error")
+        )
+        self.successResultOf(self.store.delete(digest))
+        self.links.calls.clear()
+        for _ in range(20):
+            self.caretaker.found_damaged(digest, "it cannot be opened")
+            self.pass_time(AGAIN_SECONDS)
+        assert [verb for verb, _ in self.links.calls].count("get") == 1
+        assert self.flushLoggedErrors(OSError)
+
     def refuse(self, number: int) -> None:
         """The disk fails when it is asked for this time from now on which chunks it has."""
         has = self.store.has
