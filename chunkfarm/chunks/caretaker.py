@@ -35,7 +35,7 @@ from chunkfarm.chunks.transfer import Transfer
 from chunkfarm.chunks.unneeded import Unneeded, Uses, all_used
 from chunkfarm.errors import FarmError, Full, Mismatch, NotFound
 from chunkfarm.links.interface import IChunkLinks
-from chunkfarm.model import MIB
+from chunkfarm.model import MIB, Server
 from chunkfarm.risk import COPIES_MAX, Risk
 
 RATE = 64 * MIB

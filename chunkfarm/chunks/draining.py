@@ -94,7 +94,7 @@ class Draining:
         self._run_in_thread = run_in_thread
         self._refresh = refresh
         self._unsure = ""
-        """Why it cannot be said whether these rows still hold."""
+        """Why it could not be looked at what is here, or cannot be said whether these rows still hold."""
         self.limit(rate)
         self._hindered = hindered
         self._moved = Meter(RATE_SECONDS)
@@ -211,6 +211,7 @@ class Draining:
                 raise
             except Exception:
                 self._log.failure("while looking what is still needed of this server")
+                self._drained, self._unsure = False, reason_of(Failure())
                 rest = STUCK_SECONDS
             await self._rest(rest)
 

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from chunkfarm.chunks.chunkfile import is_unreadable
 from chunkfarm.chunks.loop import Loop
 from chunkfarm.chunks.loose import PREFIXES
 from chunkfarm.chunks.pieces import RunInThread
@@ -99,6 +100,8 @@ class Scrub(Loop):
         self._used = used
         self._position = Position()
         self._saved_at = 0.0
+        self._said = ""
+        """Why its position could not be saved last."""
         self._failed = b""
         """The chunk, or the beginning of those, that could not be read last."""
 
@@ -136,7 +139,16 @@ class Scrub(Loop):
             if entered:
                 await self._store.passed(prefix, entered)
         self._position = Position(self._position.began, b"\xff" * DIGEST_LENGTH, True)
-        await self._run_in_thread(self._save)
+        await self._note_position()
+
+    async def _note_position(self) -> None:
+        try:
+            await self._run_in_thread(self._save)
+        except OSError as error:
+            # A full disk, say. It only means that the next process begins where this one did.
+            if str(error) != self._said:
+                self._said = str(error)
+                self._log.warn("It cannot be noted how far the chunks were verified: {error}", error=error)
 
     async def _scan(self, prefix: int) -> Sequence[bytes] | None:
         try:
@@ -171,7 +183,7 @@ class Scrub(Loop):
         self._position = Position(self._position.began, digest, entered=entered)
         if self._clock.seconds() - self._saved_at >= SAVE_SECONDS:
             self._saved_at = self._clock.seconds()
-            await self._run_in_thread(self._save)
+            await self._note_position()
             await self._store.save_verified()
         await deferLater(self._clock, length / max(RATE_MIN, self._used() / ROUND_SECONDS))
         return entered
@@ -181,7 +193,9 @@ class Scrub(Loop):
     def _load(self) -> bytes:
         try:
             return self._path.read_bytes()
-        except FileNotFoundError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and not is_unreadable(error):
+                raise
             return b""
 
     def _save(self) -> None:

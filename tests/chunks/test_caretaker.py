@@ -607,7 +607,7 @@ class CaretakerTests(SynchronousTestCase):
         for server in self.servers[1:]:
             self.links.on(server)[digest] = DATA
         self.pass_time(START_SECONDS + 1)
-        self.store.put = lambda *args, **options: fail(  # type: ignore[method-assign,assignment]
+        self.store.put = lambda *args, **options: fail(  # type: ignore[method-assign]
             OSError(errno.EIO, "Input/output error")
         )
         self.successResultOf(self.store.delete(digest))

@@ -224,6 +224,22 @@ class DrainingTests(SynchronousTestCase):
         self.pass_time(STUCK_SECONDS + 1)
         assert self.progress().drained
 
+    def test_what_is_here_cannot_be_looked_at(self) -> None:
+        """If the disk fails it is said, and nothing is called drained."""
+        self.make(chunks=1)
+        for digest in self.data:
+            self.copy(digest, *self.servers)
+        self.begin()
+        assert self.progress().drained
+        scan = self.store.scan
+        self.store.scan = lambda prefix: fail(OSError(5, "Input/output error"))  # type: ignore[method-assign]
+        self.pass_time(40)
+        assert not self.progress().drained and "Input/output error" in self.progress().paused
+        assert self.flushLoggedErrors(OSError)
+        self.store.scan = scan  # type: ignore[method-assign]
+        self.pass_time(STUCK_SECONDS + 1)
+        assert self.progress().drained and not self.progress().paused
+
     def test_why_it_waits(self) -> None:
         """Owners that are down, silent or full are named; one that is full is stood in for by the next in order."""
         self.make(count=6, chunks=1)

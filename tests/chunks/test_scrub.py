@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.chunks import scrub
 from chunkfarm.chunks.scrub import FAILED_SECONDS, ROUND_SECONDS, START_SECONDS, Position, Scrub
 from tests.chunks.builders import make_store, pattern, run_now
 
@@ -139,6 +141,26 @@ class ScrubTests(SynchronousTestCase):
         assert len(self.flushLoggedErrors(OSError)) == 2 and scrub.percent == 100
         after = self.successResultOf(self.store.verified(self.digests))
         assert after[4] == before[4] and after[3] > before[3] and after[5] > before[5]
+
+    def test_where_it_stands_cannot_be_noted(self) -> None:
+        """A full disk, or a note that cannot be read, costs the note and no verifying."""
+        self.flip(self.digests[6])
+        note = self.directory / "scrub.json"
+        note.write_bytes(b"{}")
+        read = Path.read_bytes
+
+        def reading(path: Path) -> bytes:
+            if path == note:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(path)
+
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with mock.patch.object(Path, "read_bytes", reading), mock.patch.object(scrub, "write_atomically") as writing:
+            writing.side_effect = full
+            running = self.start()
+            self.pass_time(START_SECONDS + 20)
+        assert self.damaged == [self.digests[6]] and running.percent == 100
+        assert writing.call_count == 2
 
     def test_makes_room(self) -> None:
         """While users read and write a lot it waits five seconds before each chunk."""
