@@ -102,11 +102,23 @@ def _place(server: Server) -> tuple[object, ...]:
 def is_affected(digest: bytes, before: Servers, after: Servers, replicas: tuple[int, int]) -> bool:
     """Whether a change from the rows `before` to those `after` may change what the chunk needs.
 
-    It does if others own it now, or if an owner came, went, filled up or has room again. `replicas` is that option
-    before and after.
+    It does if others own it now, or if an owner came, went, filled up or has room again; and while an owner is full, if
+    that happened to a server that may stand in for it. `replicas` is that option before and after.
     """
-    was, now = placement.owners(digest, before, replicas[0]), placement.owners(digest, after, replicas[1])
+    was, now = _who_counts(digest, before, replicas[0]), _who_counts(digest, after, replicas[1])
     return list(map(_place, was)) != list(map(_place, now))
+
+
+def _who_counts(digest: bytes, servers: Servers, replicas: int) -> list[Server]:
+    """The owners, and whoever may stand in for those that are full: the next in order, until enough of them have room."""
+    counting = list(placement.owners(digest, servers, replicas))
+    wanting = sum(owner.full for owner in counting)
+    if wanting:
+        for server in placement.order(digest, (server for server in servers if server.owns)):
+            if wanting and server not in counting:
+                counting.append(server)
+                wanting -= placement.takes_chunks(server)
+    return counting
 
 
 @define

@@ -575,6 +575,21 @@ class CaretakerTests(SynchronousTestCase):
         assert failed == [digest] and len(self.flushLoggedErrors(OSError)) == 1
         assert all(digest in self.links.on(server) for server in owners)
 
+    def test_who_stood_in_for_a_full_owner_is_gone(self) -> None:
+        """The copy that another server held for an owner without room is made anew elsewhere soon, and not in an hour."""
+        self.make(7)
+        data = self.own(1, 1000)[0]
+        line = placement.order(digest_of(data), self.servers)
+        numbers = [self.servers.index(server) + 1 for server in line]
+        self.change(numbers[1], full=True)
+        digest = self.put(data)
+        self.pass_time(START_SECONDS + AGAIN_SECONDS)
+        assert [self.has(number, digest) for number in numbers[1:5]] == [False, True, True, False]
+        self.links.dead.add(line[3].id)
+        self.change(numbers[3], state="down")
+        self.pass_time(AGAIN_SECONDS)
+        assert self.has(numbers[4], digest)
+
     def test_a_chunk_that_another_disk_does_not_take(self) -> None:
         """Who fails at one chunk again and again is sent that one seldom, and all others as if nothing were."""
         self.make()

@@ -263,6 +263,10 @@ class DrainingTests(SynchronousTestCase):
         self.copy(digest, line[3])
         self.pass_time(STUCK_SECONDS + 1)
         assert self.progress().drained
+        # With that one a copy is gone again.
+        self.change(self.servers.index(line[3]) + 1, state="down")
+        self.pass_time(1)
+        assert not self.progress().drained
 
     def test_nobody_else(self) -> None:
         """Where no server stays that stores chunks nothing is ever drained."""

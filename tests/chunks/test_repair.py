@@ -141,6 +141,23 @@ class ChangeTests(SynchronousTestCase):
         assert [one.id for one in first.targets] == [one.id for one in second.targets] == []
         assert first.sender == second.sender
 
+    def test_who_stands_in_for_a_full_owner(self) -> None:
+        """While an owner is full a chunk is touched by what happens to the server that has its copy, and to no others."""
+        servers = make_servers(7)
+        digest = bytes(32)
+        line = placement.order(digest, servers)
+
+        def changed(number: int, rows: tuple[Server, ...], **fields: Any) -> tuple[Server, ...]:
+            return tuple(evolve(one, **fields) if one.id == line[number].id else one for one in rows)
+
+        full = changed(1, servers, full=True)
+        for fields in ({"state": "down"}, {"incarnation": "another"}, {"given_up": True}, {"weight": 0}):
+            assert repair.is_affected(digest, full, changed(3, full, **fields), (3, 3)), fields
+            assert not repair.is_affected(digest, servers, changed(3, servers, **fields), (3, 3)), fields
+            assert not repair.is_affected(digest, full, changed(4, full, **fields), (3, 3)), fields
+        more = changed(3, full, full=True)
+        assert repair.is_affected(digest, more, changed(4, more, state="down"), (3, 3))
+
     def test_what_changes_nothing(self) -> None:
         """Free space, versions and notes move no chunk; states, weights and zones do."""
         servers = make_servers(3)
