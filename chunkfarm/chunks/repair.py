@@ -110,7 +110,7 @@ def is_affected(digest: bytes, before: Servers, after: Servers, replicas: tuple[
 
 
 def _who_counts(digest: bytes, servers: Servers, replicas: int) -> list[Server]:
-    """The owners, and whoever may stand in for those that are full: the next in order, until enough of them have room."""
+    """The owners, and who may stand in for those that are full: the next in order, until enough of them have room."""
     counting = list(placement.owners(digest, servers, replicas))
     wanting = sum(owner.full for owner in counting)
     if wanting:

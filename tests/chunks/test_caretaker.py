@@ -576,7 +576,7 @@ class CaretakerTests(SynchronousTestCase):
         assert all(digest in self.links.on(server) for server in owners)
 
     def test_who_stood_in_for_a_full_owner_is_gone(self) -> None:
-        """The copy that another server held for an owner without room is made anew elsewhere soon, and not in an hour."""
+        """The copy that another server held for an owner without room is made anew elsewhere soon, not in an hour."""
         self.make(7)
         data = self.own(1, 1000)[0]
         line = placement.order(digest_of(data), self.servers)

@@ -142,7 +142,7 @@ class ChangeTests(SynchronousTestCase):
         assert first.sender == second.sender
 
     def test_who_stands_in_for_a_full_owner(self) -> None:
-        """While an owner is full a chunk is touched by what happens to the server that has its copy, and to no others."""
+        """While an owner is full a chunk is touched by what happens to the server that has its copy, and no others."""
         servers = make_servers(7)
         digest = bytes(32)
         line = placement.order(digest, servers)
