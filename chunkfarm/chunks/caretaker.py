@@ -57,7 +57,8 @@ AGAIN_SECONDS_A_CHUNK = 0.001
 """But with many chunks here later, so that looks that are only repeated take no more than a tenth of the time: to look
 at a chunk takes some 0.1 ms."""
 FAILED_SECONDS = 300.0
-"""After so long it is tried again to look at chunks at which the disk has failed, say: all others come first."""
+"""After so long it is tried again to look at chunks at which the disk has failed, say, or to send one at which that of
+another server has: all others come first."""
 LOST_SECONDS = 60.0
 """So often it is asked whether files still use the chunks that are lost."""
 IDLE_SECONDS = 60.0
@@ -576,7 +577,7 @@ class Caretaker(Loop):
         if len(self._not_taken) >= NOT_TAKEN_MAX:
             self._not_taken.clear()
         is_known = (digest, server.id) in self._not_taken
-        self._not_taken[digest, server.id] = self._clock.seconds() + ROUND_SECONDS if is_known else 0.0
+        self._not_taken[digest, server.id] = self._clock.seconds() + FAILED_SECONDS if is_known else 0.0
         return is_known
 
     async def _read(self, digest: bytes) -> bytes | None:
