@@ -519,16 +519,16 @@ class Caretaker(Loop):
                     self._look_again(number)
 
     async def _send(self, digest: bytes, found: Found) -> None:
-        data = await self._read(digest)
+        now = self._clock.seconds()
+        targets = [one for one in found.need.targets if self._not_taken.get((digest, one.id), 0.0) <= now]
+        data = await self._read(digest) if targets else b""
         if data is None:
             self._forget(digest)
             # It may have been for a moment only, and it may have copies enough: then nothing else would bring it back.
             self._look_again(digest[0])
             return
         copies, holders = found.need.copies, set(found.holders)
-        for server in found.need.targets:
-            if self._not_taken.get((digest, server.id), 0.0) > self._clock.seconds():
-                continue
+        for server in targets:
             if self._examiner.is_hindered(server):
                 # Others were sent theirs meanwhile, and it failed at that.
                 self._look_again(digest[0])
