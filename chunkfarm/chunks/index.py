@@ -26,6 +26,14 @@ CACHE = 32 * MIB
 NAMED_MOST = 500
 """Digests in one question, for which SQLite makes a plan anew."""
 
+_WANTING = (
+    sqlite3.SQLITE_IOERR_NOMEM,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
+"""Errors that show a want of room or memory, and nothing of what is in the file."""
+
 Row = tuple[Any, ...]
 Statement = tuple[str, Sequence[Row]]
 """An SQL statement, and the values of each time that it is done."""
@@ -144,7 +152,7 @@ class Index:
 
         This process keeps what it has open, for an index that is suddenly empty would be a false answer.
         """
-        if is_broken(error):
+        if is_broken(error) and error.sqlite_errorcode not in _WANTING:
             self._unlink()
 
     def _unlink(self) -> None:

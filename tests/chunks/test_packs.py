@@ -242,6 +242,17 @@ class RestartTests(PackedTestCase):
         assert self.successResultOf(self.store(on_broken=broken.append).has(digests)) == [20] * 10
         assert len(broken) == 1
 
+    def test_an_index_for_which_there_is_no_room(self) -> None:
+        """One that cannot be used for want of room or memory is not made anew, for which there would be none either."""
+        index = Index(str(self.directory) + ".sqlite")
+        self.addCleanup(index.close)
+        index.open(make=True)
+        for code, stays in ((sqlite3.SQLITE_IOERR_SHMSIZE, True), (sqlite3.SQLITE_IOERR_READ, False)):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = code
+            index._give_up(error)
+            assert os.path.exists(index._path) == stays
+
     def test_an_old_index(self) -> None:
         """The index of an earlier version, in another place, is removed, and all is found without it."""
         store = self.store()
