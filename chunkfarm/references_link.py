@@ -83,28 +83,29 @@ class ReferencesLink:
         if not digests:
             return ()
         line = self._in_line()
-        teller, counts = await self._told_by(line, digests)
-        found = dict(zip(digests, counts, strict=True))
-        for server_id, name in line.items():
-            unused = tuple(digest for digest, count in found.items() if not count)
-            if server_id == teller or not unused:
-                continue
+        uses = dict.fromkeys(digests, 0)
+        by: dict[bytes, str] = {}
+        # The one whose word counts comes last: until something is deleted by it, it must not grow old.
+        for server_id, name in list(line.items())[1:]:
             try:
-                told = await self._answer(server_id, unused)
+                told = await self._answer(server_id, digests)
             except CancelledError:
                 raise
             except _NO_ANSWER:
                 continue
-            if any(told):
-                self._log.warn(
-                    "{count} chunks are not deleted: {name} says that files use them, and {other} that none does. If "
-                    "this is said again and again, the table or references.sqlite of one of the two is damaged.",
-                    count=sum(map(bool, told)),
-                    name=name,
-                    other=line[teller],
-                )
-            found |= zip(unused, told, strict=True)
-        return [found[digest] for digest in digests]
+            by |= {digest: name for digest, count in zip(digests, told, strict=True) if count}
+            uses |= {digest: max(count, uses[digest]) for digest, count in zip(digests, told, strict=True)}
+        teller, counts = await self._told_by(line, digests)
+        unused = [digest for digest, count in zip(digests, counts, strict=True) if not count and digest in by]
+        if unused:
+            self._log.warn(
+                "{count} chunks are not deleted: {name} says that files use them, and {other} that none does. If this "
+                "is said again and again, the table or references.sqlite of one of the two is damaged.",
+                count=len(unused),
+                name=by[unused[0]],
+                other=line[teller],
+            )
+        return [max(count, uses[digest]) for digest, count in zip(digests, counts, strict=True)]
 
     def _in_line(self) -> dict[str, str]:
         """Whom to ask, and their names."""
