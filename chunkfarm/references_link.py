@@ -91,7 +91,9 @@ class ReferencesLink:
                 told = await self._answer(server_id, digests)
             except CancelledError:
                 raise
-            except _NO_ANSWER:
+            except Exception as error:
+                # Whatever it is: nobody waits for this one.
+                self._log.debug("{name} does not say which chunks are used: {error}", name=name, error=error)
                 continue
             by |= {digest: name for digest, count in zip(digests, told, strict=True) if count}
             uses |= {digest: max(count, uses[digest]) for digest, count in zip(digests, told, strict=True)}

@@ -617,10 +617,10 @@ class LinkTests(ReferencesTestCase):
         self.peers.answers = {server_id(1): one + none + none, server_id(2): none + one + none, server_id(3): none * 3}
         assert self.successResultOf(link.uses_by_all([A, B, C])) == [1, 1, 0]
         assert self.peers.asked == [server_id(2), server_id(3), server_id(1)], "the word that counts is the newest"
-        self.peers.answers |= {server_id(2): LinkFailed("refused"), server_id(3): commands.NotNow("it starts")}
+        self.peers.answers |= {server_id(2): LinkFailed("refused"), server_id(3): KeyError("a fault")}
         assert self.successResultOf(link.uses_by_all([A, B, C])) == [1, 0, 0]
         assert self.successResultOf(link.uses_by_all([])) == ()
-        self.peers.answers[server_id(1)] = LinkFailed("refused")
+        self.peers.answers |= {server_id(1): LinkFailed("refused"), server_id(3): commands.NotNow("it starts")}
         self.failureResultOf(link.uses_by_all([A]), CannotTell)
 
     def test_epoch(self) -> None:
