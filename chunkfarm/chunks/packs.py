@@ -307,6 +307,9 @@ class Packs:
                 place = self.place(digest)
                 if place is not None and (place.pack, place.offset) == (number, start):
                     kept.append((digest, data))
+            if end is None and self._live.get(number, 0) > sum(_HEAD.size + len(data) for _, data in kept):
+                found = {digest for digest, _ in kept}
+                kept += [one for one in self._left(number) if one[0] not in found]
             if kept:
                 # It takes less than it frees, so it may use what is kept in reserve: a disk that is full of what was
                 # removed would stay full for ever.
@@ -378,13 +381,8 @@ class Packs:
                 raise
             self.unreadable.append(f"{self._path(number)}: {error.strerror}")
             return
-        # What bit rot or a torn write left is passed over, by its sum. The sum alone is not believed: behind damage a
-        # record may be found inside of another one, in bytes that somebody chose.
-        rows = {
-            digest: (digest, at, len(data))
-            for at, digest, data in self._records(number, offset, size, read)
-            if digest_of(data) == digest
-        }
+        # What bit rot or a torn write left is passed over, by its sum.
+        rows = {digest: (digest, at, len(data)) for at, digest, data in self._records(number, offset, size, read)}
         self._enter(number, list(rows.values()), offset if failures else size)
 
     def _records(
@@ -403,7 +401,9 @@ class Packs:
                 if len(head) == _HEAD.size:
                     _, digest, length, _ = _HEAD.unpack(head)
                     data = window[at + _HEAD.size : at + _HEAD.size + length]
-                    if length <= PACKED_MOST and _is_good(head, data, digest):
+                    # The sum alone is not believed: behind damage a record may be found inside of another one, in bytes
+                    # that somebody chose.
+                    if length <= PACKED_MOST and _is_good(head, data, digest) and digest_of(data) == digest:
                         yield offset + at, digest, data
                         at += _HEAD.size + length - 1
                 at += 1
@@ -524,6 +524,14 @@ class Packs:
         for digest in digests:
             self._recent.forget(digest)
         return {bytes(digest): length for digest, length in rows}
+
+    def _left(self, number: int) -> Iterator[tuple[bytes, bytes]]:
+        """What the index has in a pack and can be read: it may have been read wrong on the way, and is about to go."""
+        for digest, at, length in self._index.read("SELECT digest, at, length FROM chunks WHERE pack = ?", (number,)):
+            place = Place(number, at, length)
+            data = _verified(self._read_record(place), place, bytes(digest))
+            if data is not None:
+                yield bytes(digest), data
 
     def _drop(self, number: int) -> list[bytes]:
         """Remove a pack that was written anew; returns what was in use and could not be read."""

@@ -645,6 +645,31 @@ class RewriteTests(PackedTestCase):
             again = self.store()
             assert [self.read(again, digest) for digest in kept] == [chunks[digest] for digest in kept]
 
+    def test_what_was_read_wrong_once(self) -> None:
+        """A record that is read wrong while its pack is written anew is read once more before the pack goes."""
+        store = self.store()
+        chunks = self.fill(store)
+        victim = list(chunks)[4]
+        read = os.pread
+        flipped: list[int] = []
+
+        def reading(descriptor: int, length: int, offset: int) -> bytes:
+            data = read(descriptor, length, offset)
+            at = data.find(chunks[victim])
+            if at < 0 or flipped:
+                return data
+            flipped.append(at)
+            return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+        with mock.patch.object(os, "pread", reading):
+            for digest in list(chunks)[:20]:
+                if digest != victim:
+                    self.successResultOf(store.delete(digest))
+        assert flipped and self.damaged == []
+        place = store._packs.place(victim)
+        assert place is not None and place.pack != 1
+        assert self.read(store, victim) == chunks[victim]
+
     def test_what_is_damaged_is_reported(self) -> None:
         """A damaged record in a pack that is written anew is not copied: the chunk is reported and gone."""
         store = self.store()
