@@ -69,6 +69,7 @@ from chunkfarm.survey import Questions, Told
 from chunkfarm.table.duties import Duties, Report
 from chunkfarm.table.embedded import EmbeddedTable
 from chunkfarm.table.epochs import Epochs
+from chunkfarm.table.interface import TableError
 from chunkfarm.table.over_peers import TableOverPeers
 from chunkfarm.table.registry import Registry, forgotten_sentence
 from chunkfarm.table.relay import Relay
@@ -226,7 +227,7 @@ class Parts:
             heed=self.embedded.heed,
             cures=self.cures,
             heard=self.witness.hears,
-            behind=self.relay.look_elsewhere,
+            behind=self._stands_still,
         )
         self._build_history(on_fatal)
         self._build_trust()
@@ -385,6 +386,13 @@ class Parts:
             self.state.change("readonly", cures=stopped.cures)
         # Servers that follow the table here would hear of nothing any more.
         self.embedded.end_watches(stopped.reason)
+
+    def _stands_still(self) -> None:
+        """What this server knows of the table does not become what the first knew long ago."""
+        self.relay.look_elsewhere()
+        if self.embedded.stands_still:
+            # Its own rows tell of nothing, and it is asked for servers, options and keys all the same.
+            self.roster.refresh().addErrback(lambda failure: failure.trap(TableError))
 
     def _line_left(self, index: int) -> None:
         """The farm went on without what this server may have been told after that index."""

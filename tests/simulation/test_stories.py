@@ -109,7 +109,8 @@ class LossTests(SynchronousTestCase):
             assert farm.first is not old and parts is not None and farm.first.process is not None
             farm.first.process.at(0.0, parts.registry.set_farm, lambda options: evolve(options, replicas=2))
             farm.wait(20.0)
-            assert follower.parts is not None and follower.parts.roster.options.replicas == 2
+            for server in (follower, old):
+                assert server.parts is not None and server.parts.roster.options.replicas == 2, server.name
             farm.remember(old, "through the full one")
             page = farm.ask(old, lambda table: table.read(PREFIX), 5.0)
             assert len(page.rows) >= 2
