@@ -10,16 +10,24 @@ from chunkfarm.model import Server
 PAIR = 2
 
 
-def cures(me: str, servers: Iterable[Server], voters: Collection[str], learns: bool) -> tuple[str, ...]:
+def cures(
+    me: str, servers: Iterable[Server], voters: Collection[str], learns: bool, withheld: bool = False
+) -> tuple[str, ...]:
     """Sentences, the best first, for the server `me` of a table with these rows and voters.
 
-    `learns` says that the farm went on without this server, which has not learned since what happened.
+    `learns` says that the farm went on without this server, which has not learned since what happened; `withheld` that
+    it decides nothing, because its disk may be an old one.
     """
     rows = {server.id: server for server in servers}
     if learns:
         return ("start a server again that went on with the farm: this one only learns what happened without it",)
     deciding = voters or [server.id for server in masters(rows.values())]
     missing = [_named(rows, other) for other in sorted(deciding) if other != me]
+    if not missing and withheld:
+        return (
+            "nobody else can catch this server up: put a newer copy of its data directory back, if there is one",
+            "if this copy is the newest that is left, say `chunkfarm takeover` here: what came after it is lost then",
+        )
     if not missing:
         return ("start the masters named above again: a majority of them must be up",)
     if len(deciding) == PAIR and me in deciding:

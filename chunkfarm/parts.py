@@ -373,7 +373,8 @@ class Parts:
 
     def cures(self) -> tuple[str, ...]:
         """What a person may do while nobody leads the farm."""
-        return cures(self.data.server_id, self.servers(), self.embedded.configuration.voters, self.history.learns)
+        voters = self.embedded.configuration.voters
+        return cures(self.data.server_id, self.servers(), voters, self.history.learns, self.is_withheld)
 
     def _history_changed(self) -> None:
         stopped = self.history.stopped

@@ -389,8 +389,12 @@ class Reporter:
             for server in masters(self._servers())
             if server.id != self._state.server_id or NO_ROOM in self._errors.get(server.id, "")
         )
-        return tuple(
+        waits = tuple(
             Wait(server.peer_address, "; ".join(filter(None, why)), since, self._tries)
             for server, why in found
             if any(why)
         )
+        if not waits and self._table.withheld:
+            # There is no other master, and so nobody who could catch this server up.
+            return (Wait(self._own_row().peer_address, self._table.withheld, since, self._tries),)
+        return waits

@@ -45,6 +45,12 @@ class CureTests(SynchronousTestCase):
         (told,) = cures(server_id(1), SERVERS, ids(1, 2, 3), learns=True)
         assert "went on" in told and "takeover" not in told
 
+    def test_the_only_one_that_decides_has_an_old_disk(self) -> None:
+        """Nobody else can catch it up, so a newer copy is wanted, or a word that there is none."""
+        told = cures(server_id(1), SERVERS, ids(1), learns=False, withheld=True)
+        assert "newer copy" in told[0] and "chunkfarm takeover" in told[1]
+        assert cures(server_id(1), SERVERS, ids(1, 2), learns=False, withheld=True)[0].startswith("start s2")
+
     def test_nobody_is_missing(self) -> None:
         """A sentence even where the rows name nobody."""
         assert cures(server_id(1), SERVERS[:1], ids(1), learns=False)

@@ -92,7 +92,7 @@ class ReporterTests(SynchronousTestCase):
         self.learned: dict[str, Address] = {}
         self.heeded: list[tuple[int, frozenset[str]]] = []
         self.heard: list[tuple[str, int]] = []
-        rows = tuple(make_server(number) for number in range(1, servers + 1))
+        self.rows = tuple(make_server(number) for number in range(1, servers + 1))
         self.behind = 0
         reporter = Reporter(
             state=self.state,
@@ -101,7 +101,7 @@ class ReporterTests(SynchronousTestCase):
             table=self.table,
             duties=self.duties,  # type: ignore[arg-type]
             peers=self.peers,  # type: ignore[arg-type]
-            servers=lambda: rows,
+            servers=lambda: self.rows,
             learn=self.learned.__setitem__,
             clock=self.clock,
             now=lambda: 77,
@@ -289,6 +289,16 @@ class ReporterTests(SynchronousTestCase):
         self.run_for(3)
         assert self.state.phase == "serving"
         assert self.state.waits == ()
+
+    def test_nobody_else_can_catch_it_up(self) -> None:
+        """A server that decides nothing, and is the only master, says why all the same."""
+        reporter = self.make_reporter()
+        self.table.withheld = "its disk is old"
+        self.rows = (make_server(1, state="down"), make_server(3))
+        (wait,) = reporter.waits(5)
+        assert (str(wait.address), wait.error, wait.since) == ("127.0.0.1:4131", "its disk is old", 5)
+        self.table.withheld = ""
+        assert reporter.waits(5) == ()
 
     def test_reports_of_many(self) -> None:
         """One of a thousand reports every two seconds while it is answered, and is patient in proportion."""

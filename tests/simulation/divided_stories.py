@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from chunkfarm.old_disks import OLDER_THAN_CONFIG
 from tests.simulation.checks import Violation
 from tests.simulation.divided import PREFIX, LineSimulation
 from tests.simulation.farm import SERVE_WITHIN
@@ -106,3 +107,32 @@ def who_only_follows(seed: int) -> None:
         mine, there = follower.parts.roster, alone.parts.roster
         if (mine.options, mine.generation) != (there.options, there.generation) or mine.servers != there.servers:
             raise Violation(f"followed: {mine.revision} {mine.options}, and {there.revision} {there.options}")
+
+
+def nobody_can_teach(seed: int) -> None:
+    """The only one that votes has an old disk: it says what it waits for, and what a person can do about it."""
+    with DividedStory(seed, 2) as farm:
+        farm.grow()
+        first = next(server for server in farm.servers if farm.leads(server))
+        (other,) = [server for server in farm.servers if server is not first]
+        other.kill()
+        assert first.parts is not None and first.process is not None
+        table = first.parts.embedded
+        farm.must(lambda: table.configuration.voters == {first.id}, SERVE_WITHIN, "go on alone")
+        farm.run_for(2.0)
+        copy = first.copy_disk()
+        first.process.at(0.0, first.parts.registry.set_farm, lambda options: evolve(options, replicas=2))
+        farm.must(lambda: "replicas = 2" in first.config.read_text(), SERVE_WITHIN, "write a list newer than the copy")
+        first.kill()
+        first.put_back(copy)
+        first.start()
+        other.start()
+        farm.run_for(20.0)
+        state = first.parts.state
+        if state.phase != "waiting" or [wait.error for wait in state.waits] != [OLDER_THAN_CONFIG]:
+            raise Violation(f"old disk: {first.name} is {state.phase}, and waits for {state.waits}")
+        if "takeover" not in "".join(state.cures):
+            raise Violation(f"old disk: {first.name} says {state.cures}")
+        farm.take_over(first)
+        farm.must(farm.everybody_has_begun, SERVE_WITHIN, "serve")
+        farm.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.divided import LineSimulation
-from tests.simulation.divided_stories import away_from_both, terms_of_the_lost, who_only_follows
+from tests.simulation.divided_stories import away_from_both, nobody_can_teach, terms_of_the_lost, who_only_follows
 
 
 class DividedFarmTests(SynchronousTestCase):
@@ -32,3 +32,7 @@ class DividedFarmTests(SynchronousTestCase):
     def test_who_only_follows_the_side_that_stops(self) -> None:
         """A server without a table knows what the farm knows, and nothing of what it was told on the other side."""
         who_only_follows(1)
+
+    def test_the_only_one_that_decides_has_an_old_disk(self) -> None:
+        """Nobody can catch it up: it says so, and an admin may let it go on with what it has."""
+        nobody_can_teach(1)
