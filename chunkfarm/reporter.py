@@ -27,6 +27,7 @@ from chunkfarm.said import count_of, drain_of, risk_of, told
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
+from chunkfarm.table.records import Configuration
 
 LATE = 1.0
 """Seconds by which a turn may come late; a process that was paused for longer misses nobody from before it woke."""
@@ -53,6 +54,9 @@ class LedTable(Protocol):
 
     @property
     def withheld(self) -> str: ...
+
+    @property
+    def configuration(self) -> Configuration: ...
 
 
 @frozen(kw_only=True)
@@ -382,11 +386,21 @@ class Reporter:
         full = any(NO_ROOM in wait.error for wait in waits)
         self._state.change("readonly", waits=waits, cures=(ROOM_CURE,) if full else self._cures())
 
+    def _who_decides(self) -> list[Server]:
+        """The masters, and those that vote although they left, or are down, since nobody has taken their place yet.
+
+        Where all masters left together, anybody may know more.
+        """
+        servers, voters = self._servers(), self._table.configuration.voters
+        chosen = {server.id: server for server in masters(servers)}
+        chosen |= {server.id: server for server in servers if server.id in voters}
+        return list(chosen.values() if voters or chosen.keys() - {self._state.server_id} else servers)
+
     def waits(self, since: int) -> tuple[Wait, ...]:
         """The masters that do not answer, and why; or all of them, where this server must be caught up by one."""
         found = (
             (server, (self._errors.get(server.id) or self._peers.error_of(server.id), self._table.withheld))
-            for server in masters(self._servers())
+            for server in self._who_decides()
             if server.id != self._state.server_id or NO_ROOM in self._errors.get(server.id, "")
         )
         waits = tuple(

@@ -17,6 +17,7 @@ from chunkfarm.reporter import BEHIND_SECONDS, Reporter
 from chunkfarm.risk import Exposed, Risk
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
+from chunkfarm.table.records import Configuration
 from tests.builders import make_server, server_id
 
 LOST_AFTER = lost_after(3)
@@ -51,6 +52,7 @@ class FakeTable:
     is_leader = False
     has_quorum = True
     withheld = ""
+    configuration = Configuration()
 
 
 class FakeDuties:
@@ -290,11 +292,26 @@ class ReporterTests(SynchronousTestCase):
         assert self.state.phase == "serving"
         assert self.state.waits == ()
 
+    def test_those_that_left_are_waited_for(self) -> None:
+        """They vote until somebody has taken their place, so they are waited for; where all left, all are."""
+        reporter = self.make_reporter(servers=4)
+        left = [make_server(number, state="leaving") for number in (1, 2, 4)]
+        for row, voters in ((make_server(3), (1, 3)), (make_server(3, state="leaving"), ())):
+            self.rows = (row, *left)
+            self.table.configuration = Configuration(map(server_id, voters))
+            reporter.start()
+            self.run_for(10)
+            waits = {str(wait.address): wait.error for wait in reporter.waits(1)}
+            expected = {"127.0.0.1:4111", "127.0.0.1:4121", "127.0.0.1:4141"} if not voters else {"127.0.0.1:4111"}
+            assert waits == dict.fromkeys(expected, "refused")
+            self.successResultOf(reporter.stop())
+
     def test_nobody_else_can_catch_it_up(self) -> None:
         """A server that decides nothing, and is the only master, says why all the same."""
         reporter = self.make_reporter()
         self.table.withheld = "its disk is old"
         self.rows = (make_server(1, state="down"), make_server(3))
+        self.table.configuration = Configuration([server_id(3)])
         (wait,) = reporter.waits(5)
         assert (str(wait.address), wait.error, wait.since) == ("127.0.0.1:4131", "its disk is old", 5)
         self.table.withheld = ""

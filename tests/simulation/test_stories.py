@@ -95,6 +95,27 @@ class LossTests(SynchronousTestCase):
             assert farm[1].parts is not None
             assert {row.id for row in many} < {row.id for row in farm[1].parts.servers()}
 
+    def test_all_were_told_to_end(self) -> None:
+        """One after the other. The one that is started again alone says whom it waits for, and what else helps."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            for server in farm.servers:
+                server.stop()
+                farm.wait(0.3)
+            farm.wait(40.0)
+            for server in farm.servers:
+                server.start()
+                farm.wait(15.0)
+                assert server.parts is not None
+                state = server.parts.state
+                assert state.phase == "waiting" and len(state.waits) == 2, f"{server.name} {state}"
+                assert "takeover" in "".join(state.cures)
+                server.kill()
+            for server in farm.servers:
+                server.start()
+            farm.end()
+
     def test_who_follows_a_full_disk(self) -> None:
         """The first hands over because its disk is full: whoever was told of changes by it is told by another."""
         with Stage() as farm:
