@@ -323,8 +323,8 @@ class EmbeddedTable:
 
     @property
     def stands_still(self) -> bool:
-        """Whether the rows here do not follow what another server decides, because the table's disk has no room."""
-        return self._driver.full and not self.is_leader
+        """Whether the rows here do not follow what a leader that is heard decides, for the table's disk has no room."""
+        return self._driver.full and not self.is_leader and self.has_quorum
 
     def progress(self) -> Mapping[str, Progress]:
         """On the leader: how far every other member is (`match`, `recently_active`); empty elsewhere."""

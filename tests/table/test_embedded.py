@@ -737,12 +737,19 @@ class ThreeServersTests(ClusterTestCase):
         with patch.object(node.table._journal, "save", side_effect=full):
             self.put("a", b"k", b"new")
             cluster.run(1)
-            assert node.table.disk_full
+            assert node.table.disk_full and node.table.stands_still
             began = cluster.clock.seconds()
             assert self.keys("b") == [b"k"]
             assert cluster.result(node.table.find(b"k")).rows[0].value == b"new"
             assert cluster.clock.seconds() - began < 1
             assert self.keys("b", stale=True) == []
+            for id in "ac":
+                cluster.kill(id)
+            cluster.run(3)
+            assert node.table.disk_full and not node.table.stands_still, "nobody is there to be asked"
+            for id in "ac":
+                cluster.restart(id)
+            cluster.run(3)
         cluster.run(2)
         assert self.keys("b", stale=True) == [b"k"]
 
