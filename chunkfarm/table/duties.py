@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -187,6 +187,10 @@ class Duties:
         self._followed = ""
         self._leading_since = 0.0
         self._last_round = 0.0
+        self._grace = 0.0
+        """The `master_grace` by which the other one of two is dropped."""
+        self._grace_since = 0.0
+        """When that was what the options say, last."""
         self._gathering: list[tuple[Server, Deferred[Server]]] | None = None
         self._gather_until = 0.0
         self._others_went_on = False
@@ -419,6 +423,7 @@ class Duties:
         now = self._clock.seconds()
         late = now - self._last_round > ROUND + LATE
         self._last_round = now
+        self._follow_grace(now)
         if not self._table.is_leader:
             self._term = -1
             self._give_up_gathering("this server does not lead any more")
@@ -613,9 +618,21 @@ class Duties:
             change_pending=self._table.change_pending or not self._table.committed_this_term,
         )
 
+    def _follow_grace(self, now: float) -> None:
+        """A shorter `master_grace` counts for dropping once the longer one before it is over.
+
+        The other one of two may have promised to keep the change before it knew that it was made. As long as it goes by
+        the longer one, it could take over after it was dropped.
+        """
+        grace = self._options().master_grace
+        if grace >= self._grace or now - self._grace_since >= self._grace:
+            self._grace = grace
+        if grace >= self._grace:
+            self._grace_since = now
+
     def _perhaps_drop(self) -> None:
         """Of two voters the leader goes on alone, once the other has been silent for `master_grace`."""
-        view = self._view()
+        view = evolve(self._view(), master_grace=self._grace)
         lost = to_drop(view)
         if lost is None:
             return

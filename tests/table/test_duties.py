@@ -580,6 +580,35 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, 12, 3)
         assert self.led.dropped == [(server_id(2), 10.0)]
 
+    def test_a_shorter_grace_counts_when_the_partner_must_know_of_it(self) -> None:
+        """The other one goes by what it has heard: it must not take over by the old one after it was dropped by the new."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.configuration = Configuration([server_id(1), server_id(2)])
+        options = FarmOptions(master_grace=20.0)
+        self.patch(duties, "_options", lambda: options)
+        self.pass_time(duties, 5, 2)
+        options = FarmOptions(master_grace=2.0)
+        self.pass_time(duties, 18)
+        assert self.led.dropped == []
+        self.pass_time(duties, 3)
+        assert self.led.dropped == [(server_id(2), 20.0)]
+
+    def test_a_shorter_grace_that_is_known(self) -> None:
+        """From then on it is what counts; a longer one counts at once."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        self.led.configuration = Configuration([server_id(1), server_id(2)])
+        options = FarmOptions(master_grace=20.0)
+        self.patch(duties, "_options", lambda: options)
+        self.pass_time(duties, 5, 2)
+        options = FarmOptions(master_grace=2.0)
+        self.pass_time(duties, 25, 2)
+        options = FarmOptions(master_grace=8.0)
+        self.pass_time(duties, 5, 2)
+        self.pass_time(duties, 7)
+        assert self.led.dropped == []
+        self.pass_time(duties, 2)
+        assert self.led.dropped == [(server_id(2), 8.0)]
+
     def test_a_partner_that_reports_is_kept(self) -> None:
         """However long nothing can be committed."""
         duties = self.make_duties(make_server(1), make_server(2))
