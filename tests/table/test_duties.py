@@ -581,7 +581,7 @@ class DutiesTests(SynchronousTestCase):
         assert self.led.dropped == [(server_id(2), 10.0)]
 
     def test_a_shorter_grace_counts_when_the_partner_must_know_of_it(self) -> None:
-        """The other one goes by what it has heard: it must not take over by the old one after it was dropped by the new."""
+        """The other one goes by what it has heard: it must not take over by the longer one after it was dropped."""
         duties = self.make_duties(make_server(1), make_server(2))
         self.led.configuration = Configuration([server_id(1), server_id(2)])
         options = FarmOptions(master_grace=20.0)
