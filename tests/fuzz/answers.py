@@ -38,6 +38,7 @@ from chunkfarm.table.duties import Report
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import Batch, Page, Row, TableError
 from chunkfarm.table.over_peers import TableOverPeers
+from chunkfarm.table.records import Configuration
 from chunkfarm.wire.http1 import BadResponse
 from chunkfarm.wire.lines import LINE_BYTES_MAX
 from tests.builders import make_server, server_id
@@ -272,6 +273,7 @@ class _Led:
     is_leader = False
     has_quorum = True
     withheld = ""
+    configuration = Configuration()
 
 
 def _over_peers(ask: Callable[[TableOverPeers], Deferred[bytes]], read: Callable[[bytes], object]) -> Any:
