@@ -12,6 +12,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command with the arguments of this process."""
+    _have_streams()
     try:
         # Not at the top: who only wants a part of the package need not load the terminal's libraries. And to load
         # them takes long enough for somebody to think better of it.
@@ -25,6 +26,23 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _end_at_once()
         raise
+
+
+def _have_streams() -> None:
+    """Put something in the place of each standard stream that whoever started this has closed (`<&-`, `>&-`).
+
+    Else a file or a connection would get its number, and be written to in its place. Reading such an input, or writing
+    such an output, fails, so that nobody takes nothing for what was asked for; complaints go nowhere.
+    """
+    for number, (name, direction, mode) in enumerate(
+        (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_RDWR, "w"))
+    ):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, direction)
+            setattr(sys, name, open(number, mode, closefd=False, encoding="utf-8"))  # noqa: SIM115 - to the very end
 
 
 def _end_at_once() -> None:

@@ -145,7 +145,8 @@ class NewFile:
 
     def drop(self) -> None:
         """It is not."""
-        with contextlib.suppress(BrokenPipeError):
+        # What a buffer still holds, on a full disk or for a pipe that nobody reads, is of no use to anybody.
+        with contextlib.suppress(OSError):
             self.stream.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)

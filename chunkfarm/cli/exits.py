@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import Any, NoReturn
@@ -80,14 +81,44 @@ def interrupted() -> NoReturn:
 
 def nobody_reads() -> NoReturn:
     """End without a word: whoever read the output, such as `head`, has had enough."""
-    with contextlib.suppress(OSError, ValueError):
-        # What still is in a buffer would be complained about at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _leave_output()
     raise click.exceptions.Exit(NOBODY_READS)
 
 
+def _leave_output() -> None:
+    """Have the rest of the output go nowhere: what still is in a buffer would be complained about at the very end."""
+    with contextlib.suppress(OSError, ValueError):
+        number = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+OUTPUT = "the standard output"
+_NOT_WRITTEN = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+"""Why output is not taken: it goes to a disk that is full, or fails."""
+
+
+def _output_lost(error: OSError) -> NoReturn:
+    """End because of an error that nothing else has put into words."""
+    if error.errno in _NOT_WRITTEN:
+        error = naming(error, OUTPUT)
+    elif error.errno == errno.EBADF:
+        error = naming(error, "the standard input or output")
+    if isinstance(error, BrokenPipeError) or not error.filename:
+        # This is a fault of the program, which shows where it comes from; a pipe that breaks is for click.
+        raise error
+    _leave_output()
+    give_up(error)
+
+
 class Commands(click.Group):
-    """A group of commands that end, when they are interrupted or nobody reads them, as people expect."""
+    """A group of commands that end, when they are interrupted or nobody takes what they say, as people expect."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        # Where --help and --version are answered.
+        try:
+            return super().make_context(*args, **kwargs)
+        except OSError as error:
+            _output_lost(error)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -105,6 +136,13 @@ class Commands(click.Group):
         except FarmError as error:
             # An answer that lacks what it should say is read where it is shown.
             give_up(error)
+        except OSError as error:
+            _output_lost(error)
+
+
+def naming(error: OSError, name: str) -> OSError:
+    """The error, which says what it is about if it did not."""
+    return error if error.filename else type(error)(error.errno, error.strerror, name)
 
 
 def give_up(error: FarmError | OSError) -> NoReturn:
@@ -114,6 +152,8 @@ def give_up(error: FarmError | OSError) -> NoReturn:
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         sentence = f"{name}{error.strerror or error}"
+        if error.filename == OUTPUT:
+            _leave_output()
     else:
         sentence = error.sentence
     say(f"chunkfarm: {sentence}", err=True)

@@ -12,7 +12,7 @@ from chunkfarm.cli import explain as explaining
 from chunkfarm.cli import screen
 from chunkfarm.cli.completion import file_names
 from chunkfarm.cli.download import Download, NewFile
-from chunkfarm.cli.exits import give_up
+from chunkfarm.cli.exits import OUTPUT, give_up, naming
 from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.screen import as_json, typed
 from chunkfarm.cli.surroundings import Surroundings
@@ -54,7 +54,7 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
     if name is None:
         if file == "-":
             raise click.UsageError("the standard input needs a NAME")
-        name = f"{DEFAULT_BUCKET}/{Path(file).name}"
+        name = f"{DEFAULT_BUCKET}/{_last_part(file)}"
     try:
         check_file_name(name)
         source: IO[bytes] = _standard_input() if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
@@ -73,13 +73,27 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
                 run_in_thread=run_in_thread,
                 on_bytes=bar.more,
             )
-            return await upload.run()
+            try:
+                return await upload.run()
+            except OSError as error:
+                raise naming(error, "the standard input" if file == "-" else file) from None
 
         receipt = surroundings.run(work).fields
     if as_json:
         screen.show_json(typed(receipt))
     else:
         screen.say(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
+
+
+def _last_part(file: str) -> str:
+    """What a file of this machine is called there, for the farm to call it so, too."""
+    part = Path(file).name
+    if not part:
+        raise click.UsageError(f"{file!r} has no name of its own: give a NAME")
+    if any("\ud800" <= letter <= "\udfff" for letter in part):
+        # Bytes of a name that mean nothing in UTF-8 stand in it so.
+        raise click.UsageError(f"the name of {file!r} is not UTF-8: give a NAME")
+    return part
 
 
 def _standard_input() -> IO[bytes]:
@@ -109,13 +123,14 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
     chunkfarm get home/report.pdf
     chunkfarm get backup/photos.tar - | tar x
     """
-    target = None
+    target, shown = None, OUTPUT
     if file in ("-", "/dev/stdout"):
         stream: IO[bytes] = sys.stdout.buffer
     else:
         path = Path(file) if file is not None else Path(PurePosixPath(name).name)
         if path.is_dir():
             path = path / PurePosixPath(name).name
+        shown = str(path)
         try:
             target = NewFile(path)
         except OSError as error:
@@ -133,7 +148,11 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
                     on_size=bar.size,
                     on_bytes=bar.at,
                 )
-                return await download.run()
+                try:
+                    return await download.run()
+                except OSError as error:
+                    # Without its name it might be the farm's disk that is full.
+                    raise naming(error, shown) from None
 
             surroundings.run(work)
         if target is not None:
@@ -141,7 +160,7 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
         else:
             stream.flush()
     except OSError as error:
-        give_up(error)
+        give_up(naming(error, shown))
     finally:
         if target is not None:
             target.drop()

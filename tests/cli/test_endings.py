@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -80,6 +82,39 @@ class EndingTests(SynchronousTestCase):
             result = self.world.run("get", "home/a", "-")
         assert (result.exit_code, result.output) == (exits.NOBODY_READS, "")
 
+    def test_output_to_a_full_disk(self) -> None:
+        """`ls > list` on a disk that is full says so in a sentence, and so does every other command, and --help."""
+        full = OSError(errno.ENOSPC, "No space left on device")
+        result = self.raising(full)
+        sentence = "chunkfarm: the standard output: No space left on device\n"
+        assert (result.exit_code, result.stderr) == (exits.FAILED, sentence)
+        for arguments in (("--help",), ("ls", "--help"), ("key", "--help"), ("key", "list", "--help")):
+            with mock.patch("click.decorators.echo", side_effect=full):
+                result = self.world.run(*arguments)
+            assert (result.exit_code, result.stderr) == (exits.FAILED, sentence), arguments
+        closed = OSError(errno.EBADF, "Bad file descriptor")
+        assert self.raising(closed).stderr == "chunkfarm: the standard input or output: Bad file descriptor\n"
+        fault = OSError(errno.EINVAL, "Invalid argument")
+        assert self.raising(fault).exception is fault, "a fault of the program shows where it is"
+
+    def test_a_file_on_a_full_disk(self) -> None:
+        """The complaint names the file, for it might be the farm that is full; nothing unfinished stays behind."""
+        before = sorted(os.listdir(self.world.directory))
+        full = OSError(errno.ENOSPC, "No space left on device")
+        for name, shown in (("b", "b"), ("-", "the standard output")):
+            with mock.patch("chunkfarm.cli.download.Download._take", side_effect=full):
+                result = self.world.run("get", "home/a", name)
+            assert (result.exit_code, result.stderr) == (1, f"chunkfarm: {shown}: No space left on device\n")
+        with mock.patch("chunkfarm.cli.upload.Upload._load", side_effect=OSError(errno.EIO, "Input/output error")):
+            assert self.world.run("put", "a").stderr == "chunkfarm: a: Input/output error\n"
+        path = self.world.directory / "c"
+        target = NewFile(path)
+        target.stream.close()
+        target.stream = open("/dev/full", "wb")  # noqa: SIM115 - `drop` closes it
+        target.stream.write(b"what the buffer holds until it is closed")
+        target.drop()
+        assert sorted(os.listdir(self.world.directory)) == before
+
     def test_a_device(self) -> None:
         """What is no ordinary file is written to and not replaced; a link keeps pointing to what it points to."""
         assert self.world.run("get", "home/a", "/dev/null").exit_code == 0
@@ -106,6 +141,32 @@ class EndingTests(SynchronousTestCase):
         with self.assertRaises(FileNotFoundError) as caught:
             NewFile(path)
         assert caught.exception.filename == str(path)
+
+
+class StreamTests(SynchronousTestCase):
+    def after(self, redirection: str, code: str) -> str:
+        """What this code writes to the third stream or a file `out`, started so."""
+        script = f"import errno, os, sys\nfrom chunkfarm.cli import _have_streams\n_have_streams()\n{code}"
+        command = ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, script]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    def test_closed(self) -> None:
+        """No file or connection gets the number of a stream that is closed; using that stream fails, and says so."""
+        code = "number = os.open(os.devnull, os.O_RDONLY)\nsys.stderr.write(str(number > 2))\n"
+        for redirection in ("<&-", ">&-", "<&- >&-"):
+            assert self.after(redirection, code) == "True", redirection
+        reading = "try: sys.stdin.buffer.raw.read()\nexcept OSError as error: sys.stderr.write(str(error.errno))"
+        assert self.after("<&-", reading) == str(errno.EBADF)
+        writing = "try: print('x', flush=True)\nexcept OSError as error: sys.stderr.write(str(error.errno))\nos._exit(0)"
+        assert self.after(">&-", writing) == str(errno.EBADF)
+
+    def test_complaints_for_nobody(self) -> None:
+        """Who wants no complaints gets none, and all else goes on."""
+        path = os.path.abspath(self.mktemp())
+        code = f"assert not sys.stderr.isatty()\nprint('x', file=sys.stderr)\nopen({path!r}, 'w').write('done')"
+        assert self.after("2>&-", code) == ""
+        with open(path) as file:
+            assert file.read() == "done"
 
 
 class EveryCommandTests(SynchronousTestCase):

@@ -258,6 +258,17 @@ class PutTests(FileTestCase):
         assert result.exit_code == exits.FAILED
         assert result.stderr == "chunkfarm: nothing: No such file or directory\n"
 
+    def test_no_name_to_take(self) -> None:
+        """A file whose name here can be none on the farm is not said to have control characters: it takes a NAME."""
+        strange = os.fsencode(self.world.directory) + b"/caf\xe9"
+        with open(strange, "wb") as file:
+            file.write(b"x")
+        for file_name in (os.fsdecode(strange), ""):
+            result = self.world.run("put", file_name)
+            assert result.exit_code == exits.USAGE and "give a NAME" in result.stderr, result.stderr
+        assert "is not UTF-8" in self.world.run("put", os.fsdecode(strange)).stderr
+        assert self.world.run("put", os.fsdecode(strange), "home/cafe").exit_code == 0
+
     def test_no_writes(self) -> None:
         """Without a majority the command says so after the timeout, and scripts can tell."""
         self.world.catalog.error = ReadOnly("no majority of the masters answers")
