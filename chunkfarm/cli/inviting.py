@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.exits import give_up
-from chunkfarm.cli.surroundings import Surroundings
+from chunkfarm.cli.surroundings import Surroundings, check_new_file
 from chunkfarm.config import ConfigError, parse_duration
 from chunkfarm.errors import FarmError
 from chunkfarm.trust.private import write_private
@@ -34,8 +32,8 @@ def invite(surroundings: Surroundings, valid: str, out: str | None) -> None:
         seconds = round(parse_duration(valid))
     except ConfigError as error:
         raise click.UsageError(f"--valid: {error}") from None
-    if out is not None and os.path.exists(out):
-        raise click.UsageError(f"{out} exists already")
+    if out is not None:
+        check_new_file(out)
     made = surroundings.ask(f"INVITE {seconds}").fields
     if out is None:
         screen.say(made["code"])

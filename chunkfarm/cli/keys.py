@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from chunkfarm.cli import screen
 from chunkfarm.cli.exits import give_up
-from chunkfarm.cli.surroundings import Surroundings
+from chunkfarm.cli.surroundings import Surroundings, check_new_file
 from chunkfarm.errors import FarmError
 from chunkfarm.model import ROLES
 from chunkfarm.trust.keys import KeyPair, write_key_file
@@ -44,8 +42,8 @@ def add(surroundings: Surroundings, role: str, prefix: str, label: str, out: str
     \b
     chunkfarm key add --role write --prefix lab/ --label "the lab's microscope" --out microscope.key
     """
-    if out is not None and os.path.exists(out):
-        raise click.UsageError(f"{out} exists already")
+    if out is not None:
+        check_new_file(out)
     if prefix == "-":
         # On a line it stands for none, which would be a key for all files.
         raise click.UsageError("--prefix: no file has a name that begins with a dash")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -24,7 +25,7 @@ from chunkfarm.model import Address
 from chunkfarm.trust.contexts import Contexts
 from chunkfarm.trust.identity import Identity
 from chunkfarm.trust.keys import ADMIN_KEY_FILE, KeyPair, read_key_file
-from chunkfarm.trust.private import TrustError
+from chunkfarm.trust.private import TrustError, write_private
 from chunkfarm.trust.verify import chain_of, check_chain
 
 KEY_VARIABLE = "CHUNKFARM_KEY_FILE"
@@ -48,6 +49,17 @@ def react(main: Main) -> None:
     # The outcome is told by whoever called.
     with contextlib.suppress(SystemExit):
         task.react(main, (), _reactor=running)
+
+
+def check_new_file(path: str) -> None:
+    """End the command if no new file can be made there: what the farm would make for it, and tells once, would be lost."""
+    if os.path.lexists(path):
+        raise click.UsageError(f"{path} exists already")
+    try:
+        write_private(path, b"", replace=False)
+        os.unlink(path)
+    except FarmError as error:
+        give_up(error)
 
 
 def find_key(config: Config, named: str | None, environment: Mapping[str, str], home: Path) -> KeyPair:

@@ -9,6 +9,7 @@ from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits
+from chunkfarm.cli.surroundings import check_new_file
 from tests.cli.world import World
 from tests.ports.fakes import SERVER_ID
 
@@ -265,6 +266,19 @@ class FindingTests(SynchronousTestCase):
         """A key for names that begin with a dash, as none does, does not become one for all names."""
         result = self.world.run("key", "add", "--role", "read", "--prefix", "-")
         assert result.exit_code == exits.USAGE and self.world.dialled == []
+
+    def test_nowhere_to_write(self) -> None:
+        """A key or a code that could not be kept is not made; the farm is not even asked."""
+        (self.world.directory / "there").write_text("mine")
+        for command in (("key", "add", "--role", "read"), ("invite",)):
+            result = self.world.run(*command, "--out", "none/secret")
+            assert result.exit_code == exits.FAILED, result.output
+            assert result.stderr == "chunkfarm: cannot write none/secret: No such file or directory\n"
+            assert self.world.run(*command, "--out", "there").exit_code == exits.USAGE
+        assert self.world.dialled == []
+        before = sorted(os.listdir(self.world.directory))
+        check_new_file(str(self.world.directory / "code"))
+        assert sorted(os.listdir(self.world.directory)) == before, "looking leaves nothing behind"
 
     def test_usage(self) -> None:
         """A mistake in usage has an exit status of its own."""

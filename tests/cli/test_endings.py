@@ -157,7 +157,9 @@ class StreamTests(SynchronousTestCase):
             assert self.after(redirection, code) == "True", redirection
         reading = "try: sys.stdin.buffer.raw.read()\nexcept OSError as error: sys.stderr.write(str(error.errno))"
         assert self.after("<&-", reading) == str(errno.EBADF)
-        writing = "try: print('x', flush=True)\nexcept OSError as error: sys.stderr.write(str(error.errno))\nos._exit(0)"
+        writing = (
+            "try: print('x', flush=True)\nexcept OSError as error: sys.stderr.write(str(error.errno))\nos._exit(0)"
+        )
         assert self.after(">&-", writing) == str(errno.EBADF)
 
     def test_complaints_for_nobody(self) -> None:
