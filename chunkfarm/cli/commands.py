@@ -18,7 +18,7 @@ from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.history import history
 from chunkfarm.cli.inviting import invite
 from chunkfarm.cli.screen import as_json
-from chunkfarm.cli.status import status
+from chunkfarm.cli.status import ask_for_servers, status
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.watching import watch
@@ -105,7 +105,7 @@ def servers(surroundings: Surroundings, as_json: bool, raw: bool, edited: IO[byt
         changed = surroundings.ask(f"TABLE {len(table)}", table).fields["changed"]
         screen.say(f"{changed} row{'' if changed == '1' else 's'} changed")
         return
-    reply = surroundings.ask("SERVERS")
+    reply = ask_for_servers(surroundings, "SERVERS")
     if raw:
         for line in (f"{reply.word} {len(reply.rows)} {reply.text}", *reply.rows, "END"):
             # What goes to a file must come back as it was.
@@ -142,7 +142,7 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
     \b
     chunkfarm who
     """
-    rows = surroundings.ask("WHO").parsed()
+    rows = ask_for_servers(surroundings, "WHO").parsed()
     if as_json:
         screen.show_json([screen.typed(row) for row in rows])
         return

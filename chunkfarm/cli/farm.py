@@ -35,6 +35,9 @@ default 20 s: a server rides over another's death within 15."""
 PROBE_AFTER = 5.0
 """Seconds of silence after which it is tried whether the server still answers at all."""
 
+TELL_AFTER = 3.0
+"""Seconds without progress after which a person is told what is waited for: most takeovers are done by then."""
+
 T = TypeVar("T")
 Work = Callable[[LineClient], Awaitable[T]]
 Probe = Callable[[Listed], Deferred[object]]
@@ -53,22 +56,31 @@ def in_order(servers: tuple[Listed, ...]) -> tuple[Listed, ...]:
 
 @define
 class Farm:
-    """Any server of a farm. `timeout` is in seconds."""
+    """Any server of a farm. `timeout` is in seconds; `on_wait` is told why nothing moves, once each time."""
 
     clock: IReactorTime
     servers: tuple[Listed, ...]
     dial: Dial
     probe: Probe
     timeout: float
+    on_wait: Callable[[str], None] = lambda text: None
     link: LineClient | None = field(default=None, init=False)
     _current: int = field(default=0, init=False)
     _moved: float = field(default=0.0, init=False)
     _active: float = field(default=0.0, init=False)
     _reasons: dict[str, Exception] = field(factory=dict, init=False)
+    _told: bool = field(default=False, init=False)
 
     def moved(self) -> None:
         """Something was achieved that need not be done again."""
         self._moved = self.clock.seconds()
+        self._told = False
+
+    def waits(self, why: str) -> None:
+        """Nothing moves, for this reason."""
+        if not self._told:
+            self._told = True
+            self.on_wait(f"still trying, for {self.timeout:g} s without progress at most: {why}")
 
     async def run(self, work: Work[T]) -> T:
         """Do the work, on whichever server can."""
@@ -91,6 +103,8 @@ class Farm:
             if self.clock.seconds() - self._moved >= self.timeout:
                 raise self._explain()
             if failures % len(self.servers) == 0:
+                if self.clock.seconds() - self._moved >= TELL_AFTER:
+                    self.waits(self._each())
                 await deferLater(self.clock, pause)
                 pause = min(2 * pause, PAUSE_MAX)
 
@@ -125,16 +139,15 @@ class Farm:
 
     def _explain(self) -> FarmError:
         """Why nothing moved, for people."""
-        texts = []
-        for server in self.servers:
-            error = self._reasons.get(server.name)
-            if error is not None:
-                where = Address(server.host, server.client)
-                texts.append(f"{server.name} ({where}): {sentence_of(error)}")
         for error in self._reasons.values():
             if isinstance(error, ReadOnly | Waiting | Busy):
-                return type(error)(f"the farm cannot do that now: {'; '.join(texts)}")
-        return NobodyAnswered(f"nobody answered within {self.timeout:g} s: {'; '.join(texts)}")
+                return type(error)(f"the farm cannot do that now: {self._each()}")
+        return NobodyAnswered(f"nobody answered within {self.timeout:g} s: {self._each()}")
+
+    def _each(self) -> str:
+        """What each server said last, or why it said nothing."""
+        reasons = ((server, self._reasons.get(server.name)) for server in self.servers)
+        return "; ".join(f"{shown(server)}: {sentence_of(error)}" for server, error in reasons if error is not None)
 
 
 class _Silence:
@@ -165,6 +178,7 @@ class _Silence:
             self._next_probe = self._farm.clock.seconds() + PROBE_AFTER
             self._probe = self._farm.probe(self._server)
             self._probe.addCallbacks(lambda _: self._probed(True), lambda _: self._probed(False))
+            self._farm.waits(f"{shown(self._server)} has not answered for {silent:.0f} s")
 
     def _probed(self, alive: bool) -> None:
         self._probe = None
@@ -175,6 +189,11 @@ class _Silence:
         self._call.cancel()
         if self._probe is not None:
             self._probe.cancel()
+
+
+def shown(server: Listed) -> str:
+    """A server's name, and where it is."""
+    return f"{server.name} ({Address(server.host, server.client)})"
 
 
 def sentence_of(error: Exception) -> str:

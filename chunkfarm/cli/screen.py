@@ -61,6 +61,12 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo("\n".join(map(clean, text.split("\n"))), err=err)
 
 
+def waits(why: str) -> None:
+    """Tell who watches a terminal why nothing moves; a script is told at the end, if nothing came of it."""
+    if sys.stderr.isatty():
+        click.echo(f"chunkfarm: {clean(why)}", err=True)
+
+
 def show_json(value: Any) -> None:
     """One value as JSON on a line of its own."""
     text = json.dumps(value, ensure_ascii=False)

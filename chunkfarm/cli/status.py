@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
+from twisted.internet.defer import Deferred
 
 from chunkfarm.cli import screen
+from chunkfarm.cli.farm import Farm
 from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
+from chunkfarm.cli.threads import RunInThread
+from chunkfarm.errors import FarmError
+from chunkfarm.links.lines import LineClient, Reply
 from chunkfarm.links.rows import parse_row
 
 
@@ -55,6 +61,35 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
             ],
             right=["CHUNKS", "SIZE", "FILES"],
         )
+
+
+def ask_for_servers(surroundings: Surroundings, line: str) -> Reply:
+    """The answer to SERVERS or WHO; says so if whoever answered can only tell how the servers were."""
+
+    async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[Reply, str]:
+        return await farm.run(lambda link: Deferred.fromCoroutine(_with_doubt(link, line)))
+
+    reply, doubt = surroundings.run(work)
+    if doubt:
+        click.echo(f"chunkfarm: {screen.clean(doubt)}", err=True)
+    return reply
+
+
+async def _with_doubt(link: LineClient, line: str) -> tuple[Reply, str]:
+    reply = await link.request(line)
+    said = link.hello.fields if link.hello is not None else {}
+    state = said.get("state", "serving")
+    if state == "serving":
+        return reply, ""
+    waits: list[str] = []
+    with suppress(FarmError):
+        waits = [value for name, value in map(_pair, (await link.request("STATUS")).rows) if name == "waits-for"]
+    # Without a majority of the masters nobody can write into the table that a server went down.
+    doubt = (
+        f"{said.get('name', 'who answered')} is {state}: this is how things stood at revision "
+        f"{said.get('revision', '0')}, and a server that is called up here may be down"
+    )
+    return reply, f"{doubt}; it waits for {', '.join(waits)}" if waits else doubt
 
 
 LOST_WITH = "lost-with"

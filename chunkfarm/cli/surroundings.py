@@ -14,6 +14,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from chunkfarm.cli import screen
 from chunkfarm.cli.exits import NobodyAnswered, NoKey, give_up, interrupted
 from chunkfarm.cli.farm import Dial, Farm, Probe, in_order
 from chunkfarm.cli.stopping import stop_on_hangup
@@ -52,7 +53,7 @@ def react(main: Main) -> None:
 
 
 def check_new_file(path: str) -> None:
-    """End the command if no new file can be made there: what the farm would make for it, and tells once, would be lost."""
+    """End the command if no new file can be made there: what the farm makes for it, and tells once, would be lost."""
     if os.path.lexists(path):
         raise click.UsageError(f"{path} exists already")
     try:
@@ -146,6 +147,7 @@ class Surroundings:
     environment: Mapping[str, str] = field(factory=lambda: os.environ)
     home: Path = field(factory=Path.home)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    on_wait: Callable[[str], None] = screen.waits
     config_path: str = "config.ini"
     key_path: str | None = None
     timeout: float = 30.0
@@ -185,7 +187,8 @@ class Surroundings:
 
         async def main(reactor: Any) -> None:
             dial = self.dial_with(reactor, config, key, self.timeout, self.now_ms)
-            farm = Farm(reactor, in_order(config.servers), dial, self.probe_with(reactor), self.timeout)
+            servers, probe = in_order(config.servers), self.probe_with(reactor)
+            farm = Farm(reactor, servers, dial, probe, self.timeout, on_wait=self.on_wait)
             try:
                 outcome.append(await work(farm, self.in_thread(reactor)))
             except Exception:

@@ -47,6 +47,23 @@ class TableTests(SynchronousTestCase):
         assert lines[2].split(maxsplit=4) == ["1", "alpha", "first", "up", "the most senior live master"]
         assert json.loads(self.world.run("who", "--json").stdout)[1]["rank"] == 2
 
+    def test_how_servers_were(self) -> None:
+        """Where no change can be made, nobody can note who went down: what is shown is said to be old."""
+        told = [("state", "readonly"), ("waits-for", "10.0.0.2:4101 refused"), ("waits-for", "10.0.0.3:4101 timed out")]
+        backend = self.world.servers["alpha"].backend
+        backend.status = lambda: succeed(told)  # type: ignore[method-assign]
+        for command in (("who",), ("servers",), ("servers", "--raw"), ("who", "--json")):
+            backend.state.phase = "serving"
+            sure = self.world.run(*command)
+            backend.state.phase = "readonly"
+            doubtful = self.world.run(*command)
+            assert (sure.stderr, doubtful.stdout, doubtful.exit_code) == ("", sure.stdout, 0)
+            assert doubtful.stderr == (
+                f"chunkfarm: alpha is readonly: this is how things stood at revision {backend.state.revision}, and a "
+                "server that is called up here may be down; "
+                "it waits for 10.0.0.2:4101 refused, 10.0.0.3:4101 timed out\n"
+            )
+
     def test_status(self) -> None:
         """What STATUS tells."""
         assert self.world.run("status").stdout == "table copies             2\nunder-replicated chunks  0\n"

@@ -129,6 +129,8 @@ class PutTests(FileTestCase):
         result = self.world.run("put", "a b.bin")
         assert (result.exit_code, result.stderr) == (0, "")
         assert self.world.dialled == ["alpha"]
+        [(_, why)] = self.world.waited
+        assert why.endswith("alpha (10.0.0.1:4100) has not answered for 5 s")
         assert len(self.world.probed) == 3
         assert self.written("alpha") == 11
 
@@ -283,6 +285,22 @@ class PutTests(FileTestCase):
         self.world.catalog.error = Busy("a moment")
         self.world.clock.callLater(12, setattr, self.world.catalog, "error", None)
         assert self.world.run("put", "a b.bin").exit_code == 0
+
+    def test_why_it_waits(self) -> None:
+        """Who watches is told, after some seconds and once, why nothing moves; where it soon does, nothing is said."""
+        self.world.catalog.error = Busy("a moment")
+        self.world.clock.callLater(2.5, setattr, self.world.catalog, "error", None)
+        assert self.world.run("put", "a b.bin").exit_code == 0 and self.world.waited == []
+        self.world.catalog.error = Busy("a moment")
+        began = self.world.clock.seconds()
+        self.world.clock.callLater(12, setattr, self.world.catalog, "error", None)
+        assert self.world.run("put", "a b.bin").exit_code == 0
+        [(at, why)] = self.world.waited
+        assert 3 <= at - began < 6
+        assert why == (
+            "still trying, for 30 s without progress at most: "
+            "alpha (10.0.0.1:4100): a moment; beta (10.0.0.2:4100): a moment"
+        )
 
 
 class GetTests(FileTestCase):

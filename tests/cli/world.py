@@ -100,6 +100,8 @@ class World:
         """This machine's time of day."""
         self.dialled: list[str] = []
         self.probed: list[str] = []
+        self.waited: list[tuple[float, str]] = []
+        """What people were told of why nothing moves, and when."""
         self.on_idle: list[Callable[[], None]] = []
         self._has_run = False
         shared = MemoryBackend()
@@ -179,6 +181,7 @@ class World:
             environment=self.environment,
             home=self.home,
             now_ms=lambda: self.now_ms,
+            on_wait=lambda why: self.waited.append((self.clock.seconds(), why)),
         )
 
     def run(self, *arguments: str, input: bytes = b"") -> Result:
