@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ def say(text: str, *, err: bool = False) -> None:
 def waits(why: str) -> None:
     """Tell who watches a terminal why nothing moves; a script is told at the end, if nothing came of it."""
     if sys.stderr.isatty():
-        click.echo(f"chunkfarm: {clean(why)}", err=True)
+        # In the place of a progress bar, which is drawn anew below.
+        begin = "" if os.environ.get("TERM") == "dumb" else "\r\x1b[K"
+        click.echo(f"{begin}chunkfarm: {clean(why)}", err=True)
 
 
 def show_json(value: Any) -> None:
