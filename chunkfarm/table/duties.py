@@ -1,7 +1,7 @@
 """What the first does besides leading: it notices who is alive, and keeps the masters in order.
 
 Every server reports to the first, mostly once a second (`pace.py`). Reports live in memory; the table hears of
-them only when a server goes down or comes back, and of its free space on a change of a percent, at most once a
+them only when a server goes down or comes back, and of its space on a change of a percent, at most once a
 minute (so that a thousand servers at rest cost no commits). All times are on the monotonic clock, and a tick
 that comes late judges nobody until a full round of reports could have arrived.
 """
@@ -594,7 +594,10 @@ class Duties:
                 if not heard.may_say(now):
                     changed.clear()
             percent = max(1, (report.free + report.used) // 100)
-            moved = abs(report.free - server.free) >= percent or abs(report.used - server.used) >= percent
+            moved = abs(report.free - server.free) >= percent
+            # A percent of what is used, not of the disk: a server counts its chunks after it has joined, and would else
+            # be shown as one that has lost them for as long as they fill less than that of a large disk.
+            moved = moved or abs(report.used - server.used) >= max(1, max(report.used, server.used) // 100)
             if moved:
                 self._unmeasured[server_id] = None
                 if now - heard.measured_at >= MEASURE_INTERVAL:

@@ -490,6 +490,17 @@ class DutiesTests(SynchronousTestCase):
         self.pass_time(duties, MEASURE_INTERVAL, 2, free=500_000)
         assert {server.name: server.free for server in self.servers()}["s2"] == 500_000
 
+    def test_used_space_of_a_large_disk(self) -> None:
+        """What a server holds is shown right within a minute, also if it is little for its disk and counted late."""
+        duties = self.make_duties(make_server(1), make_server(2))
+        tib = 1 << 40
+        self.pass_time(duties, 1, 2, free=16 * tib, used=17_000)
+        self.pass_time(duties, MEASURE_INTERVAL, 2, free=16 * tib, used=tib // 16)
+        assert {server.name: server.used for server in self.servers()}["s2"] == tib // 16
+        count = len(self.table.transactions)
+        self.pass_time(duties, 2 * MEASURE_INTERVAL, 2, free=16 * tib, used=tib // 16 + tib // 2000)
+        assert len(self.table.transactions) == count, "less than a percent of that is no news"
+
     def test_a_full_disk_is_written_at_once(self) -> None:
         """Others must not place chunks there any more."""
         duties = self.make_duties(make_server(1), make_server(2))
