@@ -84,6 +84,7 @@ class Options(usage.Options):
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
+        self._check_certificate(config.server)
         self._check_free(config.server)
         # Before twistd writes its pid.
         give_back(config.server.data)
@@ -96,6 +97,18 @@ class Options(usage.Options):
         if parent is not None and not parent.get("logger") and not parent.get("syslog"):
             logs.of_process.direct(server.log_level, server.log_format, parent)
             parent["logger"] = logs.OBSERVER_NAME
+
+    def _check_certificate(self, server: ServerOptions) -> None:
+        """Refuse one that the file port could not show; in the background that would stand in the log alone."""
+        if server.certificate is None:
+            return
+        # Imported late: few have one of their own, and OpenSSL takes a while.
+        from chunkfarm.trust.contexts import Certificate
+
+        try:
+            Certificate.load(server.certificate)
+        except FarmError as error:
+            raise SystemExit(f"chunkfarm: certificate = {server.certificate}: {error}") from None
 
     def _check_free(self, server: ServerOptions) -> None:
         """Refuse what another process has. Told here, a person sees it also when the server goes to the background."""

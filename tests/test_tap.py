@@ -107,6 +107,16 @@ class OptionsTests(SynchronousTestCase):
                 assert f"the {name} port tcp:{port}" in told
                 assert "Address already in use" in told
 
+    def test_a_certificate_of_ones_own(self) -> None:
+        """One that is not there, or is none, is refused before the server goes to the background."""
+        assert "nothing.pem does not exist" in self.refusal(config=CONFIG + "certificate = nothing.pem\n")
+        path = Path("own.pem").absolute()
+        path.write_text("no certificate")
+        path.chmod(0o600)
+        assert "holds no certificate" in self.refusal(config=CONFIG + f"certificate = {path}\n")
+        path.chmod(0o644)
+        assert "chmod 600" in self.refusal(config=CONFIG + f"certificate = {path}\n")
+
     def test_mistakes(self) -> None:
         """One sentence, naming the file and the line or the option; nothing is written."""
         assert "config.ini, line 2" in self.refusal(config="[farm]\nchunksize = huge\n")
