@@ -108,7 +108,7 @@ class Options(usage.Options):
         try:
             Certificate.load(server.certificate)
         except FarmError as error:
-            raise SystemExit(f"chunkfarm: certificate = {server.certificate}: {error}") from None
+            raise SystemExit(f"chunkfarm: certificate: {error}") from None
 
     def _check_free(self, server: ServerOptions) -> None:
         """Refuse what another process has. Told here, a person sees it also when the server goes to the background."""
