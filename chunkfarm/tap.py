@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from twisted.application.service import IService
@@ -17,7 +18,7 @@ from chunkfarm.errors import FarmError
 from chunkfarm.kept_room import give_back
 from chunkfarm.model import FarmOptions
 from chunkfarm.trust.invitation import CODE_LENGTH_MAX, Invitation
-from chunkfarm.trust.private import TrustError
+from chunkfarm.trust.private import NoSuchFile, TrustError
 from chunkfarm.wire.sockets import why_taken
 
 EMPTY_CONFIG = f"""\
@@ -84,7 +85,7 @@ class Options(usage.Options):
         except FarmError as error:
             # UsageError would print the whole usage before the sentence.
             raise SystemExit(f"chunkfarm: {error}") from None
-        self._check_certificate(config.server)
+        self._check_secrets(config.server, Path(path).parent)
         self._check_free(config.server)
         # Before twistd writes its pid.
         give_back(config.server.data)
@@ -98,17 +99,22 @@ class Options(usage.Options):
             logs.of_process.direct(server.log_level, server.log_format, parent)
             parent["logger"] = logs.OBSERVER_NAME
 
-    def _check_certificate(self, server: ServerOptions) -> None:
-        """Refuse one that the file port could not show; in the background that would stand in the log alone."""
-        if server.certificate is None:
-            return
-        # Imported late: few have one of their own, and OpenSSL takes a while.
+    def _check_secrets(self, server: ServerOptions, folder: Path) -> None:
+        """Refuse files that the start would fail on: in the background only the log would hear of it."""
+        # Imported late: OpenSSL takes a while, and most mistakes are found before it is needed.
         from chunkfarm.trust.contexts import Certificate
+        from chunkfarm.trust.identity import CERTIFICATE_FILE
+        from chunkfarm.trust.proof import JOIN_FILE, read_join_key
 
         try:
-            Certificate.load(server.certificate)
+            if server.certificate is not None:
+                Certificate.load(server.certificate)
+            # Who has joined does without.
+            if self.invitation is None and not Path(server.data, CERTIFICATE_FILE).exists():
+                with suppress(NoSuchFile):
+                    read_join_key(folder / JOIN_FILE)
         except FarmError as error:
-            raise SystemExit(f"chunkfarm: certificate: {error}") from None
+            raise SystemExit(f"chunkfarm: {error}") from None
 
     def _check_free(self, server: ServerOptions) -> None:
         """Refuse what another process has. Told here, a person sees it also when the server goes to the background."""

@@ -117,6 +117,24 @@ class OptionsTests(SynchronousTestCase):
         path.chmod(0o644)
         assert "chmod 600" in self.refusal(config=CONFIG + f"certificate = {path}\n")
 
+    def test_a_join_key_that_was_copied(self) -> None:
+        """One that others can read, as a copy often is, is refused at once; who has joined needs it no more."""
+        self.make_options()
+        join, config = self.folder / "farm.join", os.fspath(self.folder / "config.ini")
+        join.write_text("0" * 64 + "\n")
+        join.chmod(0o644)
+        with self.assertRaises(SystemExit) as caught:
+            Options().parseOptions(["--config", config])
+        assert f"run chmod 600 {join}" in str(caught.exception.code)
+        join.chmod(0o600)
+        Options().parseOptions(["--config", config])
+        join.write_text("")
+        with self.assertRaises(SystemExit):
+            Options().parseOptions(["--config", config])
+        (self.folder / "data").mkdir(exist_ok=True)
+        (self.folder / "data" / "server.pem").write_text("joined")
+        Options().parseOptions(["--config", config])
+
     def test_mistakes(self) -> None:
         """One sentence, naming the file and the line or the option; nothing is written."""
         assert "config.ini, line 2" in self.refusal(config="[farm]\nchunksize = huge\n")
