@@ -476,7 +476,8 @@ class Caretaker(Loop):
         if full:
             reasons.append(f"no room on {', '.join(full)}")
         if down:
-            reasons.append(f"{', '.join(down)} may come back, and is given up after repair_after")
+            verb = "is" if len(down) == 1 else "are"
+            reasons.append(f"{', '.join(down)} may come back, and {verb} given up after repair_after")
         return "; ".join(reasons)
 
     # Repairing.
