@@ -34,10 +34,13 @@ from chunkfarm.wire.lines import quote
     default="config.ini",
     show_default=True,
     envvar="CHUNKFARM_CONFIG",
-    type=click.Path(),
+    # What cannot be read is told like what is not there, and not as a mistake in usage.
+    type=click.Path(readable=False),
     help="The farm's file, or $CHUNKFARM_CONFIG.",
 )
-@click.option("--key", metavar="FILE", type=click.Path(), help="File with your key: one line, <key id> <secret>.")
+@click.option(
+    "--key", metavar="FILE", type=click.Path(readable=False), help="File with your key: one line, <key id> <secret>."
+)
 @click.option(
     "--timeout",
     metavar="SECONDS",
