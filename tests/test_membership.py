@@ -119,6 +119,7 @@ class SuccessionTests(SynchronousTestCase):
         servers = [make_server(1), make_server(2)]
         line = succession(servers, voters=[servers[1].id], leader=servers[1].id)
         assert "being handed to it" in line[0].reason
+        assert "its table is full" in line[0].reason, "as long as there is no room it is not handed back"
         assert [standing.leads for standing in line] == [False, True]
         assert "still catching up" in line[0].reason
         assert "leads until the first does" in line[1].reason

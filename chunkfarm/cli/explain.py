@@ -149,16 +149,18 @@ def server_table(told: Explained) -> list[list[str]]:
     """Each server: its state, what it holds, since when that is verified, and what is lost if it dies."""
     rows = []
     for server in told.servers:
-        loss = told.loss(server["id"])
+        loss, held = told.loss(server["id"]), told.held(server["id"])
+        if server["state"] == "down" and not held:
+            # Nobody asks it, so 0 would say that it has nothing.
+            rows.append([server["name"], "down", "?", "", "not known"])
+            continue
         if loss.manifest:
             lost = "the file"
         elif loss.chunks:
             lost = f"{_count(len(loss.chunks))}, {screen.readable_size(loss.bytes)}"
         else:
             lost = "nothing"
-        rows.append(
-            [server["name"], server["state"], str(told.held(server["id"])), oldest(told.parts, server["id"]), lost]
-        )
+        rows.append([server["name"], server["state"], str(held), oldest(told.parts, server["id"]), lost])
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits
@@ -35,6 +36,16 @@ class ExplainTests(SynchronousTestCase):
             ["alpha", "up", "5", "not all", "2 chunks, 4.0 KiB"],
             ["beta", "up", "3", "not known", "nothing"],
         ]
+
+    def test_down(self) -> None:
+        """Of a server that is down nobody knows what it holds, which is not the same as nothing."""
+        backend = self.world.servers["alpha"].backend
+        alpha, beta = backend.servers()
+        backend.servers = lambda: (alpha, evolve(beta, state="down"))  # type: ignore[method-assign]
+        self.world.catalog.transfer.only.update(self.file.digests)
+        lines = [line.split(maxsplit=3) for line in self.world.run("explain", "lab/a").stdout.splitlines()]
+        assert lines[-2][:3] == ["alpha", "up", "5"]
+        assert lines[-1] == ["beta", "down", "?", "not known"]
 
     def test_lost(self) -> None:
         """A chunk that nobody holds is said first."""
