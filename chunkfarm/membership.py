@@ -112,8 +112,8 @@ def succession(servers: Iterable[Server], voters: Collection[str] = (), leader: 
                 reason = "it is emptied, and holds the table until another server can"
             if rank == 0 and leader and leader != server.id:
                 reason += (
-                    "; it does not lead: that is being handed to it, or it is silent and about to be called down, or the "
-                    "disk that holds its table is full"
+                    "; it does not lead: that is being handed to it, or it is silent and about to be called down, "
+                    "or the disk that holds its table is full"
                 )
             if voters and server.id not in voters:
                 reason += "; it is still catching up"
