@@ -27,7 +27,7 @@ from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Bucket, Meter, Servers
 from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.errors import FarmError
-from chunkfarm.links.interface import DAMAGED, VERIFY_DIGESTS_MAX, IChunkLinks
+from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX, IChunkLinks
 from chunkfarm.model import MIB, Drain, Server
 from chunkfarm.table.interface import TableError
 
@@ -107,6 +107,8 @@ class Draining:
         """Whether a chunk has come since this round began, which may have counted without it."""
         self._counted = False
         self._stuck = False
+        self._asked = 0
+        """How many of those that are left others were asked to look after, since they were asked about the first."""
         self._silent: dict[str, str] = {}
         """Servers that did not answer in this round, and why."""
         self._resting: Deferred[None] | None = None
@@ -262,6 +264,8 @@ class Draining:
             self._log.info("This server is drained: everything on it was read whole on other servers.")
         self._drained = drained
         self._stuck = not (drained or arrived or self._came)
+        if self._stuck:
+            await self._have_looked_after(servers, replicas)
         return max(DONE_SECONDS if drained else STUCK_SECONDS if self._stuck else REST_SECONDS, REST_FACTOR * working)
 
     async def _is_as_it_is(self, standing: object) -> bool:
@@ -314,6 +318,29 @@ class Draining:
                 part.verified.add(digest)
                 arrived += 1
         return arrived
+
+    async def _have_looked_after(self, servers: Servers, replicas: int) -> None:
+        """Let the caretakers of those that should have what is left look at some of it first.
+
+        One may have passed a chunk over before this server was to be emptied, because no file uses it: as long as its
+        owners are the same it comes back to it with its hourly round only.
+        """
+        left = [digest for part in self._parts for digest in part.left]
+        some = left[self._asked : self._asked + HAVE_DIGESTS_MAX]
+        self._asked = self._asked + len(some) if self._asked + len(some) < len(left) else 0
+        asked, _ = await self._run_in_thread(_whom_to_ask, some, servers, replicas)
+        rows = {server.id: server for server in servers}
+        await together(self._ask_to_look(rows[id], digests) for id, digests in asked.items())
+
+    async def _ask_to_look(self, server: Server, digests: Sequence[bytes]) -> None:
+        if server.id in self._silent:
+            return
+        try:
+            await self._links.look(server, digests).addTimeout(ANSWER_SECONDS, self._clock)
+        except CancelledError:
+            raise
+        except Exception:
+            self._silent[server.id] = f"{server.name}: {reason_of(Failure())}"
 
     async def _have(self, server: Server, digests: Sequence[bytes], holders: Mapping[bytes, set[str]]) -> None:
         if server.id in self._silent:

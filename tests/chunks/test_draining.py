@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chunkfarm.chunks import placement
+from chunkfarm.chunks import draining, placement
 from chunkfarm.chunks.draining import STUCK_SECONDS, VERIFY_BYTES, Draining, _batches
 from chunkfarm.links.interface import VERIFY_DIGESTS_MAX
 from chunkfarm.model import MIB, Drain, Server, digest_of
@@ -119,6 +119,31 @@ class DrainingTests(SynchronousTestCase):
         assert len(self.successResultOf(self.store.has(list(self.data)))) == 6
         self.change(1, draining=False, state="up")
         assert self.draining.progress is None
+
+    def test_passed_over(self) -> None:
+        """After a round without news those who should have what is left are asked to look at it before all else."""
+        self.make()
+        self.begin()
+        first, *rest = self.data
+        for digest in rest:
+            self.copy(digest)
+        self.pass_time(STUCK_SECONDS + 1)
+        assert self.progress().left == 1
+        assert {id for id, asked in self.links.looked.items() if first in asked} == {
+            one.id for one in self.owners(first)
+        }
+        self.links.looked.clear()
+        self.copy(first)
+        self.pass_time(3 * STUCK_SECONDS)
+        assert self.progress().drained and self.links.looked == {}, "nobody is bothered any more"
+
+    def test_much_that_is_passed_over(self) -> None:
+        """It is asked about a part at a time, and all of it in the end."""
+        self.patch(draining, "HAVE_DIGESTS_MAX", 2)
+        self.make()
+        self.begin()
+        self.pass_time(4 * STUCK_SECONDS)
+        assert {digest for asked in self.links.looked.values() for digest in asked} == set(self.data)
 
     def test_time_left(self) -> None:
         """No rate and no time left are told of a few small chunks that arrived first; of more of them a true one."""
