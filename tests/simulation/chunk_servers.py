@@ -148,7 +148,7 @@ class ChunkServer:
             Path(self.disk.folder) / "index.sqlite",
             threads.run,
             reserve=GIB,
-            on_damaged=lambda digest, reason: self.caretaker.found_damaged(digest, reason),
+            on_damaged=self._found_damaged,
             room=self.disk.room,
             packed_most=self.packed_most,
             grace=lambda: self.farm.pinned_for,
@@ -408,6 +408,10 @@ class ChunkServer:
             return []
         return base.execute(sql, parameters).fetchall()
 
+    def _found_damaged(self, digest: bytes, reason: str) -> None:
+        self.farm.put_aside[digest, self.id] = self.farm.now
+        self.caretaker.found_damaged(digest, reason)
+
     def _unlinked(self, path: str) -> None:
         if path.endswith(".chunk"):
             self._removes(bytes.fromhex(os.path.basename(path)[:64]))
@@ -420,6 +424,8 @@ class ChunkServer:
         self._removed.add(digest)
         if self.holds(digest):
             self.farm.removes(self, digest, self._removing)
+        else:
+            self.farm.put_aside[digest, self.id] = self.farm.now
 
 
 @define

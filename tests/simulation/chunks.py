@@ -114,6 +114,8 @@ class ChunkFarm:
         """Chunks that clients are about to need: they were told of copies, or soon will be."""
         self.harmed: dict[tuple[bytes, str], float] = {}
         """Copies that an injury took, and when."""
+        self.put_aside: dict[tuple[bytes, str], float] = {}
+        """When a server found that a copy was harmed."""
         self.promised: list[tuple[float, int, int]] = []
         """How many copies each chunk was to have, and how many of them before a client was told of it, from when."""
         self.injuries = self.losses = self.buried = self.cuts = self.collected = self.given = self.left = 0
@@ -374,10 +376,14 @@ class ChunkFarm:
         return row is not None and row.revision == file.revision
 
     def counted(self, digest: bytes, since: float, unread: bool = True) -> int:
-        """Copies that there are, and those that were harmed since then, or (`unread`) before and not read since."""
+        """Copies that there are, and those harmed since then, or (`unread`) before and not read up to then."""
         holders = {server.id for server in self.intact(digest)}
         for (one, id), at in self.harmed.items():
-            if one == digest and (at >= since or (unread and self.servers[id].place(digest) is not None)):
+            if one != digest:
+                continue
+            # A server may find it between its answer and what came of that.
+            was_unread = self.put_aside.get((digest, id), -1.0) >= since
+            if at >= since or (unread and (was_unread or self.servers[id].place(digest) is not None)):
                 holders.add(id)
         return len(holders)
 
