@@ -516,9 +516,7 @@ class Duties:
                 for server, waiter in gathered:
                     waiter.callback(await self._join(server))
                 return
-            rows = [server for server, _ in gathered]
-            for start in range(0, len(rows), ROWS_A_TRANSACTION):
-                await self._registry.resume(rows[start : start + ROWS_A_TRANSACTION])
+            await self._registry.resume([server for server, _ in gathered])
         except Exception as error:
             for _, waiter in gathered:
                 if not waiter.called:

@@ -266,28 +266,32 @@ class Registry:
 
     def resume(self, servers: Iterable[Server]) -> Deferred[None]:
         """After a restart of the whole farm: those who are back keep their places in the line."""
-        back = {server.id: server for server in servers}
+        return Deferred.fromCoroutine(self._resume({server.id: server for server in servers}))
 
+    async def _resume(self, back: Mapping[str, Server]) -> None:
         def decide(before: Registered) -> Change:
             rows = []
             for old in before.servers.values():
                 if (new := back.get(old.id)) is not None:
-                    rows.append(
-                        _live(
-                            evolve(
-                                new,
-                                name=old.name,
-                                joined=old.joined,
-                                seniority=old.seniority,
-                                since=old.since if old.state == old.live_state else self._now(),
-                                draining=old.draining,
-                                **_kept_of(old, new),
-                            )
+                    row = _live(
+                        evolve(
+                            new,
+                            name=old.name,
+                            joined=old.joined,
+                            seniority=old.seniority,
+                            since=old.since if old.state == old.live_state else self._now(),
+                            draining=old.draining,
+                            **_kept_of(old, new),
                         )
                     )
-            return Change(put=tuple(rows[:ROWS_A_TRANSACTION]))
+                    if row != old:
+                        rows.append(row)
+            return Change(put=tuple(rows[:ROWS_A_TRANSACTION]), result=len(rows))
 
-        return self.edit(decide)
+        # As many as have room go with each transaction, so that the last look finds nothing left.
+        for _ in range(len(back) + 1):
+            if not await self.edit(decide):
+                return
 
     def enter_state(self, ids: Iterable[str], state: str, *, only_from: tuple[str, ...]) -> Deferred[None]:
         """Move servers into a state, in one transaction; rows in other states than `only_from` are left.

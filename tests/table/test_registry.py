@@ -107,6 +107,18 @@ class RegistryTests(SynchronousTestCase):
         assert after[server_id(2)].client == 9000
         assert {row.incarnation for row in after.values()} == {"again"}
 
+    def test_many_keep_their_places(self) -> None:
+        """Also those whose rows are long, of which one transaction holds few."""
+        registry = self.make_registry()
+        for number in range(2, 101):
+            self.successResultOf(registry.join(make_server(number)))
+        before = self.state(registry).servers
+        again = (make_server(number, incarnation="again", note="n" * 500) for number in range(1, 101))
+        self.successResultOf(registry.resume(again))
+        after = self.state(registry).servers
+        assert {row.incarnation for row in after.values()} == {"again"}
+        assert {id: row.seniority for id, row in after.items()} == {id: row.seniority for id, row in before.items()}
+
     def test_free_space_does_not_move_the_generation(self) -> None:
         """What config.ini does not show is no reason to rewrite it."""
         registry = self.make_registry()
