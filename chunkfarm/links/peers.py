@@ -37,6 +37,10 @@ DESCRIPTION_BYTES_MAX = 1024
 """Of what another server says of an error: a sentence, or where the first is. It is shown to people, and told on."""
 
 
+_ONE_LINE = bytes(0x20 if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
+"""Control characters become spaces."""
+
+
 class LinkFailed(Exception):
     """The peer cannot be reached, or is not the server that was asked for; the text says which."""
 
@@ -84,7 +88,7 @@ class PeerLink(Boxes):
             if self._peer is not None:
                 self._lines.met(self._peer, line)
         if amp.ERROR_DESCRIPTION in box:
-            box[amp.ERROR_DESCRIPTION] = box[amp.ERROR_DESCRIPTION][:DESCRIPTION_BYTES_MAX]
+            box[amp.ERROR_DESCRIPTION] = box[amp.ERROR_DESCRIPTION][:DESCRIPTION_BYTES_MAX].translate(_ONE_LINE)
         super().ampBoxReceived(box)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]

@@ -48,7 +48,10 @@ def nothing_severe(as_written: bool = False) -> Iterator[None]:
         with unwatched():
             gc.collect()
     for event in events:
-        text = clean(formatEvent(event)) if as_written else formatEvent(event)
+        text = formatEvent(event)
+        if as_written:
+            # What follows the end of a line stands behind a tab there.
+            text = clean(text).replace("\n", " ")
         if event.get("log_level") in SEVERE:
             failure = event.get("log_failure")
             told = failure.getTraceback() if failure is not None else ""

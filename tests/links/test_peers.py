@@ -88,6 +88,10 @@ class PeersTests(PeersCase):
         box = {b"_error": b"1", b"_error_code": b"NOT_NOW", b"_error_description": b"x" * 60_000}
         self.wires[0].link.dataReceived(amp.AmpBox(box).serialize())
         assert len(str(self.failureResultOf(asked, commands.NotNow).value)) == DESCRIPTION_BYTES_MAX
+        asked = self.ask(peers)
+        box = {b"_error": b"2", b"_error_code": b"NOT_NOW", b"_error_description": b"one\r\ntwo\x1b[2J"}
+        self.wires[0].link.dataReceived(amp.AmpBox(box).serialize())
+        assert str(self.failureResultOf(asked, commands.NotNow).value) == "one  two [2J"
 
     def test_an_answer(self) -> None:
         """A call is answered over the link, which is kept for the next one."""
