@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -47,6 +48,9 @@ the senior. A link that flaps is as many faults as it is cut, and the repair of 
 RESTART_SECONDS = 2.0
 """After which a process that ended by itself is started again, as systemd does."""
 STOP_SECONDS = 40.0
+CHANGES_CA_EVERY = 4
+"""Histories of which one changes the farm's CA."""
+_FINGERPRINT = re.compile("sha256:[0-9a-f]{64}")
 
 
 @frozen
@@ -89,6 +93,8 @@ class FarmSimulation:
         self.servers: list[SimulatedServer] = []
         self._by_host: dict[str, SimulatedServer] = {}
         self.seconds = FAULTY_SECONDS if seconds is None else seconds
+        self.changes_ca = options is None and seed % CHANGES_CA_EVERY == 1
+        """Whether an admin wants another CA in the middle of the faults."""
         self.healed = False
         self.healed_at = 0.0
         self.healed_within = 0.0
@@ -128,6 +134,8 @@ class FarmSimulation:
             self.run_for(self.seconds)
             self.heal()
             self.must(self.everybody_serves, SERVE_WITHIN, "serve again")
+            if self.faults.rotated:
+                self.must(self.everybody_has_the_ca, SERVE_WITHIN, "have a certificate of the farm's CA")
             self.quiet()
             self.users.finish()
             self.finished()
@@ -187,6 +195,7 @@ class FarmSimulation:
         """Give it what a person copies from the config.ini of another."""
         known = next(other for other in self.servers if other is not server and other.recorded)
         server.configure(tuple(other for other in self.servers if other is not server), known.recorded)
+        server.copy_join_key(known)
 
     @property
     def is_founded(self) -> bool:
@@ -198,6 +207,9 @@ class FarmSimulation:
 
     def _ended(self, server: SimulatedServer, how: str) -> None:
         if how.startswith("exit"):
+            if self.faults.rotated and not server.has_joined:
+                # It was told that its farm.join is not the farm's any more, and a person copies it once more.
+                self.prepare(server)
             # As systemd does.
             self.world.at(RESTART_SECONDS, None, server.start)
 
@@ -248,6 +260,10 @@ class FarmSimulation:
         """Whether all servers belong, agree about who leads, and a transaction went through each of them."""
         started = [server for server in self.servers if server.lives]
         return all(server.is_serving for server in started) and self.users.proved(started)
+
+    def everybody_has_the_ca(self) -> bool:
+        """Whether no change of the CA is under way, and all are known by the one that there is now."""
+        return all(server.has_the_ca for server in self.servers if server.lives)
 
     def finished(self) -> None:
         """What must hold at the end."""
@@ -311,6 +327,8 @@ class FarmSimulation:
         if process is None or not process.alive or level is LogLevel.debug:
             return
         text = (formatEvent(event) or "").replace(os.fspath(self._root) + "/", "")
+        # Keys are others in every run.
+        text = _FINGERPRINT.sub("sha256:...", text)
         for server in self.servers:
             if server.id:
                 text = text.replace(server.id, server.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from chunkfarm import rotating
 from tests.simulation.disks import BROKEN, FULL
 
 if TYPE_CHECKING:
@@ -26,10 +27,15 @@ class Faults:
         self._world = farm.world
         self._network = farm.network
         self._random = farm.world.random("faults")
+        self._rotations = farm.world.random("rotations")
+        self.rotated = False
+        """Whether somebody wanted another CA."""
 
     def begin(self) -> None:
         """From a little later on; in some histories at once, in the middle of the first start."""
         self._world.at(0.3 if self._random.random() < 0.2 else 6.0, None, self._next)
+        if self._farm.changes_ca:
+            self._world.at(6.0 + self._rotations.random() * self._farm.seconds, None, self._rotate)
 
     def expects(self, text: str) -> bool:
         if "while starting" in text:
@@ -118,6 +124,24 @@ class Faults:
 
     def _start_later(self, server: SimulatedServer) -> None:
         self._world.at(self._length(), None, server.start)
+
+    # What people do.
+
+    def _rotate(self) -> None:
+        """An admin wants another CA, of whichever server can take that."""
+        serving = [server for server in self._up() if server.is_serving and server.parts is not None]
+        if self._farm.healed:
+            return
+        if not serving:
+            self._world.at(1.0, None, self._rotate)
+            return
+        server = self._rotations.choice(serving)
+        assert server.parts is not None and server.process is not None
+        table = server.parts.embedded
+        self.rotated = True
+        self._world.note(server.name, "is asked for another CA")
+        wanted = rotating.wanted("an admin wanted it")
+        server.process.at(0.0, lambda: table.transact((), (wanted,)).addErrback(lambda failure: None))
 
     # Processes and machines.
 
@@ -216,6 +240,9 @@ class Faults:
     # The network.
 
     def _cut(self, ways: list[tuple[str, str]], seconds: float) -> None:
+        if self._farm.healed:
+            # A link that flaps would do so long after everything was repaired.
+            return
         for way in ways:
             self._network.close_way(*way)
             self._world.at(seconds, None, self._network.open_way, *way)

@@ -21,11 +21,12 @@ from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.farm import Farm
 from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
-from chunkfarm.model import GIB
+from chunkfarm.model import GIB, ROTATION_WANTED_KEY
 from chunkfarm.parts import Parts
 from chunkfarm.startup import Wish
 from chunkfarm.systemd import Systemd
 from chunkfarm.table.driver import StorageTooSlow
+from chunkfarm.trust.identity import CERTIFICATE_FILE
 from tests.simulation.disks import Disk
 from tests.simulation.journals import JournalChecks, WatchedJournal
 from tests.simulation.network import Network
@@ -115,11 +116,32 @@ class SimulatedServer:
         own = f"name = {self.name}\nhost = {self.host}\nweight = 1\ndata = data\n"
         self._write("config.ini", f"[farm]\nchunksize = 8M\n{farm}\n[servers]\n{rows}\n[server]\n{own}")
 
+    def copy_join_key(self, known: SimulatedServer) -> None:
+        """Give it the farm.join that stands beside the config.ini of another."""
+        self._write("farm.join", (known.folder / "farm.join").read_text())
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether it has a certificate of a farm."""
+        return (self.folder / "data" / CERTIFICATE_FILE).exists()
+
     @property
     def id(self) -> str:
         """Its server id, if it has one by now."""
         path = self.folder / "data" / "server.id"
         return path.read_text().strip() if path.exists() else ""
+
+    @property
+    def has_the_ca(self) -> bool:
+        """Whether it knows of no change of the CA that is under way, and has a certificate of the one there is."""
+        parts = self.parts
+        if parts is None or parts.contexts.identity is None or parts.roster.farm_row(ROTATION_WANTED_KEY) is not None:
+            return False
+        rotation = parts.beliefs.rotation
+        if rotation is None:
+            return True
+        known = parts.contexts.identity.ca_fingerprint == rotation.fingerprint
+        return known and not rotation.is_running and f"ca = {rotation.fingerprint}" in self.recorded
 
     @property
     def recorded(self) -> str:
