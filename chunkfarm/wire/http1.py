@@ -34,6 +34,8 @@ TARGET_BYTES_MAX = 8 * KIB
 """A file name of 1,024 bytes takes 3 KiB percent-encoded; a listing's query may hold two of them."""
 CHUNK_LINE_BYTES_MAX = 256
 """The line before each chunk of a chunked body: a size and, hardly ever, an extension."""
+CHUNKS_AT_ONCE = 1000
+"""Chunks of a chunked body that are taken before others have a turn: one read may bring forty thousand, a byte each."""
 TRAILER_BYTES_MAX = 8 * KIB
 """All trailer lines after a chunked body; they are read and forgotten."""
 
@@ -352,10 +354,13 @@ class ChunkedBody:
         self._trailer_bytes = 0
 
     def take(self, data: bytes, offset: int) -> tuple[bytes | memoryview, int]:
-        """The next bytes of the body (those of many small chunks joined), and the offset after them."""
+        """The next bytes of the body, and the offset after them.
+
+        Those of many small chunks are joined, of up to `CHUNKS_AT_ONCE`: there may be more.
+        """
         pieces: list[memoryview] = []
         view = memoryview(data)
-        while offset < len(data) and not self.done:
+        while offset < len(data) and not self.done and len(pieces) < CHUNKS_AT_ONCE:
             if self._step == self._DATA:
                 end = min(len(data), offset + self._remaining)
                 pieces.append(view[offset:end])

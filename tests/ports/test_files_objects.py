@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from typing import Any
+from unittest.mock import patch
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
@@ -13,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.errors import Full, ReadOnly
 from chunkfarm.model import Address
 from chunkfarm.state import Wait
+from chunkfarm.wire.http1 import CHUNKS_AT_ONCE
 from chunkfarm.wire.http1_rules import format_date
 from tests.ports.fakes import NOW, OTHER_ID, SERVER_ID
 from tests.ports.files_caller import Caller, basic, request
@@ -280,6 +282,23 @@ class WriteTests(SynchronousTestCase):
         caller.send(b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
         assert caller.answers()[0].status == 201
         assert caller.backend.catalog.content("home/a.bin") == b"abcde"
+
+    def test_very_many_chunks_at_once(self) -> None:
+        """A body of a chunk a byte is taken a part in each turn of the reactor, so that others have theirs."""
+        caller = self.make()
+        content = bytes(number % 251 for number in range(5 * CHUNKS_AT_ONCE))
+        encoded = b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"
+        caller.send(request("PUT", "/home/a.bin", "Transfer-Encoding: chunked", raw=True), encoded)
+        assert len(caller.protocol._input) - caller.protocol._offset > len(encoded) - 7 * CHUNKS_AT_ONCE
+        assert caller.link.producerState == "paused", "no more is read meanwhile"
+        with patch.object(caller.clock, "callLater", wraps=caller.clock.callLater) as later:
+            caller.clock.advance(0)
+        assert later.call_count >= 4
+        assert caller.answers()[0].status == 201
+        assert caller.backend.catalog.content("home/a.bin") == content
+        caller.send(request("PUT", "/home/a.bin", "Transfer-Encoding: chunked", raw=True), encoded)
+        caller.protocol.connectionLost()
+        assert not [call for call in caller.clock.getDelayedCalls() if call.getTime() == caller.clock.seconds()]
 
     def test_malformed_chunks(self) -> None:
         """A malformed chunk ends the upload and the connection; nothing is stored."""

@@ -38,6 +38,8 @@ from chunkfarm.wire.http1_rules import split_target
 from chunkfarm.wire.pump import PieceSource, PumpStopped, pump
 
 if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
     from chunkfarm.ports.files.factory import FileFactory
 
 QUEUED_MAX = 256 * KIB
@@ -69,6 +71,8 @@ class FileProtocol(Protocol):
         self._searched = 0
         """How many bytes after that hold no end of a head."""
         self._turning = False
+        self._next_turn: IDelayedCall | None = None
+        """In which the rest of what was read of a body is taken."""
         self._reading = True
         self._draining = False
         self._request: Request | None = None
@@ -122,6 +126,9 @@ class FileProtocol(Protocol):
         self._input = b""
         self._offset = 0
         self._files.forget(self)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
@@ -140,13 +147,22 @@ class FileProtocol(Protocol):
                         self._clock.callLater(0, self._drained)
                     elif not self._read_head():
                         break
-                elif self._state is BODY and self._body().wanted:
+                elif self._state is BODY and self._body().wanted and self._next_turn is None:
                     self._read_body()
+                    if self._offset < len(self._input) and self._state is BODY:
+                        # A body of very many small chunks: others have their turn before the rest.
+                        self._next_turn = self._clock.callLater(0, self._go_on)
                 else:
                     break
         finally:
             self._turning = False
         self._choose_reading()
+
+    def _go_on(self) -> None:
+        """The others have had their turn."""
+        self._next_turn = None
+        if self._state is not ENDED and not self._turning:
+            self._turn()
 
     def _choose_reading(self) -> None:
         """Read on unless what is here already must wait."""
