@@ -26,15 +26,19 @@ def emptied(row: Server, servers: Iterable[Server], replicas: int, now: int, any
             copies = "1 copy" if len(others) == 1 else f"{len(others)} copies"
             raise PreconditionFailed(
                 f"without {row.name} {_servers(len(others))} chunks, so that each would have {copies} and not "
-                f"{replicas}: add a server, or say DRAIN {row.name} anyway"
+                f"{replicas}: add a server, or insist ({_insisting(row)})"
             )
         room = sum(server.free for server in others if not server.full and server.state != "down")
         if row.used > room:
             raise PreconditionFailed(
                 f"the chunks of {row.name} take {row.used} bytes, and the others that are up have {room} free: "
-                f"make room, or say DRAIN {row.name} anyway"
+                f"make room, or insist ({_insisting(row)})"
             )
     return _entered(evolve(row, draining=True), now)
+
+
+def _insisting(row: Server) -> str:
+    return f"DRAIN {row.name} anyway; chunkfarm drain {row.name} --anyway"
 
 
 def kept(row: Server, now: int) -> Server:

@@ -55,7 +55,12 @@ class EmptiedTests(SynchronousTestCase):
         """If its chunks do not fit on the others that says so, with both figures."""
         others = [make_server(2, free=50), make_server(3, free=40, full=True), make_server(4, free=40)]
         said = self.refused(make_server(1, used=91), *others)
-        assert "take 91 bytes" in said and "have 90 free" in said and "DRAIN s1 anyway" in said
+        assert (
+            "take 91 bytes" in said
+            and "have 90 free" in said
+            and "DRAIN s1 anyway" in said
+            and "chunkfarm drain s1 --anyway" in said
+        )
         assert emptied(make_server(1, used=90), others, 3, NOW).draining
 
     def test_what_is_told(self) -> None:

@@ -23,7 +23,7 @@ from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.cli.watching import watch
 from chunkfarm.drill.command import drill
-from chunkfarm.errors import FarmError
+from chunkfarm.errors import FarmError, NotFound
 from chunkfarm.wire.lines import quote
 
 
@@ -181,6 +181,8 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
         names.update({row["id"]: row["name"] for row in told.parsed()})
         with screen.bar(f"check {prefix}".strip()) as bar:
             found = await checking.check(farm, prefix, quick, bar)
+        if prefix and not found.files:
+            raise NotFound(f"no file has a name that begins with {prefix!r}")
         if found.wrong and repair:
             if not as_json:
                 for line in checking.lines(found, quick, names):

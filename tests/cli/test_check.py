@@ -29,6 +29,12 @@ class CheckTests(SynchronousTestCase):
         result = self.world.run("check", "--quick", "lab/")
         assert result.stdout == "2 files, 6 chunks, 16.0 KiB asked about: all whole\n"
 
+    def test_no_such_files(self) -> None:
+        """Nothing is whole of which there is nothing: a prefix was mistyped, most likely."""
+        result = self.world.run("check", "lba/")
+        assert (result.exit_code, result.stdout) == (exits.NOT_FOUND, "")
+        assert "no file has a name that begins with 'lba/'" in result.stderr
+
     def test_what_is_wrong(self) -> None:
         """Each file that is not whole is told with its damage, and the exit status says that something is wrong."""
         self.transfer.damaged.add(self.file.digests[1])
