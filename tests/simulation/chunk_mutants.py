@@ -239,21 +239,21 @@ class _AnswersFromMemory(References):
 
 
 CHUNK_MUTANTS: dict[str, tuple[Make, object, int, str]] = {
-    "forgets-damage": (Make(caretaker=_ForgetsDamage), _ForgetsDamage, 5, "repair"),
+    "forgets-damage": (Make(caretaker=_ForgetsDamage), _ForgetsDamage, 3, "repair"),
     "ignores-changes": (Make(caretaker=_IgnoresChanges), _IgnoresChanges, 1, "repair"),
-    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 22, "repair"),
+    "never-gives-up": (Make(caretaker=_never_gives_up), _never_gives_up, 12, "repair"),
     "acknowledges-unsynchronized": (Make(disks=_Forgetful), _Forgetful, 3, "copies"),
     "forgets-names": (Make(disks=_Nameless), _Nameless, 3, "copies"),
-    "trusts-its-index": (Make(store=_TrustsItsIndex), _TrustsItsIndex, 61, "repair"),
-    "serves-unverified": (Make(store=_ServesUnverified), _ServesUnverified, 11, "bytes"),
+    "trusts-its-index": (Make(store=_TrustsItsIndex), _TrustsItsIndex, 18, "repair"),
+    "serves-unverified": (Make(store=_ServesUnverified), _ServesUnverified, 11, "repair"),
     "acknowledges-one-copy": (Make(transfer=_AcknowledgesOne), _AcknowledgesOne, 1, "copies"),
-    "asks-owners-alone": (Make(transfer=_AsksOwnersAlone), _AsksOwnersAlone, 37, "availability"),
-    "commits-unchecked": (Make(catalog=_CommitsUnchecked), _CommitsUnchecked, 2, "commit"),
+    "asks-owners-alone": (Make(transfer=_AsksOwnersAlone), _AsksOwnersAlone, 55, "availability"),
+    "commits-unchecked": (Make(catalog=_CommitsUnchecked), _CommitsUnchecked, 1, "copies"),
     "trusts-its-table": (Make(surplus=_TrustsItsTable), _TrustsItsTable, 1, "removed"),
     "deletes-before-copies": (Make(surplus=_DeletesBeforeCopies), _DeletesBeforeCopies, 1, "removed"),
     "collects-by-age": (Make(collector=_CollectsByAge), _CollectsByAge, 1, "removed"),
     "asks-once": (Make(collector=_AsksOnce), _AsksOnce, 2, "removed"),
-    "condemns-nothing": (Make(store=_CondemnsNothing), _CondemnsNothing, 15, "pins"),
+    "condemns-nothing": (Make(store=_CondemnsNothing), _CondemnsNothing, 5, "pins"),
     "forgets-pins": (Make(store=_ForgetsPins), _ForgetsPins, 1, "pins"),
 }
 """What servers are made of, what is wrong with it, the first seed that finds it, and what it breaks then."""

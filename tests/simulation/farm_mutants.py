@@ -156,7 +156,7 @@ def _divided(seed: int) -> None:
 FARM_MUTANTS: dict[str, FarmMutant] = {
     "farm-not-synchronized": FarmMutant("farm", _never_full, _busy, 4, "promises"),
     "farm-promises-early": FarmMutant("farm", _promises_early, _busy, 1, "promises"),
-    "farm-reads-at-home": FarmMutant("farm", _reads_at_home, _busy, 1, "linearizable"),
+    "farm-reads-at-home": FarmMutant("farm", _reads_at_home, _busy, 2, "linearizable"),
     "farm-keeps-old-rows": FarmMutant("farm", _keeps_old_rows, _busy, 1, "linearizable"),
     "farm-watches-with-a-gap": FarmMutant("farm", _watches_with_a_gap, _busy, 1, "watch"),
     "farm-needs-everybody": FarmMutant("farm", _needs_everybody, _calm, 2, "takeover storm"),
