@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred, TimeoutError
@@ -50,10 +51,11 @@ from chunkfarm.table.interface import (
     Put,
     TableClosed,
     Unavailable,
+    of_one,
 )
 
 STALE_AFTER = 2.0
-"""Seconds after which a reader is served from this server's last state, when no leader answers."""
+"""Seconds after which a reader is served from what is last known, when no leader answers."""
 MANIFEST_DIGESTS_MAX = 1024 * 1024
 """Chunks of one file: 8 TiB at 8M. Their digests, 32 MiB, are in memory while the file is read or committed."""
 CONTENT_TYPE_MAX = 255
@@ -189,9 +191,9 @@ class Catalog:
         return Deferred.fromCoroutine(self._stat(name))
 
     def find(self, name: str) -> Deferred[Found]:
-        """The file for reading; fails with `NotFound`, or `ReadOnly` if this server holds no table either.
+        """The file for reading; fails with `NotFound`, or `ReadOnly` if nobody who holds the table answers.
 
-        After `STALE_AFTER` seconds without an answer this server's last state is what counts.
+        After `STALE_AFTER` seconds without an answer of a leader it is what this server, or a master, last knew.
         """
         return Deferred.fromCoroutine(self._find(name))
 
@@ -281,7 +283,8 @@ class Catalog:
 
     async def _find(self, name: str) -> Found:
         key = _key(name)
-        page, stale = await self._somehow(lambda stale: self._table.find(key, stale))
+        last_known = partial(self._table.last_known, key, limit=1)
+        page, stale = await self._somehow(self._table.find(key), lambda: last_known().addCallback(of_one, key))
         file = _file_in(page)
         if file is None and stale:
             # It may have been stored since. Who asks can try another server.
@@ -297,12 +300,13 @@ class Catalog:
             key, start = FILES + prefix.encode(), FILES + after.encode() if after else b""
         except UnicodeEncodeError:
             raise InvalidRequest("a prefix is text in UTF-8") from None
-        page, stale = await self._somehow(lambda stale: self._table.read(key, start, min(limit, _PAGE), stale))
+        first = (key, start, min(limit, _PAGE))
+        page, stale = await self._somehow(self._table.read(*first), lambda: self._table.last_known(*first))
         rows = [*page.rows]
+        go_on = self._table.last_known if stale else self._table.read
         while page.more and len(rows) < limit:
             start = rows[-1].key if rows else start
-            more = self._table.read(key, start, min(limit - len(rows), _PAGE), stale > 0)
-            page = await self._asked(more)
+            page = await self._asked(go_on(key, start, min(limit - len(rows), _PAGE)))
             if not page.rows:
                 break
             rows += page.rows
@@ -553,15 +557,12 @@ class Catalog:
         except (Unavailable, TableClosed) as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error
 
-    async def _somehow(self, ask: Callable[[bool], Deferred[Page]]) -> tuple[Page, int]:
-        """A page as it is now and 0; or this server's last state of it, and the revision of that.
-
-        `ask` is told whether a stale page will do.
-        """
+    async def _somehow(self, now: Deferred[Page], last_known: Callable[[], Deferred[Page]]) -> tuple[Page, int]:
+        """A page as it is now and 0; or what is last known of it, and the revision of that."""
         try:
-            return await ask(False).addTimeout(STALE_AFTER, self._clock), 0
+            return await now.addTimeout(STALE_AFTER, self._clock), 0
         except (Unavailable, TimeoutError):
-            page = await self._asked(ask(True))
+            page = await self._asked(last_known())
             return page, page.revision
         except TableClosed as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error

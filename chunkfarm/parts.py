@@ -183,7 +183,9 @@ class Parts:
             self.reactor, self.contexts, self._watchable, dial, self._answers, self._member_of
         )
         self.relay = Relay(self.watches.open, self.reactor)
-        links = TableOverPeers(self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint)
+        links = TableOverPeers(
+            self.peers, self.streams, self.relay.watch, lambda: self.reporter.hint, self._who_holds_rows
+        )
         self.embedded = EmbeddedTable(
             self.data.server_id,
             self.journal,
@@ -517,12 +519,16 @@ class Parts:
     def _rank(self, server_id: str) -> int:
         return self._line.index(server_id) if server_id in self._line else len(self._line)
 
-    def _watchable(self) -> list[Address]:
-        """Client ports of servers that hold rows, as far as this one knows, the one that leads ahead."""
-        rows = {server.id: server for server in self.servers()}
+    def _who_holds_rows(self) -> tuple[str, ...]:
+        """The other servers that hold rows, as far as this one knows, the one that leads ahead."""
         # Answers to reports may know of newer masters than the rows, which come with the watch.
-        line = [self.first(), *(server.id for server in membership.masters(rows.values())), *self.reporter.voters]
-        return [rows[id].client_address for id in dict.fromkeys(line) if id in rows and id != self.data.server_id]
+        masters = (server.id for server in membership.masters(self.servers()))
+        line = dict.fromkeys([self.first(), *masters, *self.reporter.voters])
+        return tuple(id for id in line if id and id != self.data.server_id)
+
+    def _watchable(self) -> list[Address]:
+        rows = {server.id: server for server in self.servers()}
+        return [rows[id].client_address for id in self._who_holds_rows() if id in rows]
 
     def _who_knows_keys(self) -> tuple[Server, ...]:
         """The other masters, the one that leads ahead: one that is cut off from it does not hear of keys that went."""

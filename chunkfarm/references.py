@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chunkfarm.chunks.pieces import Digests, RunInThread
-from chunkfarm.durable import is_broken
+from chunkfarm.durable import is_broken, is_full
 from chunkfarm.errors import FarmError, NotFound, Waiting
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.model import DIGEST_LENGTH, EXPORTS_KEY, FILES, File
@@ -307,7 +307,10 @@ class References:
         problem = f"the index of which chunks are used cannot be written: {error}"
         if problem != self._problem:
             self._problem = problem
-            self._log.failure("while keeping the index of which chunks are used", Failure(error))
+            if is_full(error):
+                self._log.error("The index of which chunks are used waits for room on the disk.")
+            else:
+                self._log.failure("while keeping the index of which chunks are used", Failure(error))
         if is_broken(error):
             self._place = None
             try:

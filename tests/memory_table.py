@@ -144,6 +144,9 @@ class MemoryTable:
             return fail(LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes"))
         return self.read(key, b"", 1, stale).addCallback(of_one, key)
 
+    def last_known(self, prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
+        return self.read(prefix, after, limit, stale=True)
+
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if from_revision + 1 < self._first_kept:
             return fail(Compacted(self._first_kept))

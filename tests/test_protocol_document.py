@@ -26,7 +26,7 @@ from chunkfarm.wire import http1, lines
 
 TEXT = (Path(chunkfarm.__file__).parents[1] / "docs" / "protocol.md").read_text()
 LIMITS = Limits()
-TYPES = {amp.Unicode: "text", amp.String: "bytes", amp.Integer: "number"}
+TYPES = {amp.Unicode: "text", amp.String: "bytes", amp.Integer: "number", amp.Boolean: "yes or no"}
 
 
 def told(arguments: list[tuple[bytes, amp.Argument]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, execute, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.chunks.download import DamagedFile
@@ -494,12 +495,15 @@ class DiskTests(ReferencesTestCase):
     def test_full_disk(self) -> None:
         """A full disk is waited for, with the reason, and told of once."""
         error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
         self.put("a/1", A)
         self.references = self.make(run_in_thread=self.failing(error, 2))
-        self.start()
-        assert "disk is full" in self.references.hindrance
-        self.clock.advance(RETRY_SECONDS)
-        assert len(self.flushLoggedErrors(sqlite3.OperationalError)) == 1
+        with capturedLogs() as said:
+            self.start()
+            assert "disk is full" in self.references.hindrance
+            self.clock.advance(RETRY_SECONDS)
+        (said_once,) = (event for event in said if event["log_level"] >= LogLevel.warn)
+        assert "waits for room" in (formatEvent(said_once) or "")
         self.clock.advance(RETRY_SECONDS)
         assert self.uses(A) == [1]
         assert self.references.hindrance == ""

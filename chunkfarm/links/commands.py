@@ -184,9 +184,13 @@ class Transact(amp.Command):
 
 
 class Read(amp.Command):
-    """A linearizable read, sent on to the leader; request and answer as `table.codec` says."""
+    """A linearizable read, sent on to the leader; request and answer as `table.codec` says.
 
-    arguments = [(b"request", amp.String())]
+    With `stale` it goes to any server that holds rows, and is answered from its last state; one of before does not know
+    that word, and answers as it does without.
+    """
+
+    arguments = [(b"request", amp.String()), (b"stale", amp.Boolean(optional=True))]
     response = [(b"page", amp.String())]
     errors = {NotFirst: b"NOT_FIRST", **_REFUSALS}
 

@@ -200,7 +200,8 @@ class PeerAnswers:
     def _not_first(self) -> commands.NotFirst | commands.NotNow:
         hint = self._hint()
         if not hint or hint["id"] == self._state.server_id:
-            return commands.NotNow("no server leads the farm now")
+            full = self._table.disk_full
+            return commands.NotNow(no_room_sentence((self._state.name,)) if full else "no server leads the farm now")
         return commands.NotFirst(json.dumps(hint))
 
     def _must_lead(self) -> None:
@@ -405,13 +406,13 @@ class PeerAnswers:
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
-    def read(self, server_id: str, request: bytes) -> Deferred[bytes]:
+    def read(self, server_id: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
         member = server_id in self._table.configuration.members
 
         def answer(told: bytes) -> Deferred[bytes]:
             if not member:
                 _check_open([codec.decode_read(told).prefix])
-            return self._table.answer_read(told, allow_secret=member)
+            return self._table.answer_read(told, allow_secret=member, stale=stale)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 

@@ -98,7 +98,7 @@ class PeerBackend(Protocol):
 
     def transact(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
 
-    def read(self, server_id: str, request: bytes) -> Deferred[bytes]: ...
+    def read(self, server_id: str, request: bytes, stale: bool = False) -> Deferred[bytes]: ...
 
     def referenced(self, server_id: str, digests: bytes) -> Deferred[bytes]: ...
 
@@ -405,8 +405,8 @@ class PeerPort(Boxes):
         return self._backend.transact(self._sender(), request).addCallback(lambda answer: {"answer": answer})
 
     @commands.Read.responder
-    def read(self, request: bytes) -> Deferred[dict[str, bytes]]:
-        return self._backend.read(self._sender(), request).addCallback(lambda page: {"page": page})
+    def read(self, request: bytes, stale: bool = False) -> Deferred[dict[str, bytes]]:
+        return self._backend.read(self._sender(), request, stale).addCallback(lambda page: {"page": page})
 
     @commands.Referenced.responder
     def referenced(self, digests: bytes) -> Deferred[dict[str, bytes]]:

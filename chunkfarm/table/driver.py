@@ -492,15 +492,25 @@ class Driver:
         if not self.full:
             self._log.error("The disk that holds the table is full; this server waits for room.")
         self.full = True
-        if self.core.role == LEADER:
-            others = [
-                (one.match, id)
-                for id, one in self.core.progress.items()
-                if one.recently_active and not one.withheld and id in self.core.configuration.voters
-            ]
-            if others:
-                self.core.transfer(max(others)[1])
-                self._send(self.core.urgent())
+        if self.core.role == LEADER and (to := self._who_has_room()):
+            self.core.transfer(to)
+            self._send(self.core.urgent())
+
+    def _who_has_room(self) -> str:
+        """On a leader whose own disk is full: a voter to lead instead; empty where the others could not elect it.
+
+        An election has to be written down by a majority. Where that has no room either, it would only end the lead of
+        this server, which at least tells what the table says. Who has written what this server could not has room.
+        """
+        core = self.core
+        if core.log.stable == core.last_index:
+            return ""
+        able = {
+            id
+            for id, one in core.progress.items()
+            if one.recently_active and not one.withheld and one.match == core.last_index
+        }
+        return min(able & core.configuration.voters) if core.is_quorum(able) else ""
 
     # -- outcomes ----------------------------------------------------------------------------------------
 

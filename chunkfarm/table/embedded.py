@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -78,6 +78,8 @@ PATIENCE = 15.0
 which the command line asks another server, so that it still hears why there is none."""
 ANSWER_PATIENCE = 8.0
 """Seconds for what another server sent on: it gives up after 10 (`over_peers`), and should hear why before that."""
+LAST_KNOWN_SECONDS = 1.0
+"""For those that hold rows to say what they last knew: somebody waits who has waited for a leader before."""
 CAUGHT_UP_LAG = 256
 """Entries by which a member may lag and still count as caught up: what is under way on a busy farm."""
 SHOWN_MAX = 60
@@ -456,6 +458,11 @@ class EmbeddedTable:
             return fail(Unavailable("this server holds no rows"))
         return Deferred.fromCoroutine(self._read_here(ReadRequest(prefix, after, limit)))
 
+    def last_known(self, prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
+        if self.holds_rows:
+            return self.read(prefix, after, limit, stale=True)
+        return Deferred.fromCoroutine(self._last_known(encode_read(ReadRequest(prefix, after, limit))))
+
     def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
         if len(key) > KEY_BYTES_MAX:
             return fail(LimitExceeded(f"a key has at most {KEY_BYTES_MAX} bytes"))
@@ -569,6 +576,24 @@ class EmbeddedTable:
         )
         return carried.answer
 
+    async def _last_known(self, request: bytes) -> Page:
+        asked = [
+            self._links.read(server, request, stale=True).addTimeout(LAST_KNOWN_SECONDS, self._clock)
+            for server in self._links.holders()
+        ]
+        pages = []
+        for success, told in await DeferredList(asked, consumeErrors=True):
+            try:
+                if success:
+                    pages.append(decode_page(told))
+                else:
+                    self._log.debug("A server that holds rows does not say what it knows: {error}", error=told)
+            except CodecError as error:
+                self._log.warn("What a server says that it last knew makes no sense: {error}", error=error)
+        if not pages:
+            raise Unavailable("this server holds no rows, and nobody who does answers")
+        return max(pages, key=lambda page: page.revision)
+
     async def _read_current(self, request: ReadRequest, secrets: bool = True) -> Page:
         await self._driver.read_index()
         return await self._read_here(request, secrets)
@@ -665,15 +690,18 @@ class EmbeddedTable:
         answer = await self._for_another(self._driver.propose(request))
         return encode_answer(answer)
 
-    def answer_read(self, request: bytes, *, allow_secret: bool = False) -> Deferred[bytes]:
-        """Read for another server, linearizably; failures as in `answer_transact`.
+    def answer_read(self, request: bytes, *, allow_secret: bool = False, stale: bool = False) -> Deferred[bytes]:
+        """Read for another server, linearizably, or `stale` from the rows here; failures as in `answer_transact`.
 
         Without `allow_secret` a read of `secret/` is a `BadRequest`, and a wider one leaves those rows out.
         """
-        return Deferred.fromCoroutine(self._answer_read(request, allow_secret))
+        return Deferred.fromCoroutine(self._answer_read(request, allow_secret, stale))
 
-    async def _answer_read(self, request: bytes, allow_secret: bool) -> bytes:
-        self._must_lead()
+    async def _answer_read(self, request: bytes, allow_secret: bool, stale: bool) -> bytes:
+        if not stale:
+            self._must_lead()
+        elif not self.holds_rows:
+            raise NotNow("this server holds no rows")
         try:
             decoded = decode_read(request)
         except CodecError as error:
@@ -682,7 +710,8 @@ class EmbeddedTable:
             raise BadRequest(f"a read asks for at most {READ_LIMIT_MAX} rows")
         if decoded.prefix.startswith(SECRET) and not allow_secret:
             raise BadRequest("secret rows are for masters alone")
-        return encode_page(await self._for_another(Deferred.fromCoroutine(self._read_current(decoded, allow_secret))))
+        read = self._read_here if stale else self._read_current
+        return encode_page(await self._for_another(Deferred.fromCoroutine(read(decoded, allow_secret))))
 
     def _must_lead(self) -> None:
         if self._driver.stopped:

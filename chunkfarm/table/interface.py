@@ -166,6 +166,12 @@ class ITable(Interface):
     def find(key: bytes, stale: bool = False) -> Deferred[Page]:
         """The row at `key`: a page of that row or of none. As current as `read`, and mostly cheaper."""
 
+    def last_known(prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
+        """As `read` with `stale`; a server that holds no rows asks those that do, and believes who knows most.
+
+        Fails with `Unavailable` where none of them answers either.
+        """
+
     def watch(prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         """Watch changes of rows under `prefix` with a revision greater than `from_revision`.
 

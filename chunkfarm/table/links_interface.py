@@ -20,8 +20,11 @@ class IConsensusLinks(Interface):
     def transact(to: str, request: bytes) -> Deferred[bytes]:
         """Send a transaction on to a leader. May fail with `commands.NotFirst`, `NotNow`, `BadRequest`."""
 
-    def read(to: str, request: bytes) -> Deferred[bytes]:
-        """Send a linearizable read on to a leader; failures as above."""
+    def read(to: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
+        """Send a linearizable read on to a leader, or a `stale` one to a server that holds rows; failures as above."""
+
+    def holders() -> tuple[str, ...]:
+        """The other servers that hold rows, as far as this one knows from elsewhere."""
 
     def watch(prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         """Watch over the client port of a server that holds rows."""

@@ -24,11 +24,19 @@ OpenWatch = Callable[[bytes, int], Deferred[IWatch]]
 class TableOverPeers:
     """The links of an embedded table. Pages of snapshots have connections of their own, so that they delay nobody."""
 
-    def __init__(self, peers: Peers, streams: Peers, open_watch: OpenWatch, leader_hint: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        streams: Peers,
+        open_watch: OpenWatch,
+        leader_hint: Callable[[], str],
+        holders: Callable[[], tuple[str, ...]],
+    ) -> None:
         self._peers = peers
         self._streams = streams
         self._open_watch = open_watch
         self._leader_hint = leader_hint
+        self._holders = holders
 
     def send(self, to: str, payload: bytes) -> None:
         self._peers.send(to, payload)
@@ -40,9 +48,13 @@ class TableOverPeers:
         answer = self._peers.call(to, commands.Transact, FORWARD_TIMEOUT, request=request)
         return answer.addCallback(lambda box: bytes(box["answer"]))
 
-    def read(self, to: str, request: bytes) -> Deferred[bytes]:
-        answer = self._peers.call(to, commands.Read, FORWARD_TIMEOUT, request=request)
+    def read(self, to: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
+        how = {"stale": True} if stale else {}
+        answer = self._peers.call(to, commands.Read, FORWARD_TIMEOUT, request=request, **how)
         return answer.addCallback(lambda box: bytes(box["page"]))
+
+    def holders(self) -> tuple[str, ...]:
+        return self._holders()
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         return self._open_watch(prefix, from_revision)

@@ -278,7 +278,7 @@ class _Led:
 
 def _over_peers(ask: Callable[[TableOverPeers], Deferred[bytes]], read: Callable[[bytes], object]) -> Any:
     def begin(asked: Asked, peers: Peers) -> None:
-        links = TableOverPeers(peers, peers, lambda prefix, revision: Deferred(), lambda: "")
+        links = TableOverPeers(peers, peers, lambda prefix, revision: Deferred(), lambda: "", lambda: ())
         asked.heed(ask(links), read)
 
     return begin

@@ -84,8 +84,11 @@ class Nobody:
     def transact(self, to: str, request: bytes) -> Deferred[bytes]:
         return fail(ConnectionRefusedError())
 
-    def read(self, to: str, request: bytes) -> Deferred[bytes]:
+    def read(self, to: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
         return fail(ConnectionRefusedError())
+
+    def holders(self) -> tuple[str, ...]:
+        return ()
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         return fail(ConnectionRefusedError())

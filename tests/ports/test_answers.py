@@ -77,19 +77,22 @@ class FakeEngine:
     has_quorum = True
     holds_rows = True
     stands_still = False
+    disk_full = False
     change_pending = False
     configuration = Configuration((server_id(1), server_id(2)))
 
     def __init__(self) -> None:
         self.secret_reads: list[bool] = []
+        self.stale_reads: list[bool] = []
         self.secret_writes: list[bool] = []
 
     def answer_transact(self, request: bytes, allow_secret: bool = False) -> Deferred[bytes]:
         self.secret_writes.append(allow_secret)
         return succeed(request)
 
-    def answer_read(self, request: bytes, allow_secret: bool) -> Deferred[bytes]:
+    def answer_read(self, request: bytes, allow_secret: bool, stale: bool = False) -> Deferred[bytes]:
         self.secret_reads.append(allow_secret)
+        self.stale_reads.append(stale)
         return succeed(request)
 
 
@@ -411,6 +414,8 @@ class PeerAnswersTests(SynchronousTestCase):
         }
         self.leading = ""
         self.refusal(answers, commands.NotNow)
+        self.engine.disk_full = True
+        assert "the disk that holds the table is full on s1" in self.refusal(answers, commands.NotNow)
         self.state.change("waiting")
         self.refusal(answers, commands.NotNow)
 
@@ -501,6 +506,11 @@ class PeerAnswersTests(SynchronousTestCase):
         for prefix in (b"servers/", b"farm/options", b"files/a"):
             self.successResultOf(answers.read(server_id(9), encode_read(ReadRequest(prefix, b"", 10))))
         assert self.engine.secret_reads == [True, False, False, False]
+        for prefix in (b"secret/", b"keys/"):
+            request = encode_read(ReadRequest(prefix, b"", 10))
+            self.failureResultOf(answers.read(server_id(9), request, stale=True), commands.BadRequest)
+        self.successResultOf(answers.read(server_id(9), encode_read(ReadRequest(b"files/", b"", 10)), stale=True))
+        assert (self.engine.secret_reads[-1], self.engine.stale_reads) == (False, [False] * 4 + [True])
         self.failureResultOf(answers.read(server_id(5), everything), commands.BadRequest)
 
     def test_who_may_write_keys(self) -> None:

@@ -62,8 +62,8 @@ class FakePeerBackend:
     def transact(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request + sender.encode())
 
-    def read(self, sender: str, request: bytes) -> Deferred[bytes]:
-        return succeed(request)
+    def read(self, sender: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
+        return succeed(request + b" as last known" if stale else request)
 
     def get_table(self, sender: str, request: bytes) -> Deferred[bytes]:
         return succeed(request)
@@ -213,6 +213,15 @@ class PeerPortTests(SynchronousTestCase):
             self.successResultOf(self.ask(link, pump, command, **arguments))
         box = self.successResultOf(self.ask(link, pump, commands.Transact, request=b"x"))
         assert box["answer"] == b"x" + server_id(7).encode()
+
+    def test_what_is_last_known(self) -> None:
+        """A read says whether it is for a leader, or for anybody who holds rows."""
+        link, _, pump = self.make_link(server_id(7))
+        told = {}
+        for stale in (False, True):
+            box = self.successResultOf(self.ask(link, pump, commands.Read, request=b"x", stale=stale))
+            told[stale] = box["page"]
+        assert told == {False: b"x", True: b"x as last known"}
 
     def test_a_server_that_was_forgotten(self) -> None:
         """It is told so with each question, its messages are lost, and it counts as a stranger who asks who is here."""

@@ -148,6 +148,9 @@ class ServerTable:
     def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
         return self.read(key, limit=1, stale=stale).addCallback(of_one, key)
 
+    def last_known(self, prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
+        return self.read(prefix, after, limit, stale=True)
+
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         return succeed(_Watch(self._table, self._process, self.lag, prefix, from_revision))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -86,6 +87,27 @@ class TakeoverTests(FarmTestCase):
         farm.kill9("gamma")
         self.put(farm, "after")
         assert self.fetched(farm, "after") == "after\n"
+
+    def test_files_are_read_meanwhile(self) -> None:
+        """Until then whoever is left gives every file, with a word of warning, also one that never had the table."""
+        farm = self.make_three()
+        own = farm.directory / "machine-delta"
+        own.mkdir()
+        (own / "config.ini").write_text(f"{farm.config_path.read_text()}master = no\n")
+        shutil.copy2(farm.directory / "farm.join", own)
+        farm.start("delta", config=own / "config.ini")
+        farm.wait_serving("delta")
+        assert farm.status("delta").get("holds-table") != "yes"
+        farm.kill9("alpha", "beta")
+        for name in ("gamma", "delta"):
+            self.wait_readonly(farm, name)
+            url = f"{farm.servers[name].url}/home/before"
+            got = farm.curl("-sS", "-D", "-", url)
+            head, _, body = got.stdout.partition(b"\r\n\r\n")
+            assert body == b"before\n" and b"Warning: 110 chunkfarm" in head, (name, got)
+            refused = farm.curl("-sS", "-w", "%{http_code}", "-T", str(farm.directory / "before"), url)
+            assert refused.stdout.endswith(b"503"), refused
+        assert "home/before" in farm.cli("ls").stdout
 
     def test_all_were_stopped(self) -> None:
         """A server that waits after a start takes the word too: its own rows tell who is an admin."""

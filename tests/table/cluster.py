@@ -95,8 +95,11 @@ class MemoryLinks:
     def transact(self, to: str, request: bytes) -> Deferred[bytes]:
         return self._ask(to, lambda node: node.table.answer_transact(request))
 
-    def read(self, to: str, request: bytes) -> Deferred[bytes]:
-        return self._ask(to, lambda node: node.table.answer_read(request))
+    def read(self, to: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
+        return self._ask(to, lambda node: node.table.answer_read(request, stale=stale))
+
+    def holders(self) -> tuple[str, ...]:
+        return tuple(id for id in self._cluster.nodes if id != self._id)
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         for node in self._cluster.nodes.values():

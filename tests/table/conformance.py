@@ -158,6 +158,17 @@ class TableConformance:
         found = self.result(table.find(b"a", stale=True))
         assert found.rows == page.rows and found.revision >= revision
 
+    def test_last_known(self) -> None:
+        """What is last known is told page by page, by whichever server."""
+        table = self.table()
+        for key in (b"a", b"b", b"c"):
+            revision = self.put(table, key)
+        self.settle()
+        page = self.result(table.last_known(b"", limit=2))
+        assert [row.key for row in page.rows] == [b"a", b"b"] and page.more and page.revision >= revision
+        page = self.result(table.last_known(b"", b"b"))
+        assert [row.key for row in page.rows] == [b"c"] and not page.more
+
     def test_limits(self) -> None:
         """What is too large is refused, and changes nothing."""
         table = self.table()

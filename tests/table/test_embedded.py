@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -30,6 +31,7 @@ from chunkfarm.table.codec import (
 )
 from chunkfarm.table.consensus import ChangeRefused, NotLeader
 from chunkfarm.table.driver import StorageTooSlow
+from chunkfarm.table.embedded import LAST_KNOWN_SECONDS
 from chunkfarm.table.interface import (
     Batch,
     Compacted,
@@ -728,6 +730,24 @@ class ThreeServersTests(ClusterTestCase):
         cluster.run(2)
         assert self.keys("a", stale=True) == [b"k"] and len(self.digests()) == 1
 
+    def test_full_disks_of_all_but_one(self) -> None:
+        """The leader keeps its place: of those that would have to elect another one, only that one could write it."""
+        cluster = self.of("a", "b", "c")
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        with ExitStack() as stack:
+            for id in "ac":
+                stack.enter_context(patch.object(cluster.nodes[id].table._journal, "save", side_effect=full))
+            cluster.nodes["a"].table.transact((), (Put(b"k", b""),)).addErrback(lambda failure: None)
+            terms = set()
+            for _ in range(100):
+                cluster.run(0.1)
+                terms.add((cluster.nodes["a"].table.is_leader, cluster.nodes["a"].table.term))
+            assert len(terms) == 1
+            assert self.keys("b", stale=True) == self.keys("b") == []
+        cluster.run(3)
+        assert self.keys("c") == [b"k"]
+
     def test_full_disk_of_a_follower(self) -> None:
         """Its rows stand still, so whoever reads there is told what the leader has."""
         cluster = self.of("a", "b", "c")
@@ -1044,6 +1064,49 @@ class AnswersTests(ClusterTestCase):
         assert [row.key for row in decode_page(cluster.result(table.answer_read(wide))).rows] == [b"servers/1"]
         page = decode_page(cluster.result(table.answer_read(narrow, allow_secret=True)))
         assert [row.key for row in page.rows] == [b"secret/ca"]
+
+    def test_last_known(self) -> None:
+        """Who holds rows tells another server of them without a leader, secrets left out; who holds none does not."""
+        cluster = self.of("a", "b", "c")
+        for key in (b"files/a", b"secret/ca", b"servers/1"):
+            self.put("a", key)
+        cluster.add("d")
+        cluster.run(1)
+        for id in "ac":
+            cluster.kill(id)
+        cluster.run(5)
+        table, request = cluster.nodes["b"].table, encode_read(ReadRequest(b"", b"", 9))
+        assert self.rows(table.answer_read(request, stale=True)) == [b"files/a", b"servers/1"]
+        narrow = encode_read(ReadRequest(b"secret/", b"", 9))
+        self.failureResultOf(table.answer_read(narrow, stale=True), BadRequest)
+        self.failureResultOf(cluster.nodes["d"].table.answer_read(request, stale=True), NotNow)
+
+    def test_who_knows_most(self) -> None:
+        """A server without rows believes the one whose rows are newest, and waits for nobody who does not answer."""
+        cluster = self.of("a", "b", "c")
+        cluster.hint = "a"
+        cluster.add("d")
+        self.put("a", b"old")
+        cluster.run(1)
+        cluster.kill("c")
+        self.put("a", b"new")
+        cluster.run(1)
+        cluster.kill("a")
+        cluster.restart("c")
+        cluster.silent = True
+        cluster.cut |= {("b", "c"), ("c", "b")}
+        cluster.run(5)
+        assert cluster.leader() is None
+        assert [row.key for row in cluster.result(self.table("d").last_known(b"")).rows] == [b"new", b"old"]
+        cluster.kill("b")
+        assert [row.key for row in cluster.result(self.table("d").last_known(b"")).rows] == [b"old"]
+        cluster.kill("c")
+        failed = self.table("d").last_known(b"")
+        cluster.run(LAST_KNOWN_SECONDS + 0.1)
+        self.failureResultOf(failed, Unavailable)
+
+    def rows(self, answer: Deferred[bytes]) -> list[bytes]:
+        return [row.key for row in decode_page(self.cluster.result(answer)).rows]
 
     def test_malformed(self) -> None:
         """Garbage, and what breaks the limits, is refused before it reaches the log."""

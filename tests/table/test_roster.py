@@ -110,6 +110,9 @@ class ScriptedTable:
     def find(self, key: bytes, stale: bool = False) -> Deferred[Page]:
         return self.read(key, limit=1, stale=stale).addCallback(of_one, key)
 
+    def last_known(self, prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
+        raise NotImplementedError
+
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if self.compacted:
             return fail(Compacted(self.revision))
