@@ -477,9 +477,9 @@ class Startup:
             except FarmError:
                 # A person is editing it.
                 config = parts.config
-            listed = [Address(row.host, row.peer) for row in config.servers if row.id != parts.state.server_id]
-            rows = [server.peer_address for server in parts.servers() if server.id != parts.state.server_id]
-            return list(dict.fromkeys(listed + rows))
+            # Also where this server's own row says: if it has moved, somebody else may listen there now.
+            listed = [Address(row.host, row.peer) for row in config.servers]
+            return list(dict.fromkeys(listed + [server.peer_address for server in parts.servers()]))
 
         me = Candidate(stamp=parts.state.stamp, server_id=parts.state.server_id)
         own = Address(parts.host, parts.config.server.peer.port)

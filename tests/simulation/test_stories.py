@@ -343,6 +343,21 @@ class DiskTests(SynchronousTestCase):
             farm.end()
             assert {server.id for server in farm.servers} == ids and len(farm.voters()) == 3
 
+    def test_disks_change_places_and_nobody_else_is_there(self) -> None:
+        """They find each other without a third: each listens where the rows say that the other one does."""
+        with Stage() as farm:
+            farm.grow(2)
+            farm.until(lambda: len(farm.voters()) == 2, "two vote")
+            farm.remember(farm[1], "before")
+            ids = {server.id for server in farm.servers}
+            for number in (1, 2):
+                farm[number].kill()
+            farm[1].swap_data(farm[2])
+            for number in (1, 2):
+                farm[number].start()
+            farm.end()
+            assert {server.id for server in farm.servers} == ids and len(farm.voters()) == 2
+
     def test_the_disk_of_one_that_lives(self) -> None:
         """A machine that comes back with a copy of another's disk does not start while that one lives."""
         with Stage() as farm:
