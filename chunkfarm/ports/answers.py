@@ -402,7 +402,7 @@ class PeerAnswers:
         def answer(told: bytes) -> Deferred[bytes]:
             if not member:
                 _check_changes(told)
-            return self._table.answer_transact(told, allow_secret=member)
+            return self._table.for_others.transact(told, allow_secret=member)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
@@ -412,7 +412,7 @@ class PeerAnswers:
         def answer(told: bytes) -> Deferred[bytes]:
             if not member:
                 _check_open([codec.decode_read(told).prefix])
-            return self._table.answer_read(told, allow_secret=member, stale=stale)
+            return self._table.for_others.read(told, allow_secret=member, stale=stale)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
@@ -468,7 +468,7 @@ class PeerAnswers:
         def answer(told: bytes) -> Deferred[bytes]:
             if not codec.decode_read(told).prefix.startswith((SERVERS, FARM)):
                 raise commands.BadRequest("only servers/ and farm/ are given out as a table")
-            return self._table.answer_read(told, allow_secret=False)
+            return self._table.for_others.read(told, allow_secret=False)
 
         return Deferred.fromCoroutine(self._asked(server_id, answer, request))
 
@@ -487,7 +487,7 @@ class PeerAnswers:
             raise commands.NotNow(str(error)) from None
 
     def consensus(self, server_id: str, payload: bytes) -> Deferred[None]:
-        return self._table.receive(server_id, payload)
+        return self._table.for_others.receive(server_id, payload)
 
     def forget(self, server_id: str, target: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._forget(server_id, target))

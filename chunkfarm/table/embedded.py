@@ -7,23 +7,19 @@ to know which of the two a server is.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chunkfarm.errors import FarmError, InvalidRequest, LimitExceeded
-from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
-from chunkfarm.model import SECRET
 from chunkfarm.table.borrowed import BorrowedWatch
 from chunkfarm.table.codec import (
-    REQUEST_BYTES_MAX,
     Answer,
     AnswerKind,
     OpenSession,
@@ -31,22 +27,18 @@ from chunkfarm.table.codec import (
     Transaction,
     check_transaction,
     decode_answer,
-    decode_consensus,
     decode_page,
-    decode_read,
-    decode_request,
-    encode_answer,
-    encode_page,
     encode_read,
     encode_request,
-    is_snapshot_page,
 )
-from chunkfarm.table.consensus import LEADER, ChangeRefused, Dropped, NotLeader
+from chunkfarm.table.consensus import LEADER, ChangeRefused, NotLeader
 from chunkfarm.table.courier import Carried, Courier
 from chunkfarm.table.driver import Driver, Lost
+from chunkfarm.table.for_others import ForOthers
 from chunkfarm.table.framing import CodecError
 from chunkfarm.table.interface import (
     KEY_BYTES_MAX,
+    READ_LIMIT_MAX,
     Compacted,
     Compare,
     Conflict,
@@ -64,9 +56,9 @@ from chunkfarm.table.interface import (
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.lines import Past
 from chunkfarm.table.links_interface import IConsensusLinks
-from chunkfarm.table.objections import objection
+from chunkfarm.table.own_rows import OwnRows
 from chunkfarm.table.progress import REPLICATE, Progress
-from chunkfarm.table.records import Configuration, Message, MessageKind, Reasons
+from chunkfarm.table.records import Configuration, Message, Reasons
 from chunkfarm.table.sessions import Session, Sessions
 from chunkfarm.table.threads import Gathered, OneThread, RunBlocking
 from chunkfarm.threads import Threads
@@ -76,18 +68,10 @@ __all__ = ["ChangeRefused", "EmbeddedTable", "IConsensusLinks", "NotLeader"]
 PATIENCE = 15.0
 """Seconds for which a transaction or a read looks for a leader: longer than elections, shorter than the 20 s after
 which the command line asks another server, so that it still hears why there is none."""
-ANSWER_PATIENCE = 8.0
-"""Seconds for what another server sent on: it gives up after 10 (`over_peers`), and should hear why before that."""
 LAST_KNOWN_SECONDS = 1.0
 """For those that hold rows to say what they last knew: somebody waits who has waited for a leader before."""
 CAUGHT_UP_LAG = 256
 """Entries by which a member may lag and still count as caught up: what is under way on a busy farm."""
-SHOWN_MAX = 60
-"""Characters of a name in the log that a peer has made up."""
-READ_LIMIT_MAX = 100_000
-"""Rows one read may ask for. A page ends earlier anyway, by its bytes."""
-
-T = TypeVar("T")
 
 
 def _forget(_: Failure) -> None:
@@ -132,7 +116,6 @@ class EmbeddedTable:
         `on_committed` is told of each transaction of this server that took effect, and how many seconds it took.
         """
         self._on_committed = on_committed
-        self._observe = observe
         self.id = server_id
         self._links = links
         self._clock = clock
@@ -165,6 +148,9 @@ class EmbeddedTable:
             on_fatal=on_fatal,
             write_limit=write_limit,
         )
+        self._rows = OwnRows(self._driver, journal)
+        self.for_others = ForOthers(self, self._driver, self._rows, clock, observe)
+        """What other servers ask of it."""
 
     def _thread(self, name: str) -> OneThread:
         thread = OneThread(self._clock, name, self._make_threads)
@@ -456,7 +442,7 @@ class EmbeddedTable:
             return Deferred.fromCoroutine(self._read(ReadRequest(prefix, after, limit)))
         if not self.holds_rows:
             return fail(Unavailable("this server holds no rows"))
-        return Deferred.fromCoroutine(self._read_here(ReadRequest(prefix, after, limit)))
+        return Deferred.fromCoroutine(self._rows.read(ReadRequest(prefix, after, limit)))
 
     def last_known(self, prefix: bytes, after: bytes = b"", limit: int = 1000) -> Deferred[Page]:
         if self.holds_rows:
@@ -470,7 +456,7 @@ class EmbeddedTable:
             return Deferred.fromCoroutine(self._find(key))
         if not self.holds_rows:
             return fail(Unavailable("this server holds no rows"))
-        return Deferred.fromCoroutine(self._find_here(key))
+        return Deferred.fromCoroutine(self._rows.find(key))
 
     def watch(self, prefix: bytes, from_revision: int) -> Deferred[IWatch]:
         if self._driver.stopped:
@@ -560,10 +546,10 @@ class EmbeddedTable:
     # -- reads -------------------------------------------------------------------------------------------
 
     async def _read(self, request: ReadRequest) -> Page:
-        return await self._ask(request, lambda: self._read_current(request))
+        return await self._ask(request, lambda: self._rows.read_current(request))
 
     async def _find(self, key: bytes) -> Page:
-        return of_one(await self._ask(ReadRequest(key, b"", 1), lambda: self._find_current(key)), key)
+        return of_one(await self._ask(ReadRequest(key, b"", 1), lambda: self._rows.find_current(key)), key)
 
     async def _ask(self, request: ReadRequest, here: Callable[[], Coroutine[Any, Any, Page]]) -> Page:
         """What the leader says, or, on a member, what is read here once the leader has said from where on it may be."""
@@ -593,147 +579,3 @@ class EmbeddedTable:
         if not pages:
             raise Unavailable("this server holds no rows, and nobody who does answers")
         return max(pages, key=lambda page: page.revision)
-
-    async def _read_current(self, request: ReadRequest, secrets: bool = True) -> Page:
-        await self._driver.read_index()
-        return await self._read_here(request, secrets)
-
-    async def _find_current(self, key: bytes) -> Page:
-        rows = self._driver.rows
-        ahead: Deferred[object] | None = None
-        if rows.find(key) is None:
-            # Meanwhile the leader is asked. What comes of it goes among the recent rows, and counts only from there.
-            ahead = self._fetch(key).addErrback(lambda _: None)
-        await self._driver.read_index()
-        if ahead is not None and rows.find(key) is None:
-            await ahead
-        return await self._find_here(key)
-
-    async def _find_here(self, key: bytes) -> Page:
-        """The row as it is by all that is applied here."""
-        if self._driver.stopped:
-            raise TableClosed("this server's part of the table is closed")
-        return self._driver.rows.find(key) or await self._fetch(key)
-
-    def _fetch(self, key: bytes) -> Deferred[Page]:
-        """Read the row from the journal, and remember it."""
-
-        def read(page: Page) -> Page:
-            found = of_one(page, key)
-            self._driver.rows.read(key, found)
-            return found
-
-        return self._driver.reading(lambda: self._journal.read(key, b"", 1)).addCallback(read)
-
-    async def _read_here(self, request: ReadRequest, secrets: bool = True) -> Page:
-        if self._driver.stopped:
-            raise TableClosed("this server's part of the table is closed")
-        return await self._driver.reading(
-            lambda: self._journal.read(request.prefix, request.after, request.limit, secrets=secrets)
-        )
-
-    # -- what other servers ask --------------------------------------------------------------------------
-
-    def receive(self, sender: str, payload: bytes) -> Deferred[None]:
-        """Take a payload of `Consensus`. `sender` is the server that the certificate of the link names.
-
-        A message of the core never fails (what is wrong with it is logged, and it is lost). A page of a
-        snapshot fires when it is written, and fails with `BadRequest` or `NotNow`.
-        """
-        if is_snapshot_page(payload):
-            return self._driver.receive_page(sender, payload)
-        try:
-            message = decode_consensus(payload)
-        except CodecError as error:
-            self._log.warn("A message of {sender} makes no sense: {error}", sender=sender, error=error)
-            return succeed(None)
-        assert isinstance(message, Message)
-        if message.sender != sender or message.to != self.id or message.kind is MessageKind.SNAPSHOT:
-            # What it says instead may be anything, and does not belong into a line of the log as it stands.
-            self._log.warn(
-                "A message from {claimed!r} to {to!r} came from {sender}, and is ignored.",
-                claimed=message.sender[:SHOWN_MAX],
-                to=message.to[:SHOWN_MAX],
-                sender=sender,
-            )
-            return succeed(None)
-        core = self._driver.core
-        why = objection(message, core.term)
-        if why:
-            self._log.warn("A message of {sender} makes no sense: {why}.", sender=sender, why=why)
-            return succeed(None)
-        self._observe(message, core.term, core.answers)
-        self._driver.step(message)
-        return succeed(None)
-
-    def answer_transact(self, request: bytes, *, allow_secret: bool = False) -> Deferred[bytes]:
-        """Do what another server sent on. Fails with `NotFirst` (text: `{"id": ...}`), `NotNow` or `BadRequest`.
-
-        Without `allow_secret` a transaction that touches `secret/` is a `BadRequest`.
-        """
-        return Deferred.fromCoroutine(self._answer_transact(request, allow_secret))
-
-    async def _answer_transact(self, request: bytes, allow_secret: bool) -> bytes:
-        self._must_lead()
-        try:
-            decoded = decode_request(request)
-            if isinstance(decoded, Transaction):
-                check_transaction(decoded.compares, decoded.operations)
-        except (CodecError, FarmError) as error:
-            raise BadRequest(str(error)) from error
-        if len(request) > REQUEST_BYTES_MAX:
-            raise BadRequest("the transaction is too large")
-        if isinstance(decoded, Transaction) and not allow_secret:
-            keys = (item.key for item in (*decoded.compares, *decoded.operations))
-            if any(key.startswith(SECRET) for key in keys):
-                raise BadRequest("secret rows are for masters alone")
-        answer = await self._for_another(self._driver.propose(request))
-        return encode_answer(answer)
-
-    def answer_read(self, request: bytes, *, allow_secret: bool = False, stale: bool = False) -> Deferred[bytes]:
-        """Read for another server, linearizably, or `stale` from the rows here; failures as in `answer_transact`.
-
-        Without `allow_secret` a read of `secret/` is a `BadRequest`, and a wider one leaves those rows out.
-        """
-        return Deferred.fromCoroutine(self._answer_read(request, allow_secret, stale))
-
-    async def _answer_read(self, request: bytes, allow_secret: bool, stale: bool) -> bytes:
-        if not stale:
-            self._must_lead()
-        elif not self.holds_rows:
-            raise NotNow("this server holds no rows")
-        try:
-            decoded = decode_read(request)
-        except CodecError as error:
-            raise BadRequest(str(error)) from error
-        if decoded.limit > READ_LIMIT_MAX:
-            raise BadRequest(f"a read asks for at most {READ_LIMIT_MAX} rows")
-        if decoded.prefix.startswith(SECRET) and not allow_secret:
-            raise BadRequest("secret rows are for masters alone")
-        read = self._read_here if stale else self._read_current
-        return encode_page(await self._for_another(Deferred.fromCoroutine(read(decoded, allow_secret))))
-
-    def _must_lead(self) -> None:
-        if self._driver.stopped:
-            raise NotNow("this server is stopping")
-        if not self.is_leader:
-            raise self._not_first()
-        if not self.has_quorum:
-            raise NotNow("the first of the farm hears no majority of the masters")
-
-    def _not_first(self) -> NotFirst:
-        leader = self.leader
-        return NotFirst(json.dumps({"id": leader} if leader and leader != self.id else {}))
-
-    async def _for_another(self, work: Deferred[T]) -> T:
-        """Turn what can go wrong here into what the peer port may say."""
-        try:
-            return await work.addTimeout(ANSWER_PATIENCE, self._clock)
-        except (NotLeader, Lost):
-            raise self._not_first() from None
-        except Dropped as error:
-            raise NotNow(str(error)) from None
-        except TimeoutError:
-            raise NotNow("no majority of the masters answered in time") from None
-        except TableError as error:
-            raise NotNow(str(error)) from None

@@ -10,6 +10,8 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
+READ_LIMIT_MAX = 100_000
+"""Rows one read may ask for. A page ends earlier anyway, by its bytes."""
 KEY_BYTES_MAX = 1200
 """A file name of 1,024 bytes with its prefix fits."""
 VALUE_BYTES_MAX = 16 * 1024

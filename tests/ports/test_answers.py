@@ -84,13 +84,14 @@ class FakeEngine:
     def __init__(self) -> None:
         self.secret_reads: list[bool] = []
         self.stale_reads: list[bool] = []
+        self.for_others = self
         self.secret_writes: list[bool] = []
 
-    def answer_transact(self, request: bytes, allow_secret: bool = False) -> Deferred[bytes]:
+    def transact(self, request: bytes, allow_secret: bool = False) -> Deferred[bytes]:
         self.secret_writes.append(allow_secret)
         return succeed(request)
 
-    def answer_read(self, request: bytes, allow_secret: bool, stale: bool = False) -> Deferred[bytes]:
+    def read(self, request: bytes, allow_secret: bool, stale: bool = False) -> Deferred[bytes]:
         self.secret_reads.append(allow_secret)
         self.stale_reads.append(stale)
         return succeed(request)

@@ -16,10 +16,10 @@ from attrs import frozen
 from chunkfarm import by_hand
 from chunkfarm.history import History
 from chunkfarm.table.driver import Driver
-from chunkfarm.table.embedded import EmbeddedTable
-from chunkfarm.table.interface import Page, Row
+from chunkfarm.table.interface import Row
 from chunkfarm.table.journal import Journal
 from chunkfarm.table.leadership import Leadership
+from chunkfarm.table.own_rows import OwnRows
 from chunkfarm.table.recent_rows import RecentRows
 from chunkfarm.table.watches import WatchHub
 from tests.simulation.divided import LineSimulation
@@ -47,10 +47,7 @@ def _never_full() -> AbstractContextManager[Any]:
 def _reads_at_home() -> AbstractContextManager[Any]:
     """A server answers reads from its own rows alone, without asking who leads now."""
 
-    async def read(self: EmbeddedTable, request: Any, secrets: bool = True) -> Page:
-        return await self._read_here(request, secrets)
-
-    return patch.object(EmbeddedTable, "_read_current", read)
+    return patch.object(OwnRows, "read_current", OwnRows.read)
 
 
 def _keeps_old_rows() -> AbstractContextManager[Any]:

@@ -90,13 +90,13 @@ class MemoryLinks:
 
     def call(self, to: str, payload: bytes) -> Deferred[None]:
         self._cluster.pages += 1
-        return self._ask(to, lambda node: node.table.receive(self._id, payload))
+        return self._ask(to, lambda node: node.table.for_others.receive(self._id, payload))
 
     def transact(self, to: str, request: bytes) -> Deferred[bytes]:
-        return self._ask(to, lambda node: node.table.answer_transact(request))
+        return self._ask(to, lambda node: node.table.for_others.transact(request))
 
     def read(self, to: str, request: bytes, stale: bool = False) -> Deferred[bytes]:
-        return self._ask(to, lambda node: node.table.answer_read(request, stale=stale))
+        return self._ask(to, lambda node: node.table.for_others.read(request, stale=stale))
 
     def holders(self) -> tuple[str, ...]:
         return tuple(id for id in self._cluster.nodes if id != self._id)
@@ -184,7 +184,7 @@ class Cluster:
 
     def deliver(self, sender: str, to: str, payload: bytes) -> None:
         if not self.lost(sender, to):
-            self.nodes[to].table.receive(sender, payload)
+            self.nodes[to].table.for_others.receive(sender, payload)
 
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds / STEP)):

@@ -392,7 +392,7 @@ class OneServerTests(ClusterTestCase):
         for late in (node.table.transact((), (Put(b"l", b""),)), node.table.read(b""), node.table.watch(b"", 0)):
             assert isinstance(late, Deferred)
             self.failureResultOf(late, TableClosed)
-        self.failureResultOf(node.table.answer_transact(encode_request(OpenSession("x"))), NotNow)
+        self.failureResultOf(node.table.for_others.transact(encode_request(OpenSession("x"))), NotNow)
         # What the disk had begun may be there; whoever asked was not told so.
         node.alive = False
         cluster.restart("a")
@@ -1017,7 +1017,7 @@ class CatchUpTests(ClusterTestCase):
         self.successResultOf(self.receive("c", "a", page))
 
     def receive(self, to: str, sender: str, payload: bytes) -> Deferred[None]:
-        return self.cluster.nodes[to].table.receive(sender, payload)
+        return self.cluster.nodes[to].table.for_others.receive(sender, payload)
 
 
 class AnswersTests(ClusterTestCase):
@@ -1027,18 +1027,18 @@ class AnswersTests(ClusterTestCase):
         return encode_request(Transaction("x", epoch, 1, 0, (), tuple(Put(key, b"") for key in keys)))
 
     def answer(self, id: str, request: bytes, **options: bool) -> Answer:
-        return decode_answer(self.cluster.result(self.cluster.nodes[id].table.answer_transact(request, **options)))
+        return decode_answer(self.cluster.result(self.cluster.nodes[id].table.for_others.transact(request, **options)))
 
     def test_only_the_leader(self) -> None:
         """Others name the leader."""
         cluster = self.of("a", "b", "c")
         for answer in (
-            cluster.nodes["b"].table.answer_transact(encode_request(OpenSession("x"))),
-            cluster.nodes["b"].table.answer_read(encode_read(ReadRequest(b"", b"", 9))),
+            cluster.nodes["b"].table.for_others.transact(encode_request(OpenSession("x"))),
+            cluster.nodes["b"].table.for_others.read(encode_read(ReadRequest(b"", b"", 9))),
         ):
             assert str(self.failureResultOf(answer, NotFirst).value) == '{"id": "a"}'
         cluster.add("d")
-        answer = cluster.nodes["d"].table.answer_transact(encode_request(OpenSession("x")))
+        answer = cluster.nodes["d"].table.for_others.transact(encode_request(OpenSession("x")))
         assert str(self.failureResultOf(answer, NotFirst).value) == "{}"
 
     def test_the_leader_answers(self) -> None:
@@ -1048,21 +1048,23 @@ class AnswersTests(ClusterTestCase):
         assert opened.kind is AnswerKind.OPENED
         done = self.answer("a", self.request(opened.revision, b"k"))
         assert done.kind is AnswerKind.DONE
-        page = decode_page(cluster.result(cluster.nodes["a"].table.answer_read(encode_read(ReadRequest(b"", b"", 9)))))
+        asked = cluster.nodes["a"].table.for_others.read(encode_read(ReadRequest(b"", b"", 9)))
+        page = decode_page(cluster.result(asked))
         assert [(row.key, row.revision) for row in page.rows] == [(b"k", done.revision)]
 
     def test_secrets(self) -> None:
         """Secret rows are neither read nor touched for a server that may not; wide reads leave them out."""
         cluster = self.of("a")
         epoch = self.answer("a", encode_request(OpenSession("x"))).revision
-        self.failureResultOf(cluster.nodes["a"].table.answer_transact(self.request(epoch, b"secret/ca")), BadRequest)
+        answers = cluster.nodes["a"].table.for_others
+        self.failureResultOf(answers.transact(self.request(epoch, b"secret/ca")), BadRequest)
         request = self.request(epoch, b"secret/ca", b"servers/1", b"rest")
         assert self.answer("a", request, allow_secret=True).kind is AnswerKind.DONE
         narrow, wide = (encode_read(ReadRequest(prefix, b"", 2)) for prefix in (b"secret/", b"s"))
         table = cluster.nodes["a"].table
-        self.failureResultOf(table.answer_read(narrow), BadRequest)
-        assert [row.key for row in decode_page(cluster.result(table.answer_read(wide))).rows] == [b"servers/1"]
-        page = decode_page(cluster.result(table.answer_read(narrow, allow_secret=True)))
+        self.failureResultOf(table.for_others.read(narrow), BadRequest)
+        assert [row.key for row in decode_page(cluster.result(table.for_others.read(wide))).rows] == [b"servers/1"]
+        page = decode_page(cluster.result(table.for_others.read(narrow, allow_secret=True)))
         assert [row.key for row in page.rows] == [b"secret/ca"]
 
     def test_last_known(self) -> None:
@@ -1076,10 +1078,10 @@ class AnswersTests(ClusterTestCase):
             cluster.kill(id)
         cluster.run(5)
         table, request = cluster.nodes["b"].table, encode_read(ReadRequest(b"", b"", 9))
-        assert self.rows(table.answer_read(request, stale=True)) == [b"files/a", b"servers/1"]
+        assert self.rows(table.for_others.read(request, stale=True)) == [b"files/a", b"servers/1"]
         narrow = encode_read(ReadRequest(b"secret/", b"", 9))
-        self.failureResultOf(table.answer_read(narrow, stale=True), BadRequest)
-        self.failureResultOf(cluster.nodes["d"].table.answer_read(request, stale=True), NotNow)
+        self.failureResultOf(table.for_others.read(narrow, stale=True), BadRequest)
+        self.failureResultOf(cluster.nodes["d"].table.for_others.read(request, stale=True), NotNow)
 
     def test_who_knows_most(self) -> None:
         """A server without rows believes the one whose rows are newest, and waits for nobody who does not answer."""
@@ -1116,20 +1118,20 @@ class AnswersTests(ClusterTestCase):
         large = encode_request(Transaction("x", 1, 1, 0, (), (Put(b"k", bytes(20_000)),)))
         long_name = encode_request(OpenSession("x" * 60_000))
         for request in (b"", b"garbage", large, long_name):
-            self.failureResultOf(table.answer_transact(request), BadRequest)
+            self.failureResultOf(table.for_others.transact(request), BadRequest)
         for request in (b"", encode_read(ReadRequest(b"", b"", 10**9))):
-            self.failureResultOf(table.answer_read(request), BadRequest)
+            self.failureResultOf(table.for_others.read(request), BadRequest)
         assert table.last_index == last
 
     def test_without_a_majority(self) -> None:
         """A leader of two whose follower is silent says that it cannot now."""
         cluster = self.of("a", "b")
         cluster.kill("b")
-        opening = cluster.nodes["a"].table.answer_transact(encode_request(OpenSession("x")))
+        opening = cluster.nodes["a"].table.for_others.transact(encode_request(OpenSession("x")))
         cluster.run(9)
         self.failureResultOf(opening, NotNow)
         assert cluster.nodes["a"].table.is_leader and not cluster.nodes["a"].table.has_quorum
-        self.failureResultOf(cluster.nodes["a"].table.answer_transact(encode_request(OpenSession("x"))), NotNow)
+        self.failureResultOf(cluster.nodes["a"].table.for_others.transact(encode_request(OpenSession("x"))), NotNow)
 
     def test_impostor(self) -> None:
         """A message counts only if it names the server whose certificate the link showed."""
@@ -1142,7 +1144,7 @@ class AnswersTests(ClusterTestCase):
         ):
             snapshot = SnapshotMeta(99, 9, Configuration({"c"})) if kind is MessageKind.SNAPSHOT else None
             message = Message(kind=kind, sender=sender, to=to, term=term + 5, snapshot=snapshot)
-            self.successResultOf(cluster.nodes["b"].table.receive("c", encode_message(message)))
-        self.successResultOf(cluster.nodes["b"].table.receive("c", b"garbage"))
+            self.successResultOf(cluster.nodes["b"].table.for_others.receive("c", encode_message(message)))
+        self.successResultOf(cluster.nodes["b"].table.for_others.receive("c", b"garbage"))
         assert cluster.nodes["b"].table.term == term
         assert cluster.nodes["b"].fatal == []

@@ -235,7 +235,7 @@ class ReceivedTests(ClusterTestCase):
     def forge(self, **fields: Any) -> None:
         """Server b says something to the leader, a."""
         message = Message(**{"sender": "b", "to": "a", "term": self.node.table.term + 1, **fields})
-        self.cluster.result(self.node.table.receive("b", encode_message(message)))
+        self.cluster.result(self.node.table.for_others.receive("b", encode_message(message)))
 
     def setUp(self) -> None:
         self.cluster = self.of("a", "b", "c")
@@ -270,7 +270,7 @@ class ReceivedTests(ClusterTestCase):
         meta = SnapshotMeta(1000, term + 5, Configuration("ab"))
         page = SnapshotPage(stream=1, sequence=0, term=term, meta=meta, records=b"", last=True)
         with pytest.raises(BadRequest, match="makes no sense"):
-            self.cluster.result(self.node.table.receive("b", encode_snapshot_page(page)))
+            self.cluster.result(self.node.table.for_others.receive("b", encode_snapshot_page(page)))
         assert self.put("a", b"k")
 
 
