@@ -143,7 +143,7 @@ class LooseChunks:
             raise
 
     def take(self, temporary: str, digest: bytes) -> None:
-        """Rename a durable file into its place, unless the chunk is there, and make the name durable."""
+        """Rename a durable file into its place, over one that may be there, and make the name durable."""
         path = self.path(digest)
         try:
             with self._lock:
@@ -152,13 +152,11 @@ class LooseChunks:
                     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                     sync_directory(self._directory)
                     self._directories.add(digest[0])
-                if self.length(digest) is None:
-                    before = os.stat(path).st_size if os.path.exists(path) else 0
-                    self._unsettled.add(digest)
-                    os.rename(temporary, path)
-                    self._adjust(digest, os.stat(path).st_size - before)
-                else:
-                    os.unlink(temporary)
+                # What was there may be damaged, and nobody has read it just now.
+                before = os.stat(path).st_size if os.path.exists(path) else 0
+                self._unsettled.add(digest)
+                os.rename(temporary, path)
+                self._adjust(digest, os.stat(path).st_size - before)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

@@ -108,6 +108,7 @@ class Packs:
     """The packs of one store. `room(bytes)` raises `Full` if there is no room for so many more.
 
     `promise(digests)` is called before it is looked which of them are here already: they are not deleted after that.
+    `is_right(digest)` says whether a chunk that is here can be read whole; it has put it aside if not.
     """
 
     def __init__(
@@ -117,8 +118,10 @@ class Packs:
         room: Callable[[int], None],
         promise: Callable[[Sequence[bytes]], None] = lambda digests: None,
         now: Callable[[], int] = lambda: 0,
+        is_right: Callable[[bytes], bool] = lambda digest: True,
     ) -> None:
         """`now` is the wall clock in ms."""
+        self._is_right = is_right
         self._directory = directory
         self._index = index
         self._room = room
@@ -423,7 +426,9 @@ class Packs:
             answers.append(found)
             new[found] = data
         self._promise(list(new))
-        return answers, {found: data for found, data in new.items() if self.place(found) is None}
+        return answers, {
+            found: data for found, data in new.items() if self.place(found) is None or not self._is_right(found)
+        }
 
     def _write(self, chunks: list[tuple[bytes, bytes]], in_reserve: bool = False) -> None:
         records = [_head(digest, data) + data for digest, data in chunks]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -37,7 +38,7 @@ from chunkfarm.chunks.promises import Promises
 from chunkfarm.chunks.read_memory import ReadMemory
 from chunkfarm.chunks.verified import Verified
 from chunkfarm.durable import is_broken, is_full, sync_directory
-from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch
+from chunkfarm.errors import Full, InvalidRequest, LimitExceeded, Mismatch, NotFound
 from chunkfarm.model import CHUNK_SIZE_MAX, DIGEST_LENGTH, GIB, FarmOptions, digest_of
 
 __all__ = ["ChunkStore", "DamagedChunk", "Space"]
@@ -117,7 +118,11 @@ class ChunkStore:
         self._promises = Promises(Pins(self._index, seconds, grace), self._lock)
         self._loose = LooseChunks(self._directory, self._lock)
         self._verified = Verified(self._index, now)
-        self._packs = Packs(f"{self._directory}/packs", self._index, self._check_room, self._promises.keep, now)
+        self._found_damaged: deque[tuple[bytes, str]] = deque()
+        """What was found damaged by a thread that stored the same chunk anew."""
+        self._packs = Packs(
+            f"{self._directory}/packs", self._index, self._check_room, self._promises.keep, now, self._is_right
+        )
         self._packing = Packing(self._packs, self._append, run_in_thread, self._report)
 
     def start(self) -> Deferred[None]:
@@ -147,6 +152,8 @@ class ChunkStore:
     def put(self, digest: bytes | None, data: Buffer, *, checked: bool = False) -> Deferred[bytes]:
         """Store a chunk; fires with its digest once it is durable. A chunk that is here already is not rewritten.
 
+        But it is read first: who brings the bytes relies on the copy from then on, and a damaged one is put aside.
+
         It is kept for `collect_grace` from then on, if only that was promised; so it is not collected meanwhile.
 
         With `checked` the caller has computed `digest` from these very bytes, and they are not hashed again.
@@ -154,8 +161,10 @@ class ChunkStore:
         with `LimitExceeded` for more than `CHUNK_SIZE_MAX`; nothing is left behind then.
         """
         if len(data) <= self._packed_most:
-            return self._packing.put(digest, data, checked).addCallbacks(self._stored, self._failed)
-        return self._run(self._put, digest, data, checked).addCallback(self._stored)
+            put = self._packing.put(digest, data, checked).addCallbacks(self._stored, self._failed)
+        else:
+            put = self._run(self._put, digest, data, checked).addCallback(self._stored)
+        return put.addBoth(self._tell_damage)
 
     def open(self, digest: bytes, offset: int = 0, length: int | None = None) -> Deferred[ChunkReader]:
         """Verified pieces of a chunk (to its end if `length` is None); the first is verified when this fires.
@@ -332,8 +341,9 @@ class ChunkStore:
             if self._whole(digest) is not None:
                 if not checked and digest_of(data) != digest:
                     raise Mismatch(f"the bytes do not have the digest {digest.hex()}")
-                self._loose.settle(digest)
-                return digest
+                if self._is_right(digest):
+                    self._loose.settle(digest)
+                    return digest
         self._check_room(length + trailer_length(length))
         try:
             try:
@@ -346,6 +356,17 @@ class ChunkStore:
             if is_full(error):
                 raise Full(f"this server's disk is full: {error}") from error
             raise
+
+    def _is_right(self, digest: bytes) -> bool:
+        """Whether the copy that is here has the right bytes; one that has not is put aside, and told of later."""
+        try:
+            self._check(digest, note=True)
+        except DamagedChunk as error:
+            self._found_damaged.append((digest, str(error)))
+            return False
+        except NotFound:
+            return False
+        return True
 
     def _write(self, digest: bytes | None, data: Buffer, checked: bool) -> bytes:
         temporary, digest = self._loose.write(digest, data, checked)
@@ -591,6 +612,11 @@ class ChunkStore:
     def _stored(self, digest: bytes) -> bytes:
         self._on_stored(digest)
         return digest
+
+    def _tell_damage(self, result: T) -> T:
+        while self._found_damaged:
+            self._report(*self._found_damaged.popleft())
+        return result
 
     def _report(self, digest: bytes, reason: str) -> None:
         self._log.error("chunk {digest} was put aside: {reason}", digest=digest.hex(), reason=reason)

@@ -105,11 +105,10 @@ class PutTests(StoreTestCase):
         assert self.read(store, digest) == b"data"
 
     def test_not_rewritten(self) -> None:
-        """A chunk that is here already is not written again."""
+        """A chunk that is here already, and right, is not written again."""
         store = self.store()
         digest = self.put(store, b"data")
         before = self.path(digest).stat().st_ino
-        self.put(store, b"data")
         self.successResultOf(store.put(digest, b"data"))
         assert self.path(digest).stat().st_ino == before
         assert self.leftovers() == []
@@ -285,6 +284,33 @@ class DamageTests(StoreTestCase):
             self.failureResultOf(store.open(digest), OSError)
         assert self.read(store, digest) == b"data"
         assert self.damaged == []
+
+    def test_stored_again(self) -> None:
+        """Who brings a chunk of which there is a damaged copy is not told that it is here: the copy is made anew."""
+        for store, data in ((self.store(), pattern(2000)), (self.store(packed_most=1000), pattern(100))):
+            for named in (True, False):
+                digest = self.put(store, data)
+                if len(data) > 1000:
+                    self.flip(digest, 0)
+                else:
+                    self.flip_packed(data)
+                self.damaged.clear()
+                assert self.successResultOf(store.put(digest if named else None, data)) == digest
+                assert self.read(store, digest) == data
+                assert self.successResultOf(store.check(digest)) == len(data)
+                if named or len(data) <= 1000:
+                    assert [found for found, _ in self.damaged] == [digest]
+        assert len(os.listdir(self.directory / "quarantine")) == 3
+
+    def test_stored_again_without_room(self) -> None:
+        """Damage that was found so is told of also if there is no room for a good copy."""
+        free = [GIB]
+        store = self.store(free=lambda: free[0])
+        digest = self.put(store, pattern(2000))
+        self.flip(digest, 0)
+        free[0] = 0
+        self.failureResultOf(store.put(digest, pattern(2000)), Full)
+        assert [found for found, _ in self.damaged] == [digest]
 
     def test_good_one_stays(self) -> None:
         """Who reads a damaged file puts aside that file, not the good one that has taken its place."""
