@@ -24,7 +24,7 @@ import chunkfarm
 from chunkfarm.config import Config, read_config
 from chunkfarm.drill.ports import ReservedPorts
 from chunkfarm.drill.servers import environment as inherited
-from tests.slow.line_socket import Hello, LineSocket, Reply, link_to
+from tests.slow.line_socket import Hello, LineSocket, Refused, Reply, link_to
 
 ROOT = Path(chunkfarm.__file__).resolve().parents[1]
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
@@ -237,14 +237,21 @@ class RealFarm:
     # What is true now.
 
     def wait_for(self, predicate: Callable[[], T | None], seconds: float, what: str) -> T:
-        """What `predicate` gives as soon as it is true; fails, with the logs, after that time."""
+        """What `predicate` gives as soon as it is true; fails, with the logs, after that time.
+
+        A server that does not answer, or answers that it cannot yet, has not said no: it is asked again.
+        """
         deadline = time.monotonic() + seconds
         while True:
-            value = predicate()
+            last: T | Exception | None
+            try:
+                value = last = predicate()
+            except (OSError, Refused) as error:
+                value, last = None, error
             if value:
                 return value
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {seconds:g} s: {what} (last: {value!r})\n{self.tails()}")
+                raise AssertionError(f"not within {seconds:g} s: {what} (last: {last!r})\n{self.tails()}")
             time.sleep(POLL_SECONDS)
 
     def wait_serving(self, *names: str, seconds: float = START_SECONDS) -> None:

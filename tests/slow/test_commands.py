@@ -73,7 +73,7 @@ class CommandTests(FarmTestCase):
         get.stdout.close()
         assert (get.wait(PATIENCE), get.stderr.read()) == (141, b"")
         farm.kill9("beta")
-        farm.wait_for(lambda: farm.states("alpha")["beta"] == "down", PATIENCE, "beta is called down")
+        farm.wait_for(lambda: farm.states("alpha").get("beta") == "down", PATIENCE, "beta is called down")
         master, terminal = pty.openpty()
         self.addCleanup(os.close, master)
         asks = self.begin(farm, "forget", "beta", stdin=terminal)
