@@ -18,6 +18,9 @@ GRACE = 3.0
 OPTIONS = f"master_grace = {GRACE:g}s"
 SECONDS_MORE = 6.0
 """Beside `GRACE`: rounds of duties and reports, an election, and a machine that has other things to do."""
+SILENT_BEFORE = 1.0
+"""By which the last answer of a server may be older than its end: silence counts from there, and on a busy machine it
+does not answer ten times a second."""
 
 REFUSED_SECONDS = 45.0
 """A write that comes while nobody leads waits 30 s for a leader before it is refused."""
@@ -44,12 +47,12 @@ class TwoServersTests(FarmTestCase):
     def test_the_second_is_killed(self) -> None:
         """The first goes on alone after `master_grace`; the second comes back as one more copy."""
         farm = self.make_pair()
-        farm.kill9("beta")
         killed = time.monotonic()
+        farm.kill9("beta")
 
         farm.wait_copies("alpha", 1, GRACE + SECONDS_MORE)
         alone = time.monotonic() - killed
-        assert alone >= GRACE
+        assert alone >= GRACE - SILENT_BEFORE
         print(f"alone after {alone:.1f} s")
         self.put(farm, "meanwhile")
 
@@ -75,8 +78,8 @@ class TwoServersTests(FarmTestCase):
         farm = self.make_pair()
         with Writer(farm, "beta") as writer:
             farm.wait_for(lambda: len(writer.taken) > 20, 10, "writes are taken")
-            farm.kill9("alpha")
             killed = time.monotonic()
+            farm.kill9("alpha")
 
             farm.wait_for(
                 lambda: farm.status("beta").get("first") == "beta", GRACE + SECONDS_MORE, "beta leads, and serves"
