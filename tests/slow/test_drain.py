@@ -32,7 +32,7 @@ class DrainTests(FarmTestCase):
         assert refused.returncode == 3, refused
         begun = farm.cli("drain", "alpha")
         assert begun.returncode == 0 and "alpha" in begun.stdout, begun
-        assert farm.states("delta")["alpha"] == "draining"
+        farm.wait_for(lambda: farm.states("delta").get("alpha") == "draining", 10, "delta has heard of it")
         farm.kill9("alpha")
         farm.start("alpha")
         farm.wait_serving("alpha")

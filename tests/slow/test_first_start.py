@@ -39,8 +39,8 @@ class StartTogetherTests(FarmTestCase):
             assert hello is not None and hello.fields["farm"] == identity, f"{name} is of another farm: {hello}"
         farm.wait_for(lambda: sorted(farm.listed()) == TOGETHER, 10, "config.ini lists ten servers")
         assert farm.config().farm.id == identity
+        farm.wait_for(lambda: sorted(farm.states(TOGETHER[0])) == TOGETHER, 10, f"{TOGETHER[0]} has heard of all")
         rows = farm.rows(TOGETHER[0])
-        assert sorted(row["name"] for row in rows) == TOGETHER
         assert len({row["id"] for row in rows}) == 10
         assert [row["role"] for row in rows].count("first") == 1
         assert len(list(farm.directory.glob("*/admin.key"))) == 1, "more than one server founded a farm"

@@ -67,6 +67,8 @@ class FirstDiesTests(FarmTestCase):
         assert fetched.returncode == 0, fetched.stderr
         assert digest_of(farm.directory / "out" / "new") == new
 
+        # A junior that was quicker to be elected hands over to beta.
+        farm.wait_for(lambda: farm.status("beta")["first"] == "beta", 30, "beta leads")
         told = farm.cli("who")
         assert told.returncode == 0, told.stderr
         assert told.stdout.startswith("beta leads the farm."), told.stdout
@@ -128,7 +130,7 @@ class AllDieTests(FarmTestCase):
                 "a write is taken",
             )
             # Who is back before the first change is made keeps its place, in whatever order they were started.
-            assert farm.states("alpha") == dict.fromkeys(names, "up")
+            farm.wait_for(lambda: farm.states("alpha") == dict.fromkeys(names, "up"), 10, "alpha has heard of all")
             assert list(farm.states("alpha")) == list(names), f"the order is {list(farm.states('alpha'))}"
         listed = [row["name"] for row in farm.ask("gamma", "LIST home/turn-").parsed]
         assert listed == [f"home/turn-{turn}" for turn in range(6)]

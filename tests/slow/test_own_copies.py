@@ -66,7 +66,7 @@ class OwnCopiesTests(FarmTestCase):
         assert len({hello.fields["farm"] for hello in hellos if hello is not None}) == 1, hellos
         assert None not in hellos
         assert len(list(farm.directory.glob("*/admin.key"))) == 1, "more than one server founded a farm"
-        assert sorted(row["name"] for row in farm.rows(NAMES[0])) == sorted(NAMES)
+        farm.wait_for(lambda: sorted(farm.states(NAMES[0])) == sorted(NAMES), 10, f"{NAMES[0]} has heard of all")
         for name in NAMES:
             assert "Traceback" not in farm.servers[name].logged(), farm.tails([name])
 
@@ -87,7 +87,7 @@ class OwnCopiesTests(FarmTestCase):
             assert not read_config(machine(farm, name)).farm.id
         write_key(machine(farm, "beta").parent, JOIN_KEY)
         farm.wait_serving("alpha", "beta")
-        assert len(farm.rows("alpha")) == 2
+        farm.wait_for(lambda: len(farm.rows("alpha")) == 2, 10, "alpha has heard of beta")
         assert len(list(farm.directory.glob("*/admin.key"))) == 1
 
     def names_key(self, farm: RealFarm, name: str, other: str) -> bool:
