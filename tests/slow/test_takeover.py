@@ -24,6 +24,7 @@ class TakeoverTests(FarmTestCase):
         farm = self.make_farm("alpha", "beta", "gamma", farm=f"master_grace = {GRACE:g}s")
         farm.wait_copies("alpha", 3, 30)
         self.put(farm, "before")
+        self.wait_stored(farm, "before", {"alpha", "beta", "gamma"})
         return farm
 
     def make_pair(self) -> RealFarm:
@@ -32,6 +33,15 @@ class TakeoverTests(FarmTestCase):
         farm.wait_copies("beta", 2, 30)
         self.put(farm, "before")
         return farm
+
+    def wait_stored(self, farm: RealFarm, name: str, servers: set[str]) -> None:
+        """Wait until these servers have a file: it is acknowledged once two have it."""
+
+        def stored() -> bool:
+            rows = farm.ask("alpha", f"EXPLAIN home/{name}").parsed
+            return servers <= {row["name"] for row in rows if row.get("held") == "1"}
+
+        farm.wait_for(stored, 30, f"{', '.join(sorted(servers))} have {name}")
 
     def said(self, farm: RealFarm, name: str) -> str:
         """All that STATUS tells."""
@@ -148,6 +158,8 @@ class TakeoverTests(FarmTestCase):
         farm.wait_for(lambda: farm.status("delta").get("holds-table") == "yes", 20, "delta has learned")
         farm.kill9("delta")
         self.put(farm, "unheard")
+        # While delta counts as up, two of the other three are enough: gamma need not be one of them at once.
+        self.wait_stored(farm, "unheard", {"gamma"})
         farm.kill9("alpha", "beta")
         farm.start("delta")
         self.wait_readonly(farm, "gamma")
