@@ -104,7 +104,7 @@ class RepairTests(FarmTestCase):
             totals: dict[tuple[str, ...], tuple[int, int, str]] = {}
             files: dict[tuple[str, ...], set[str]] = {}
             for file, row in ((one, row) for one in digests for row in chunks_of(farm, one)):
-                holders = tuple(sorted(names[holder] for holder in row["holders"].split(",")))
+                holders = tuple(sorted(names.get(holder, holder) for holder in row["holders"].split(",")))
                 chunks, size, _ = totals.get(holders, (0, 0, ""))
                 files.setdefault(holders, set()).add(file)
                 totals[holders] = chunks + 1, size + int(row["length"]), str(len(files[holders]))

@@ -134,6 +134,7 @@ class RelayTests(WatchersCase):
         (farm.directory / "note").write_text("a note\n")
         stored = farm.cli("put", "note", "home/note")
         assert stored.returncode == 0, stored.stderr
+        farm.wait_for(lambda: copies(farm, "home/note") == {"3"}, 20, "no copy is on its way any more")
         assert "holds-table=yes" in farm.ask("gamma", "STATUS").rows
         for name in OTHERS:
             assert "holds-table=no" in farm.ask(name, "STATUS").rows
@@ -168,6 +169,11 @@ class RelayTests(WatchersCase):
                 assert event.startswith("EVENT "), event
         for name in OTHERS:
             assert farm.servers[name].logged().count("Traceback") == 0
+
+
+def copies(farm: RealFarm, name: str) -> set[str]:
+    """How many copies the chunks of a file have."""
+    return {row["copies"] for row in farm.ask("alpha", f"EXPLAIN {name}").parsed if "digest" in row}
 
 
 def strip(row: str) -> str:
@@ -216,6 +222,8 @@ class EditTests(FarmTestCase):
     def test_drift_is_put_back(self) -> None:
         """An edit of `[farm]` is said in the log with the difference, and undone; comments and `[server]` stay."""
         farm = self.make_farm("alpha", "beta")
+        # Whatever else is written there later would push the edit further back than config.ini.1.
+        farm.wait_for(lambda: farm.listed() == ["alpha", "beta"], 10, "config.ini lists both")
         before = farm.config_path.read_text()
         edited = before.replace("replicas = 3", "replicas = 2").replace("[server]", "; a note of mine\n[server]")
         assert edited != before
