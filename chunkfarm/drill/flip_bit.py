@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from chunkfarm.cli import check as checking
+from chunkfarm.drill.farm import DrillFarm
 from chunkfarm.drill.people import get, put
 from chunkfarm.drill.run import Run
 from chunkfarm.drill.story import DrillFailed
@@ -19,6 +20,8 @@ SERVERS_MIN = 3
 SIZES = {"read": 300_000, "checked": 400_000, "packed": 5_000}
 """Of the three files: two chunks with files of their own, and one that shares a file with others."""
 HEALED_SECONDS = 60.0
+SETTLED_SECONDS = 120.0
+"""Until a server that stood in for another gives its copy up: it looks at all its chunks in turn."""
 
 
 @frozen
@@ -62,7 +65,7 @@ async def flip_bit(run: Run) -> None:
         way.hang_up()
     await farm.until_whole(HEALED_SECONDS)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    holders = {name: await _holder(run, name) for name in contents}
+    holders = {name: await holder_of(run.farm, name) for name in contents}
     story.tell(f"{len(contents)} files are stored, each in three copies")
 
     name, holder = "drill/read", holders["drill/read"]
@@ -110,7 +113,16 @@ async def _names(run: Run) -> dict[str, str]:
     return {row["id"]: row["name"] for row in (await run.farm.ask("SERVERS")).parsed()}
 
 
-async def _holder(run: Run, name: str) -> str:
-    """A server that holds the one chunk of a file."""
-    rows = (await run.farm.ask(f"EXPLAIN {name}")).parsed()
-    return next(row["name"] for row in rows if row.get("held") == "1")
+async def holder_of(farm: DrillFarm, name: str) -> str:
+    """A server on which the one chunk of a file belongs, and is.
+
+    On a slow disk another one may have stood in for it; that one gives its copy up, and would not make it anew.
+    Raises `DrillFailed` if there are too many copies for too long.
+    """
+
+    async def lone() -> str:
+        told = await farm.ask(f"EXPLAIN {name}")
+        holders = [row["name"] for row in told.parsed() if row.get("held") == "1"]
+        return holders[0] if len(holders) == int(told.fields["wanted"]) else ""
+
+    return await farm.until(lone, SETTLED_SECONDS, f"{name} has its copies and no more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chunkfarm.cli.farm import sentence_of
+from chunkfarm.drill.farm import DrillFarm
 from chunkfarm.drill.people import put
 from chunkfarm.drill.run import Run
 from chunkfarm.drill.story import in_short
@@ -18,6 +19,8 @@ SAYS_SO_SECONDS = 20.0
 CUT_SECONDS = 11.0
 """The whole of it: longer than `master_grace`, so that the farm rearranges itself around the one that is gone."""
 HEALED_SECONDS = 60.0
+AGREED_SECONDS = 20.0
+"""For all to agree again who leads: a junior hands the lead on when all is quiet for `master_grace`."""
 GIVE_UP_SECONDS = 4.0
 """After which people on the small side take no for an answer."""
 
@@ -83,15 +86,24 @@ async def partition(run: Run) -> None:
         f"on the side of {len(others)} no write was refused; through {first} {len(there.refusals)} were",
         f"on the side of {len(others)} {len(here.refusals)} writes were refused: {in_short(here.refusals)}",
     )
-    leaders = {name: await farm.first(name) for name in farm.servers}
-    story.check(
-        len(set(leaders.values())) == 1,
-        f"all of them say that {leaders[first]} leads",
-        f"they do not agree who leads: {leaders}",
-    )
+    leads = await agreed(farm)
+    story.tell(f"all of them say that {leads} leads")
     await farm.until_whole(HEALED_SECONDS)
     await run.read_back({**here.acknowledged, **there.acknowledged}, list(farm.servers))
     await run.all_is_whole()
+
+
+async def agreed(farm: DrillFarm) -> str:
+    """Who leads, as all servers tell it. Raises `DrillFailed` if they do not agree.
+
+    The lead may be handed on while they are asked one after the other, so they are asked again.
+    """
+
+    async def leader() -> str:
+        told = {await farm.first(name) for name in farm.servers}
+        return told.pop() if len(told) == 1 else ""
+
+    return await farm.until(leader, AGREED_SECONDS, "all servers say the same of who leads")
 
 
 async def _is_refused(run: Run, name: str) -> None:

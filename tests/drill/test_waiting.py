@@ -1,0 +1,86 @@
+"""What a drill waits for before it judges: that the farm has come to rest, however slow the machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chunkfarm.drill.farm import POLL_SECONDS, DrillFarm
+from chunkfarm.drill.flip_bit import SETTLED_SECONDS, holder_of
+from chunkfarm.drill.partition import AGREED_SECONDS, agreed
+from chunkfarm.drill.story import DrillFailed
+from chunkfarm.links.lines import Reply
+
+T = TypeVar("T")
+NAMES = ("alpha", "beta", "gamma", "delta")
+
+
+class ScriptedFarm(DrillFarm):
+    """Its servers do not run; a test says what they answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        bases = range(20_000, 20_000 + 10 * len(NAMES), 10)
+        super().__init__(clock, Path(), NAMES, bases, lambda: 0)
+        self.holding: tuple[str, ...] = ()
+        self.leaders = dict.fromkeys(NAMES, "beta")
+
+    async def ask(self, line: str, *names: str, timeout: float = 0.0) -> Reply:
+        rows = tuple(f"HOLDER name={name} held={int(name in self.holding)}" for name in NAMES)
+        return Reply("EXPLAIN", f"{len(rows)} wanted=3", rows)
+
+    async def first(self, *names: str) -> str:
+        return self.leaders[names[0]]
+
+
+class WaitingTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.farm = ScriptedFarm(self.clock)
+
+    def begin(self, waiting: Awaitable[T]) -> Deferred[T]:
+        async def wait() -> T:
+            return await waiting
+
+        return Deferred.fromCoroutine(wait())
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.pump([POLL_SECONDS] * round(seconds / POLL_SECONDS))
+
+    def test_a_copy_too_many(self) -> None:
+        """No bit flips on a server that stood in for a slow one, and gives its copy up soon."""
+        self.farm.holding = NAMES
+        holder = self.begin(holder_of(self.farm, "drill/read"))
+        self.pass_time(5.0)
+        self.assertNoResult(holder)
+        self.farm.holding = NAMES[1:]
+        self.pass_time(1.0)
+        assert self.successResultOf(holder) == "beta"
+
+    def test_a_copy_too_many_for_good(self) -> None:
+        """One that is never given up is told."""
+        self.farm.holding = NAMES
+        holder = self.begin(holder_of(self.farm, "drill/read"))
+        self.pass_time(SETTLED_SECONDS + 1.0)
+        assert "no more" in str(self.failureResultOf(holder, DrillFailed).value)
+
+    def test_the_lead_is_handed_on(self) -> None:
+        """Servers that are asked while the lead is handed on are asked again."""
+        self.farm.leaders["alpha"] = "gamma"
+        leader = self.begin(agreed(self.farm))
+        self.pass_time(5.0)
+        self.assertNoResult(leader)
+        self.farm.leaders["alpha"] = "beta"
+        self.pass_time(1.0)
+        assert self.successResultOf(leader) == "beta"
+
+    def test_two_leaders(self) -> None:
+        """Two that both are said to lead, and stay so, are a fault."""
+        self.farm.leaders["delta"] = "gamma"
+        leader = self.begin(agreed(self.farm))
+        self.pass_time(AGREED_SECONDS + 1.0)
+        assert "who leads" in str(self.failureResultOf(leader, DrillFailed).value)
