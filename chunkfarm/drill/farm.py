@@ -181,14 +181,17 @@ class DrillFarm:
             told.setdefault(word, parse_row(f"x={value}")[1]["x"])
         return told
 
-    async def first(self, *names: str) -> str:
-        """Who leads the farm, as some servers tell it."""
+    async def first(self, *names: str, but: str = "") -> str:
+        """Who leads the farm, as some servers tell it; raises `DrillFailed` if nobody does for long.
+
+        `but` has lost the lead: who is asked may be the last to hear that another one has it.
+        """
 
         async def leads() -> str:
             rows = (await self.ask("WHO", *names)).parsed()
-            return next((row["name"] for row in rows if row.get("leads") == "yes"), "")
+            return next((row["name"] for row in rows if row.get("leads") == "yes" and row["name"] != but), "")
 
-        return await self.until(leads, START_SECONDS, "somebody leads the farm")
+        return await self.until(leads, START_SECONDS, f"another than {but} leads" if but else "somebody leads the farm")
 
     async def checked(self, *, quick: bool, prefix: str = "") -> checking.Checked:
         """What `chunkfarm check` finds."""

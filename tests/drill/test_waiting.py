@@ -30,11 +30,11 @@ class ScriptedFarm(DrillFarm):
         self.leaders = dict.fromkeys(NAMES, "beta")
 
     async def ask(self, line: str, *names: str, timeout: float = 0.0) -> Reply:
+        if line == "WHO":
+            told = self.leaders[names[0]]
+            return Reply("WHO", "4", tuple(f"name={name} leads={'yes' if name == told else 'no'}" for name in NAMES))
         rows = tuple(f"HOLDER name={name} held={int(name in self.holding)}" for name in NAMES)
         return Reply("EXPLAIN", f"{len(rows)} wanted=3", rows)
-
-    async def first(self, *names: str) -> str:
-        return self.leaders[names[0]]
 
 
 class WaitingTests(SynchronousTestCase):
@@ -75,6 +75,16 @@ class WaitingTests(SynchronousTestCase):
         self.pass_time(5.0)
         self.assertNoResult(leader)
         self.farm.leaders["alpha"] = "beta"
+        self.pass_time(1.0)
+        assert self.successResultOf(leader) == "beta"
+
+    def test_who_has_lost_the_lead(self) -> None:
+        """A server that has not heard yet that another one leads is asked again."""
+        self.farm.leaders["gamma"] = "alpha"
+        leader = self.begin(self.farm.first("gamma", but="alpha"))
+        self.pass_time(2.0)
+        self.assertNoResult(leader)
+        self.farm.leaders["gamma"] = "beta"
         self.pass_time(1.0)
         assert self.successResultOf(leader) == "beta"
 
