@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import abuse
 from tests.slow.farm_case import FarmTestCase
+from tests.slow.real_farm import RealFarm
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +18,7 @@ SECONDS = 3.0
 LAST = 25.0
 """Seconds after which nobody may be left. A slow reader is looked at twice: at first the kernel takes what is sent.
 Twice what it takes where a machine has ten other things to do."""
+LIMITS = ("head_time", "body_rate", "answer_rate", "idle")
 DESCRIPTORS = 4096
 """That the process which abuses needs, and the server."""
 
@@ -41,6 +43,12 @@ class AbuseTests(FarmTestCase):
         assert found.descriptors[-1] < found.descriptors[0] + 50
         assert statistics.median(found.during) < 2 * abuse.percentile(found.before, 0.99)
         assert "Traceback" not in farm.servers["alpha"].logged()
+        if self.not_counted(farm):
+            # On a busy machine so many handshakes take longer than they may, and all end by that: a few show the rest.
+            abuse.show(abuse.run(farm, LAST, slow=3, idle=4))
+        assert not self.not_counted(farm)
+
+    def not_counted(self, farm: RealFarm) -> set[str]:
+        """The limits by which the metrics know of no link that was ended."""
         metrics = farm.curl(f"{farm.servers['alpha'].url}/-/metrics").stdout.decode()
-        for limit in ("head_time", "body_rate", "answer_rate", "idle"):
-            assert f'chunkfarm_limited_total{{limit="{limit}",port="files"}}' in metrics
+        return {limit for limit in LIMITS if f'chunkfarm_limited_total{{limit="{limit}",port="files"}}' not in metrics}
