@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from chunkfarm.cli import check as checking
+from chunkfarm.cli import farm as cli
 from chunkfarm.drill.farm import DrillFarm
 from chunkfarm.drill.people import get, put
 from chunkfarm.drill.run import Run
@@ -20,8 +21,8 @@ SERVERS_MIN = 3
 SIZES = {"read": 300_000, "checked": 400_000, "packed": 5_000}
 """Of the three files: two chunks with files of their own, and one that shares a file with others."""
 HEALED_SECONDS = 60.0
-SETTLED_SECONDS = 120.0
-"""Until a server that stood in for another gives its copy up: it looks at all its chunks in turn."""
+TRIES_MAX = 10
+"""Files that are stored before it is said that they have too many copies."""
 
 
 @frozen
@@ -55,17 +56,15 @@ async def flip_bit(run: Run) -> None:
     """The drill."""
     farm, story = run.farm, run.story
     await run.begin()
-    chance = random.Random(1)  # noqa: S311 - any bytes will do
-    contents = {f"drill/{name}": chance.randbytes(size) for name, size in SIZES.items()}
+    contents: dict[str, bytes] = {}
+    holders: dict[str, str] = {}
     way = farm.people()
     try:
-        for name, content in contents.items():
-            await put(way, name, content)
+        for name, size in SIZES.items():
+            contents[f"drill/{name}"], holders[f"drill/{name}"] = await store(farm, way, f"drill/{name}", size)
     finally:
         way.hang_up()
-    await farm.until_whole(HEALED_SECONDS)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    holders = {name: await holder_of(run.farm, name) for name in contents}
     story.tell(f"{len(contents)} files are stored, each in three copies")
 
     name, holder = "drill/read", holders["drill/read"]
@@ -113,16 +112,19 @@ async def _names(run: Run) -> dict[str, str]:
     return {row["id"]: row["name"] for row in (await run.farm.ask("SERVERS")).parsed()}
 
 
-async def holder_of(farm: DrillFarm, name: str) -> str:
-    """A server on which the one chunk of a file belongs, and is.
+async def store(farm: DrillFarm, way: cli.Farm, name: str, size: int) -> tuple[bytes, str]:
+    """Store a file of one chunk; gives its bytes, and a server on which that chunk belongs, and is.
 
-    On a slow disk another one may have stood in for it; that one gives its copy up, and would not make it anew.
-    Raises `DrillFailed` if there are too many copies for too long.
+    Where a disk is slow for a moment another server stands in, which would not make a copy anew that it need not have.
+    Other bytes are stored then. Raises `FarmError`.
     """
-
-    async def lone() -> str:
+    chance = random.Random(name)  # noqa: S311 - any bytes will do
+    for _ in range(TRIES_MAX):
+        content = chance.randbytes(size)
+        await put(way, name, content)
+        await farm.until_whole(HEALED_SECONDS)
         told = await farm.ask(f"EXPLAIN {name}")
         holders = [row["name"] for row in told.parsed() if row.get("held") == "1"]
-        return holders[0] if len(holders) == int(told.fields["wanted"]) else ""
-
-    return await farm.until(lone, SETTLED_SECONDS, f"{name} has its copies and no more")
+        if len(holders) == int(told.fields["wanted"]):
+            return content, holders[0]
+    raise DrillFailed(f"{name} had more copies than it should each time that it was stored")
