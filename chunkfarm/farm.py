@@ -44,8 +44,11 @@ DISK_NICE = 5
 """By how much these stand back behind the reactor's thread, which needs a processor for a moment only. It was seen to
 wait 20 to 60 ms for one, while several others hashed and wrote what was copied."""
 LEAVE_SECONDS = 2.0
-"""How long a leaving server tries to tell the first, and to hand leadership on: what that is missing is noticed
-by silence a few seconds later anyway."""
+"""How long a leaving server tries to tell the first: what that is missing is noticed by silence a few seconds later
+anyway."""
+HAND_OVER_SECONDS = 5.0
+"""How long it tries to hand leadership on. Each try is given up after an election timeout, which a write to a slow disk
+may outlast; and of two servers the other one could go on only after `master_grace`."""
 HAND_OVER_INTERVAL = 0.1
 """Seconds between two looks at whether somebody else leads, and goes on alone."""
 GIVE_UP_VOTE_SECONDS = 4.0
@@ -389,18 +392,15 @@ class Farm(MultiService):
         """Give leadership to the next in line that is caught up, and of two votes this one's too."""
         table = parts.embedded
         own_id = parts.data.server_id
-        heirs = [
-            server.id
-            for server in membership.masters(server for server in parts.servers() if server.id != own_id)
-            if server.id in table.configuration.voters and server.id in table.caught_up()
-        ]
-        if table.is_leader and heirs:
-            table.transfer(heirs[0])
-            for _ in range(int(LEAVE_SECONDS / HAND_OVER_INTERVAL)):
+        if table.is_leader and self._heirs(parts):
+            for _ in range(int(HAND_OVER_SECONDS / HAND_OVER_INTERVAL)):
                 if not table.is_leader and table.leader:
                     # It did not hear yet that this server leaves.
                     await self._within(LEAVE_SECONDS, parts.reporter.report_now())
                     break
+                if heirs := self._heirs(parts):
+                    # Of a try that is under way this changes nothing.
+                    table.transfer(heirs[0])
                 await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
         voters = table.configuration.voters
         if len(voters) != 2 or own_id not in voters or table.is_leader:
@@ -411,6 +411,15 @@ class Farm(MultiService):
             if parts.reporter.voters and own_id not in parts.reporter.voters:
                 return
             await deferLater(self._reactor, HAND_OVER_INTERVAL, lambda: None)
+
+    def _heirs(self, parts: Parts) -> list[str]:
+        """Who may be given leadership, the next in line first; nobody unless this server leads."""
+        table, own_id = parts.embedded, parts.data.server_id
+        return [
+            server.id
+            for server in membership.masters(server for server in parts.servers() if server.id != own_id)
+            if server.id in table.configuration.voters and server.id in table.caught_up()
+        ]
 
     async def _drain(self, parts: Parts) -> None:
         """Let running requests end, for at most `drain_timeout` on all ports together; then cut them off."""
