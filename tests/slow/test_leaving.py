@@ -17,7 +17,11 @@ from tests.slow.test_losing_servers import copies_of_table
 pytestmark = pytest.mark.slow
 
 GAP_MAX = 2.0
-"""Seconds without a write while leadership is handed over."""
+"""Seconds without a write while leadership is handed over, where disks take no time."""
+WRITES_MAX = 5
+"""And so many times as long as a write takes: it is a handful of them, one after the other."""
+GAP_OTHERWISE = 8.0
+"""What it is without that, at the least: of two servers the other one waits for `master_grace`."""
 AT_ONCE_SECONDS = 5.0
 """For a process to end, on a machine that is busy: far less than the `drain_timeout` that transfers are given."""
 CLEAN = (0, -signal.SIGTERM)
@@ -58,6 +62,7 @@ class LeavingTests(FarmTestCase):
         farm.wait_for(lambda: copies_of_table(farm, "beta") == 3, 15, "there are three copies of the table")
         with Writer(farm, "beta") as writer:
             farm.wait_for(lambda: len(writer.taken) > 10, 10, "writes are taken")
+            most = GAP_MAX + WRITES_MAX * writer.longest_gap
             asked = time.monotonic()
 
             farm.sigterm("alpha")
@@ -69,7 +74,7 @@ class LeavingTests(FarmTestCase):
         assert status in CLEAN
         assert "Traceback" not in farm.servers["alpha"].logged()
         print(f"the longest wait for a write: {writer.longest_gap:.2f} s; refused: {writer.refused}")
-        assert writer.longest_gap <= GAP_MAX, f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
+        assert writer.longest_gap <= min(most, GAP_OTHERWISE), f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
         names = {row["name"] for row in farm.ask("gamma", "LIST home/").parsed}
         assert names >= set(writer.taken), "a write that was acknowledged is gone"
         farm.wait_for(lambda: farm.listed()[0] == "beta", 5, "config.ini lists the new first")
@@ -80,12 +85,13 @@ class LeavingTests(FarmTestCase):
         farm.wait_for(lambda: copies_of_table(farm, "beta") == 2, 15, "there are two copies of the table")
         with Writer(farm, "beta") as writer:
             farm.wait_for(lambda: len(writer.taken) > 5, 10, "writes are taken")
+            most = GAP_MAX + WRITES_MAX * writer.longest_gap
             farm.sigterm("alpha")
             assert farm.wait_ended("alpha", 10.0) in CLEAN
             done = len(writer.taken)
             farm.wait_for(lambda: len(writer.taken) > done + 10, 10, "writes go on")
         print(f"the longest wait for a write: {writer.longest_gap:.2f} s; refused: {writer.refused}")
-        assert writer.longest_gap <= GAP_MAX, f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
+        assert writer.longest_gap <= min(most, GAP_OTHERWISE), f"{writer.longest_gap:.2f} s, refused: {writer.refused}"
         assert "Traceback" not in farm.servers["alpha"].logged()
 
         farm.start("alpha")
