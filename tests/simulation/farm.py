@@ -22,6 +22,7 @@ from unittest.mock import patch
 from attrs import frozen
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
+from chunkfarm.config import Config
 from chunkfarm.config_text import parse_config
 from tests.simulation.checks import Violation
 from tests.simulation.faults import Faults
@@ -50,6 +51,8 @@ RESTART_SECONDS = 2.0
 STOP_SECONDS = 40.0
 CHANGES_CA_EVERY = 4
 """Histories of which one changes the farm's CA."""
+LISTED = ("up", "draining", "leaving", "down")
+"""The states of servers in the order in which config.ini lists them."""
 _FINGERPRINT = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -104,6 +107,8 @@ class FarmSimulation:
         self.visitors = Visitors(self)
         self._root = Path(tempfile.mkdtemp(prefix="chunkfarm-simulation-"))
         self._generations: dict[str, tuple[int, int]] = {}
+        self.lists_compared = 0
+        """How often what a config.ini lists was compared with a table of the same generation."""
         self._failure: AssertionError | None = None
         self._patches = ExitStack()
         self._collects = True
@@ -317,6 +322,22 @@ class FarmSimulation:
         if config.generation < generation:
             raise Violation(f"config.ini: that of {server.name} went from {generation} to {config.generation}")
         self._generations[path] = (status.st_ino, config.generation)
+        self._look_at_list(config, server)
+
+    def _look_at_list(self, config: Config, writer: SimulatedServer) -> None:
+        """It lists the servers as the table had them at that generation, if some journal is there just now."""
+        listed = [(row.id, row.name, row.host, row.peer, row.state) for row in config.servers]
+        for server in self.servers:
+            rows = server.rows_of_servers(config.generation)
+            if rows is None:
+                continue
+            # Live ones ahead, oldest first, then those that are leaving, then those that are down.
+            line = sorted(rows, key=lambda row: (LISTED.index(row.state), row.seniority))
+            expected = [(row.id, row.name, row.host, row.peer, row.state) for row in line]
+            if listed != expected:
+                raise Violation(f"config.ini: that of {writer.name} lists {listed} and the table has {expected}")
+            self.lists_compared += 1
+            return
 
     def _logged(self, event: Any) -> None:
         process = self.world.running

@@ -21,7 +21,7 @@ from chunkfarm.chunks.store import ChunkStore
 from chunkfarm.farm import Farm
 from chunkfarm.logs import Logs
 from chunkfarm.machine import Machine
-from chunkfarm.model import GIB, ROTATION_WANTED_KEY
+from chunkfarm.model import GENERATION_KEY, GIB, ROTATION_WANTED_KEY, SERVERS, Server
 from chunkfarm.parts import Parts
 from chunkfarm.startup import Wish
 from chunkfarm.systemd import Systemd
@@ -148,6 +148,16 @@ class SimulatedServer:
         """The lines by which its config.ini names its farm; empty if it names none."""
         lines = self.config.read_text().splitlines()
         return "".join(line + "\n" for line in lines if line.startswith(("id = ", "ca = ")))
+
+    def rows_of_servers(self, generation: int) -> list[Server] | None:
+        """The servers by its journal, if that is at this generation of the farm."""
+        if self.parts is None or not self.parts.embedded.holds_rows:
+            return None
+        journal = self.parts.journal
+        found = journal.read(GENERATION_KEY, b"", 1).rows
+        if not found or int(found[0].value) != generation:
+            return None
+        return [Server.from_value(row.value, row.revision) for row in journal.read(SERVERS, b"", 1000).rows]
 
     @property
     def is_up(self) -> bool:

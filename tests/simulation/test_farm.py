@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.config_text import parse_config
 from chunkfarm.exports import keeper, maker
 from chunkfarm.exports.form import EXPORTS_KEPT
+from tests.simulation.checks import Violation
 from tests.simulation.farm import FarmSimulation, Options
 from tests.simulation.linearizable import Done
 
@@ -41,6 +44,25 @@ class WholeFarmTests(SynchronousTestCase):
             simulation.run()
             assert simulation.users.history
 
+    def test_what_config_ini_lists(self) -> None:
+        """A config.ini that lists the servers in another order than the table's, or not all of them, is found."""
+        case = self
+        looked = []
+
+        class Looking(FarmSimulation):
+            def finished(self) -> None:
+                for server in self.servers:
+                    config = parse_config(server.config.read_text(), "config.ini", {}, server.name)
+                    for wrong in (config.servers[::-1], config.servers[:2], ()):
+                        with case.assertRaisesRegex(Violation, "lists .* and the table has"):
+                            self._look_at_list(evolve(config, servers=wrong), server)
+                        looked.append(server)
+                super().finished()
+
+        options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=1)
+        Looking(7, options, seconds=2.0).run()
+        assert len(looked) == 9
+
     def test_a_quiet_farm(self) -> None:
         """Three servers that start together are one farm within seconds, and clients write, read and watch."""
         options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=3)
@@ -49,6 +71,7 @@ class WholeFarmTests(SynchronousTestCase):
         assert simulation.healed_within < 2
         assert len([call for call in simulation.users.history if isinstance(call.outcome, Done)]) > 10
         assert simulation.users.watched > 10
+        assert simulation.lists_compared >= 3
 
     def test_exports(self) -> None:
         """Whatever happens to servers, names are exported by whoever leads, and come to be whole on all of them."""
