@@ -51,6 +51,8 @@ RESTART_SECONDS = 2.0
 STOP_SECONDS = 40.0
 CHANGES_CA_EVERY = 4
 """Histories of which one changes the farm's CA."""
+DISKS_HANG_EVERY = 5
+"""Histories of which one has disks that hang."""
 LISTED = ("up", "draining", "leaving", "down")
 """The states of servers in the order in which config.ini lists them."""
 _FINGERPRINT = re.compile("sha256:[0-9a-f]{64}")
@@ -98,6 +100,8 @@ class FarmSimulation:
         self.seconds = FAULTY_SECONDS if seconds is None else seconds
         self.changes_ca = options is None and seed % CHANGES_CA_EVERY == 1
         """Whether an admin wants another CA in the middle of the faults."""
+        self.disks_hang = options is None and seed % DISKS_HANG_EVERY == 2
+        """Whether the disk under some journal hangs now and then: what is written waits for ever, and nothing fails."""
         self.healed = False
         self.healed_at = 0.0
         self.healed_within = 0.0

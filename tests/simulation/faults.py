@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tests.simulation.farm import FarmSimulation
     from tests.simulation.servers import SimulatedServer
 
+HANG_PAUSE = 12.0
+"""Seconds between two disks that hang, on average, in the histories that have such."""
 HOURS_2 = 2 * 3600 * 1000
 EXPECTED_LOGS = ("while writing to the disk; this process ends", FULL, BROKEN)
 """What the product logs as a failure when a disk fails, which is right."""
@@ -30,12 +32,15 @@ class Faults:
         self._rotations = farm.world.random("rotations")
         self.rotated = False
         """Whether somebody wanted another CA."""
+        self._hangs = farm.world.random("hangs")
 
     def begin(self) -> None:
         """From a little later on; in some histories at once, in the middle of the first start."""
         self._world.at(0.3 if self._random.random() < 0.2 else 6.0, None, self._next)
         if self._farm.changes_ca:
             self._world.at(6.0 + self._rotations.random() * self._farm.seconds, None, self._rotate)
+        if self._farm.disks_hang:
+            self._world.at(1.0 + self._hangs.random() * self._farm.seconds / 2, None, self._hang)
 
     def expects(self, text: str) -> bool:
         if "while starting" in text:
@@ -142,6 +147,21 @@ class Faults:
         self._world.note(server.name, "is asked for another CA")
         wanted = rotating.wanted("an admin wanted it")
         server.process.at(0.0, lambda: table.transact((), (wanted,)).addErrback(lambda failure: None))
+
+    def _hang(self) -> None:
+        """The disk of a server does nothing for a while, and fails nothing either."""
+        if self._farm.healed:
+            return
+        up, first = self._up(), self._first()
+        if up:
+            self.count += 1
+            server = first if first is not None and self._hangs.random() < 0.5 else self._hangs.choice(up)
+            seconds = self._hangs.choice((1.0, 5.0, 12.0, 30.0)) * (0.5 + self._hangs.random())
+            # Until everything is repaired, at the most.
+            seconds = min(seconds, self._farm.seconds - self._world.now)
+            self._world.note(server.name, f"has a disk that hangs for {seconds:.1f} s")
+            server.disk_hangs_until = self._world.now + seconds
+        self._world.at(self._hangs.expovariate(1 / HANG_PAUSE), None, self._hang)
 
     # Processes and machines.
 

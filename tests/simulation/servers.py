@@ -90,6 +90,8 @@ class SimulatedServer:
         self.disk_slow = 0.0
         """Seconds that a write of the journal takes in addition, at the most."""
         self.disk_hangs = False
+        self.disk_hangs_until = 0.0
+        """When its disk goes on with what was written meanwhile."""
         self.lives = 0
         self.fail: Callable[[BaseException | None], None] = lambda error: None
         self.on_end: Callable[[SimulatedServer, str], None] = lambda server, how: None
@@ -221,7 +223,8 @@ class SimulatedServer:
             return delay
         if self.disk_hangs:
             return 1e6
-        return delay + self.disk_slow * self.random.random()
+        waits = max(0.0, self.disk_hangs_until - self.world.now)
+        return delay + waits + self.disk_slow * self.random.random()
 
     def _open_journal(self, path: str) -> WatchedJournal:
         return self._checks.open(self.name, self.lives, path, self.disk)

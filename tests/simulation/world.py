@@ -276,5 +276,6 @@ class SimulatedThreads:
 
     def stop(self) -> None:
         self._stopped = True
-        for job in list(self._jobs):
+        # What a dead process leaves behind is cleared away at any time, and does nothing more.
+        for job in list(self._jobs) if self._process.alive else []:
             self._do(job)
