@@ -86,6 +86,8 @@ class _Watched:
 class LineSimulation(FarmSimulation):
     """One history of takeovers by hand."""
 
+    one_table = False
+
     def __init__(self, seed: int, seconds: float | None = None) -> None:
         options = Options(servers=2 + seed % 3, spares=0, together=False, faults=0.25, slow=0.0, clients=0)
         super().__init__(seed, options, seconds)

@@ -26,6 +26,7 @@ from chunkfarm.parts import Parts
 from chunkfarm.startup import Wish
 from chunkfarm.systemd import Systemd
 from chunkfarm.table.driver import StorageTooSlow
+from chunkfarm.table.interface import Row
 from chunkfarm.trust.identity import CERTIFICATE_FILE
 from tests.simulation.disks import Disk
 from tests.simulation.journals import JournalChecks, WatchedJournal
@@ -159,7 +160,13 @@ class SimulatedServer:
         found = journal.read(GENERATION_KEY, b"", 1).rows
         if not found or int(found[0].value) != generation:
             return None
-        return [Server.from_value(row.value, row.revision) for row in journal.read(SERVERS, b"", 1000).rows]
+        rows: list[Row] = []
+        more = True
+        while more:
+            page = journal.read(SERVERS, rows[-1].key if rows else b"", 1000)
+            rows += page.rows
+            more = page.more
+        return [Server.from_value(row.value, row.revision) for row in rows]
 
     @property
     def is_up(self) -> bool:
