@@ -169,7 +169,9 @@ class FarmSimulation:
         self.network.connections.clear()
         self.network.ports.clear()
         self.world.clear()
-        gc.collect()
+        # What is cleared away may leave more behind.
+        while gc.collect():
+            pass
         if self._collects:
             gc.enable()
         self._patches.close()

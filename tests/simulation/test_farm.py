@@ -56,7 +56,7 @@ class WholeFarmTests(SynchronousTestCase):
                     for wrong in (config.servers[::-1], config.servers[:2], ()):
                         with case.assertRaisesRegex(Violation, "lists .* and the table has"):
                             self._look_at_list(evolve(config, servers=wrong), server)
-                        looked.append(server)
+                        looked.append(server.name)
                 super().finished()
 
         options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=1)
