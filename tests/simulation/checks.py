@@ -35,6 +35,8 @@ class Checks:
         """Changes of configuration that may be under way in one log. A leader of two may drop the other beside one."""
         self._leaders: dict[int, tuple[str, int]] = {}
         self._votes: dict[tuple[str, int], str] = {}
+        self._logs: dict[int, dict[int, int]] = {}
+        """For each term, what its leader has told of its log: the term of the entry at an index."""
         self._entries: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}
         self._committed: list[tuple[int, int]] = [(0, 0)]
         """For each index: term of the entry, term of the leader that committed it."""
@@ -61,9 +63,22 @@ class Checks:
             self._voted(message, message.sender, disk)
         elif message.kind is MessageKind.VOTE_ANSWER and not message.reject:
             self._voted(message, message.to, disk)
+        elif message.kind is MessageKind.APPEND:
+            leads = self._logs.setdefault(message.term, {})
+            leads[message.log_index] = message.log_term
+            for entry in message.entries:
+                leads[entry.index] = entry.term
         elif message.kind is MessageKind.APPEND_ANSWER and not message.reject:
-            durable = disk.hard_state.term >= message.term and disk.last_index >= message.log_index
-            _must(durable, f"promises: {message.sender} acknowledged {message.log_index}, which it has not written")
+            self._acknowledged(message, disk)
+
+    def _acknowledged(self, message: Message, disk: Disk) -> None:
+        """Whoever leads that term counts the entry of its own log, so no other one at that index will do."""
+        index = message.log_index
+        term = self._logs.get(message.term, {}).get(index)
+        # Who was sent a snapshot acknowledges what no append has told of.
+        written = disk.last_index >= index if term is None else disk.holds(index, term)
+        durable = disk.hard_state.term >= message.term and written
+        _must(durable, f"promises: {message.sender} acknowledged {index}, which it has not written")
 
     def _voted(self, message: Message, candidate: str, disk: Disk) -> None:
         voter, term = message.sender, message.term
@@ -197,6 +212,7 @@ class Checks:
         """A majority is gone, and with it what only that had, and every term after `term`; this log goes on."""
         self._leaders = {key: leader for key, leader in self._leaders.items() if key <= term}
         self._votes = {key: vote for key, vote in self._votes.items() if key[1] <= term}
+        self._logs = {key: told for key, told in self._logs.items() if key <= term}
         self._entries = {key: entry for key, entry in self._entries.items() if key[1] <= term}
         last = core.log.snapshot.index
         while last + 1 < len(self._committed) and core.log.term_at(last + 1) == self._committed[last + 1][0]:

@@ -88,6 +88,23 @@ class ReadyTests(SynchronousTestCase):
         assert [(item.index, item.term) for item in ready.entries] == [(2, 2), (3, 2)]
         assert {message.term for message in ready.messages} == {2}
 
+    def test_replaced_while_the_disk_works(self) -> None:
+        """What the disk has just written is not taken for the entries that have come into its place meanwhile."""
+        server = OneServer()
+        server.hear("b", K.APPEND, term=1, entries=tuple(log_of(1)))
+        server.take()
+        server.hear("b", K.APPEND, term=1, log_index=1, log_term=1, entries=(entry(2, 1), entry(3, 1)))
+        # Its term is written with them, so it is not what an answer would have to wait for.
+        server.hear("c", K.HEARTBEAT, term=2)
+        ready = server.core.ready()
+        replacing = (entry(2, 2), entry(3, 2))
+        server.hear("c", K.APPEND, term=2, log_index=1, log_term=1, entries=replacing)
+        server.core.persisted(ready)
+        server.hear("c", K.APPEND, term=2, log_index=1, log_term=1, entries=replacing)
+        assert server.core.urgent() == ()
+        answers = [message.log_index for message in server.take() if message.kind is K.APPEND_ANSWER]
+        assert (answers[-1], [item.term for item in server.written]) == (3, [2, 2])
+
     def test_new_term_is_durable_before_it_is_answered(self) -> None:
         """The first heartbeat of a term is answered after the disk has the term, later ones at once."""
         server = OneServer()
