@@ -276,6 +276,16 @@ class RestartTests(PackedTestCase):
             written
         )
 
+    def test_durable_again(self) -> None:
+        """Records that a killed process may not have made durable are, before anybody hears that they are here."""
+        digest = self.put(self.store(), b"data")
+        (pack,) = self.pack_files()
+        synced: list[int] = []
+        with mock.patch("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino)):
+            again = self.store()
+            assert pack.stat().st_ino in synced
+        assert self.successResultOf(again.hold([digest])) == [4]
+
     def test_not_in_the_index_yet(self) -> None:
         """What the index was not told of is listed, found and deleted like all else, and known after a proper end."""
         store = self.store()
