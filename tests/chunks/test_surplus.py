@@ -370,6 +370,22 @@ class GivenUpTests(SurplusTestCase):
         farm.pass_time(200)
         assert extra not in farm.holders(one)
 
+    def test_owners_change_meanwhile(self) -> None:
+        """A copy whose owners become others while they are asked to keep it stays, for it may be needed here now."""
+        farm, one, extra = self.prepare(4)
+        former = farm.owners(one)[0]
+        farm.delays = (1.0,)
+        self.start(extra)
+        while not extra.store._promises.surplus:
+            farm.pass_time(0.1)
+        # All have answered yes, and the answers are on their way.
+        farm.pass_time(1.5)
+        farm.change(int(former.id, 16), weight=0)
+        farm.learn()
+        assert extra in farm.owners(one)
+        farm.pass_time(100)
+        assert extra in farm.holders(one)
+
     def test_guarded(self) -> None:
         """What is kept here for another reason stays, and is no surplus."""
         farm, one, extra = self.prepare()
