@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
 from chunkfarm.table import driver as driver_module
 from chunkfarm.table import journal as journal_module
+from chunkfarm.table import rows as rows_module
 from chunkfarm.table.codec import (
     Answer,
     AnswerKind,
@@ -31,7 +34,7 @@ from chunkfarm.table.codec import (
 )
 from chunkfarm.table.consensus import ChangeRefused, NotLeader
 from chunkfarm.table.driver import StorageTooSlow
-from chunkfarm.table.embedded import LAST_KNOWN_SECONDS
+from chunkfarm.table.embedded import LAST_KNOWN_SECONDS, EmbeddedTable
 from chunkfarm.table.interface import (
     Batch,
     Compacted,
@@ -49,6 +52,7 @@ from chunkfarm.table.interface import (
 )
 from chunkfarm.table.journal import Saved
 from chunkfarm.table.journal_file import JournalError
+from chunkfarm.table.lines import Fork, Past, Verdict, judge
 from chunkfarm.table.records import Configuration, Message, MessageKind, Ready, SnapshotMeta
 from chunkfarm.table.rows import digest_of_state
 from chunkfarm.table.snapshots import OutgoingSnapshot
@@ -221,6 +225,38 @@ class OneServerTests(ClusterTestCase):
         assert node.table.is_leader and node.table.term > term
         assert self.keys("a") == [b"k"]
         self.put("a", b"l")
+
+    def test_power_cut_where_one_votes_alone(self) -> None:
+        """Whoever decides alone has decided all that it wrote, also where its disk does not say so."""
+        cluster = self.of("a")
+        node = cluster.nodes["a"]
+        save = node.table._journal.save
+
+        def saving(ready: Ready, *, apply: bool = True) -> Saved:
+            saved = save(ready, apply=apply)
+            if ready.entries:
+                # What is written behind that is not synchronized.
+                for ending in ("", "-wal"):
+                    shutil.copy(node.path + ending, node.path + ".durable" + ending)
+            return saved
+
+        with patch.object(node.table._journal, "save", saving):
+            revision = self.put("a", b"k")
+        cluster.kill("a")
+        for ending in ("", "-wal"):
+            os.replace(node.path + ".durable" + ending, node.path + ending)
+        known: list[int] = []
+        pasts: list[Past] = []
+
+        def look(table: EmbeddedTable) -> None:
+            known.append(table.revision)
+            pasts.append(table.past)
+
+        cluster.add("a", look)
+        assert known == [revision - 1] and pasts[0].committed == revision
+        # Another line that went on from what is known to be committed lacks what was acknowledged.
+        fork = Fork(f"{1:032x}", known[0], pasts[0].term)
+        assert judge((), pasts[0], (fork,), None) is Verdict.LOST
 
     def test_group_commit(self) -> None:
         """What comes while the disk works shares the next save."""
@@ -873,6 +909,41 @@ class ThreeServersTests(ClusterTestCase):
         node.table._journal._connection.execute("DELETE FROM answers")
         self.put("a", b"l")
         assert self.keys("a") == [b"k", b"l"]
+
+    @patch.object(rows_module, "SESSIONS_MAX", 1)
+    def test_forgotten_between_two_sends(self) -> None:
+        """Nobody can tell whether what was sent twice took effect: the user hears so, and it is not done anew."""
+        cluster = self.of("a", "b", "c")
+        self.put("b", b"k")
+        cluster.lose_answers = True
+        going = self.table("b").transact((), (Put(b"l", b""),))
+        cluster.run(0.02)
+        assert self.keys("a") == [b"k", b"l"]
+        # The table has room for no other session than that of the server which says this.
+        cluster.result(self.table("a").transact((), (Delete(b"l"),)))
+        cluster.lose_answers = False
+        with self.assertRaisesRegex(Unavailable, "unknown"):
+            cluster.result(going)
+        cluster.run(1)
+        assert self.keys("c") == [b"k"]
+
+    @patch.object(rows_module, "SESSIONS_MAX", 1)
+    def test_forgotten_after_leadership_was_lost(self) -> None:
+        """What a leader had told others before it was deposed counts as sent: the next one may have committed it."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k")
+        cluster.cut = {("b", "a"), ("c", "a")}
+        going = self.table("a").transact((), (Put(b"l", b""),))
+        leader = self.new_leader("a")
+        assert self.keys(leader.id) == [b"k", b"l"]
+        cluster.until(lambda: not cluster.nodes["a"].table.is_leader)
+        cluster.result(leader.table.transact((), (Delete(b"l"),)))
+        self.assertNoResult(going)
+        cluster.cut = set()
+        with self.assertRaisesRegex(Unavailable, "unknown"):
+            cluster.result(going)
+        cluster.run(1)
+        assert self.keys("a") == [b"k"]
 
 
 class CatchUpTests(ClusterTestCase):
