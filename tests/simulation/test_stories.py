@@ -7,7 +7,9 @@ from itertools import permutations
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.table.embedded import CAUGHT_UP_LAG
 from chunkfarm.table.interface import Put
+from chunkfarm.table.progress import REPLICATE
 from tests.builders import make_server
 from tests.simulation.stage import Stage
 from tests.simulation.users import PREFIX
@@ -383,7 +385,7 @@ class DiskTests(SynchronousTestCase):
         with Stage() as farm:
             farm.grow(2)
             for number in range(40):
-                farm.remember(farm[1], f"row {number}")
+                written = farm.remember(farm[1], f"row {number}")
             third = farm.add_server()
             for server in farm.servers[:2]:
                 for way in ((server.host, third.host), (third.host, server.host)):
@@ -393,6 +395,23 @@ class DiskTests(SynchronousTestCase):
             farm[1].kill()
             farm.wait(1.0)
             farm[1].start()
+
+            told: list[tuple[str, int, int]] = []
+
+            def votes() -> bool:
+                """Whether somebody leads who has given the third its vote, and how far that one knew it to be then."""
+                for server in farm.leaders:
+                    table = server.parts.embedded if server.parts is not None else None
+                    if table is not None and third.id in table.configuration.voters:
+                        known = table.progress()[third.id]
+                        told.append((known.state, known.match, table.last_index - known.match))
+                return bool(told)
+
+            assert not votes()
+            assert farm.run_for(120.0, votes), "it never votes"
+            ((state, match, lag),) = told
+            assert state == REPLICATE and lag <= CAUGHT_UP_LAG and match > written
+            assert third.parts is not None and third.parts.embedded.revision > written
             farm.serve()
             farm.until(lambda: len(farm.voters()) == 3, "three vote", 120.0)
             farm.end()

@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.links.commands import BadRequest, NotFirst, NotNow
 from chunkfarm.table import driver as driver_module
+from chunkfarm.table import embedded as embedded_module
 from chunkfarm.table import journal as journal_module
 from chunkfarm.table import rows as rows_module
 from chunkfarm.table.codec import (
@@ -992,7 +993,7 @@ class CatchUpTests(ClusterTestCase):
         node.disk.held = True
         cluster.result(cluster.nodes["a"].table.propose_configuration(Configuration({"a"}, {"b"})))
         cluster.run(2)
-        assert not node.table.holds_rows
+        assert not node.table.holds_rows and cluster.nodes["a"].table.caught_up() == {"a"}
         with self.assertRaises(Unavailable):
             cluster.result(node.table.read(b"", stale=True))
         node.disk.release()
@@ -1002,6 +1003,22 @@ class CatchUpTests(ClusterTestCase):
         cluster.kill("b")
         assert cluster.restart("b").table.holds_rows
         assert self.keys("b", stale=True) == [b"k"]
+
+    @patch.object(embedded_module, "CAUGHT_UP_LAG", 5)
+    def test_too_far_behind(self) -> None:
+        """A member that answers, and whose disk is far behind, takes nobody's place until it has caught up."""
+        cluster = self.of("a", "b", "c")
+        self.put("a", b"k")
+        cluster.run(1)
+        leader, late = cluster.nodes["a"].table, cluster.nodes["c"]
+        late.disk.held = True
+        for number in range(10):
+            self.put("a", b"%d" % number)
+        cluster.run(1)
+        assert leader.progress()["c"].recently_active and leader.caught_up() == {"a", "b"}
+        late.disk.release()
+        cluster.run(1)
+        assert leader.caught_up() == {"a", "b", "c"}
 
     def test_snapshot_interrupted(self) -> None:
         """A snapshot whose receiver dies half way is sent again from the start."""
