@@ -8,6 +8,7 @@ from __future__ import annotations
 from chunkfarm.table.consensus import LEADER, ChangeRefused, Consensus
 from chunkfarm.table.leadership import Leadership
 from chunkfarm.table.progress import Progress
+from chunkfarm.table.records import Ready
 from chunkfarm.table.survivor import Survivor
 from tests.simulation.pairs import GRACE, Rules
 
@@ -89,6 +90,16 @@ class _DropsOneOfThree(Consensus):
         return _DropsAnybody(self, self._election_ticks, self._heartbeat_ticks)
 
 
+class _TakesReplacedForWritten(Consensus):
+    """Entries that came into the place of others while the disk wrote those are taken for what it has written."""
+
+    def note_persisted(self, ready: Ready) -> None:
+        handed = self._handed_up_to
+        super().note_persisted(ready)
+        if handed is not None:
+            self.log.stable = max(self.log.stable, handed[0])
+
+
 PAIR_MUTANTS: dict[str, tuple[Rules, int, str]] = {
     "takes-over-on-timeout": (Rules(make_survivor=_TrustsTimeouts), 2, "state machine safety"),
     "takes-over-unconfirmed": (Rules(make_survivor=_TrustsWhatItSent), 21, "leader completeness"),
@@ -99,4 +110,5 @@ PAIR_MUTANTS: dict[str, tuple[Rules, int, str]] = {
     "confirms-anybody": (Rules(make_core=_LeadsAnybody), 43, "leader completeness"),
     "drops-too-early": (Rules(drop_after=GRACE // 60), 28, "leader completeness"),
     "drops-one-of-three": (Rules(make_core=_DropsOneOfThree), 133, "leader completeness"),
+    "takes-replaced-for-written": (Rules(make_core=_TakesReplacedForWritten), 161, "promises"),
 }
