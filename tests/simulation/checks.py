@@ -6,11 +6,11 @@ reaches its decisions, except where the rule itself is about that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from chunkfarm.table.consensus import Consensus, majority
-from chunkfarm.table.records import Entry, EntryKind, Message, MessageKind, Ready
+from chunkfarm.table.records import Entry, EntryKind, Message, MessageKind
 
 if TYPE_CHECKING:
     from tests.simulation.core import Disk, Rows, Server
@@ -113,15 +113,14 @@ class Checks:
 
     # Logs.
 
-    def taken(self, server: Server, core: Consensus, ready: Ready) -> None:
-        """Log matching: an index and a term name one entry, and one entry before it."""
-        for entry in ready.entries:
-            previous = core.log.term_at(entry.index - 1)
-            if previous is None:
-                continue
-            seen = (previous, entry.kind, entry.data)
-            before = self._entries.setdefault((entry.index, entry.term), seen)
-            _must(before == seen, f"log matching: {server.id} has another {entry.index} of term {entry.term}")
+    def taken(self, id: str, previous: int | None, entries: Iterable[Entry]) -> None:
+        """Log matching: an index and a term name one entry, and one entry before it, here of the term `previous`."""
+        for entry in entries:
+            if previous is not None:
+                seen = (previous, entry.kind, entry.data)
+                before = self._entries.setdefault((entry.index, entry.term), seen)
+                _must(before == seen, f"log matching: {id} has another {entry.index} of term {entry.term}")
+            previous = entry.term
 
     def changed(self, core: Consensus) -> None:
         """A leader changes the configuration only after an entry of its own term has been committed."""

@@ -114,12 +114,16 @@ class Disk:
     def last_index(self) -> int:
         return self.snapshot.index + len(self.entries)
 
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at `index`; None where there is none, or where it was compacted."""
+        position = index - self.snapshot.index - 1
+        if 0 <= position < len(self.entries):
+            return self.entries[position].term
+        return self.snapshot.term if position == -1 else None
+
     def holds(self, index: int, term: int) -> bool:
         """Whether the entry is here, by itself or in what the rows include."""
-        if index <= self.snapshot.index:
-            return True
-        position = index - self.snapshot.index - 1
-        return position < len(self.entries) and self.entries[position].term == term
+        return index <= self.snapshot.index or self.term_at(index) == term
 
     def copy(self) -> Disk:
         return Disk(self.hard_state, self.snapshot, list(self.entries), self.rows)
@@ -326,7 +330,8 @@ class Simulation:
             self._stream(server, core, id)
         if core.has_ready():
             ready = core.ready()
-            self.checks.taken(server, core, ready)
+            if ready.entries:
+                self.checks.taken(server.id, core.log.term_at(ready.entries[0].index - 1), ready.entries)
             self._at(self._disk_time(ready), self._write, server, server.life, ready)
         self.checks.look(server, core, self.servers)
         self.clients.serve(server.desk, server.rows.index, server.rows.table)

@@ -286,6 +286,7 @@ class FarmSimulation:
         if len(farms) != 1:
             raise Violation(f"one farm: there are {len(farms)} now")
         self._compare_configs()
+        self.checks.compare_rows([server for server in self.servers if server.is_serving])
         self.users.check()
 
     def _compare_configs(self) -> None:

@@ -5,8 +5,9 @@ The checks of the consensus are those of the simulation of its core; here is wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from attrs import define, field
@@ -15,11 +16,15 @@ from chunkfarm.parts import Parts
 from chunkfarm.table.consensus import LEADER, Consensus
 from chunkfarm.table.interface import Operation
 from chunkfarm.table.journal import Journal, Loaded, Saved
-from chunkfarm.table.records import Message, Ready
+from chunkfarm.table.records import Entry, Message, ReadState, Ready
+from chunkfarm.table.rows import ROWS_SCHEMA, StateMachine, digest_of_state
 from tests.simulation.checks import Checks, Violation
 from tests.simulation.core import Disk as Mirror
 from tests.simulation.core import Rows
 from tests.simulation.disks import Disk
+
+FOUNDED = 1
+"""The index at which a farm begins, with an empty table."""
 
 
 class WatchedJournal(Journal):
@@ -74,6 +79,8 @@ class Seen:
         if ready.snapshot is not None:
             before = max(before, ready.snapshot.index)
         self.disk.write(ready, Rows(applied))
+        if ready.entries:
+            checks.taken(self.name, self.disk.term_at(ready.entries[0].index - 1), ready.entries)
         entries = {entry.index: entry for entry in ready.committed}
         for done in saved.applied:
             checks.applied(self.name, before, entries[done.index])
@@ -93,6 +100,9 @@ class Seen:
             there = [(entry.index, entry.term) for entry in loaded.entries]
             if there[len(there) - len(log) :] != log:
                 raise Violation(f"promises: {self.name} finds the log {there} on its disk, and wrote {log}")
+        if self.farm:
+            # What was written in a write that was broken off counts too.
+            self.checks.of(self.farm).taken(self.name, loaded.snapshot.term, loaded.entries)
         self._take(loaded)
 
     def _take(self, loaded: Loaded) -> None:
@@ -106,7 +116,7 @@ class FarmChecks(Checks):
     def __init__(self) -> None:
         super().__init__()
         self._committed = [(0, 0), (1, 1)]
-        self.commit = 1
+        self.commit = FOUNDED
         self.changes_max = 2
         self.changes: dict[int, tuple[Operation, ...]] = {}
         """What each revision has changed."""
@@ -116,6 +126,31 @@ class FarmChecks(Checks):
         under_way = len(core.log.configurations_from(core.commit)) - 1
         if under_way > 1 and core.configuration.voters != {core.id}:
             raise Violation(f"one change at a time: {core.id} has {under_way} under way")
+
+    def own_term_first(self, core: Consensus) -> None:
+        """A leader changes who votes after an entry of its own term, but for one of two that goes on alone."""
+        if core.log.term_at(core.configuration_index) == core.term and core.configuration.voters != {core.id}:
+            self.changed(core)
+
+    def rows_of(self, wanted: Collection[int], logs: Iterable[Iterable[Entry]]) -> dict[int, str]:
+        """Digests of the state that a replay comes to at these indexes, as far as what was applied is known.
+
+        `logs` are what servers have applied of theirs: of a write that was broken off nothing else is known.
+        """
+        last = max(wanted, default=0)
+        entries = {entry.index: entry for log in logs for entry in log} | self._applied
+        found: dict[int, str] = {}
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.executescript(ROWS_SCHEMA)
+            machine = StateMachine(connection)
+            for index in range(FOUNDED + 1, last + 1):
+                if index not in entries:
+                    break
+                machine.apply(entries[index])
+                if index in wanted:
+                    machine.write()
+                    found[index] = digest_of_state(connection)
+        return found
 
     @property
     def terms(self) -> int:
@@ -134,6 +169,8 @@ class JournalChecks:
         self._by_name: dict[str, Seen] = {}
         self._farms: dict[str, FarmChecks] = {}
         self.on_message: Callable[[Message], None] = lambda message: None
+        self.replayed = 0
+        """Indexes at which rows were compared with a replay of the log."""
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -189,7 +226,7 @@ class JournalChecks:
         return journal
 
     def watch(self, server: Any, parts: Parts) -> None:
-        """Look at every message that this process sends."""
+        """Look at every message that this process sends, and at what it is told when it asks from where on to read."""
         seen = self._by_name[server.name]
         seen.id = parts.data.server_id
         before = self.servers.get(seen.id)
@@ -209,6 +246,24 @@ class JournalChecks:
             send(messages)
 
         driver._send = watched  # type: ignore[method-assign]
+        tokens, confirm = driver._tokens, driver._confirm
+        # Whoever founds a farm asks before it has one, and has another core then.
+        of: dict[int, FarmChecks] = {}
+
+        def asking() -> Iterator[int]:
+            for token in tokens:
+                of[token] = self.of(parts.journal.farm_id)
+                of[token].read_asked(seen.name, seen.life, token)
+                yield token
+
+        def confirmed(reads: tuple[ReadState, ...]) -> None:
+            with self.telling():
+                for read in reads:
+                    of.pop(read.token).read_answered(seen.name, seen.life, read.token, read.index)
+            confirm(reads)
+
+        driver._tokens = asking()  # type: ignore[assignment]
+        driver._confirm = confirmed  # type: ignore[method-assign]
 
     def look(self, server: Any) -> None:
         """After every event, at the server that it touched."""
@@ -229,3 +284,25 @@ class JournalChecks:
         checks.look(seen, core, self.servers)  # type: ignore[arg-type]
         if core.role == LEADER and core.pending_change:
             checks.one_change(core)
+            checks.own_term_first(core)
+
+    def compare_rows(self, servers: Iterable[Any]) -> None:
+        """The state in every journal is what a replay of the log makes of it; else that of the others, where that ends.
+
+        `servers` are those whose farm goes on.
+        """
+        farms: dict[str, dict[str, Parts]] = {}
+        for server in servers:
+            farms.setdefault(server.parts.journal.farm_id, {})[server.name] = server.parts
+        for farm, named in farms.items():
+            told = {name: parts.journal.applied for name, parts in named.items()}
+            logs = [
+                [entry for entry in parts.journal.load().entries if entry.index <= told[name]]
+                for name, parts in named.items()
+            ]
+            replayed = self.of(farm).rows_of(set(told.values()), logs)
+            self.replayed += len(replayed)
+            for name, parts in named.items():
+                found = digest_of_state(parts.journal._connection)
+                if replayed.setdefault(told[name], found) != found:
+                    raise Violation(f"replay: the rows of {name} at {told[name]} are not what the log makes of them")

@@ -14,9 +14,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.config_text import parse_config
 from chunkfarm.exports import keeper, maker
 from chunkfarm.exports.form import EXPORTS_KEPT
+from chunkfarm.table.journal import Journal
+from chunkfarm.table.records import Entry
+from chunkfarm.table.rows import Applied
 from tests.simulation.checks import Violation
 from tests.simulation.farm import FarmSimulation, Options
 from tests.simulation.linearizable import Done
+from tests.simulation.users import PREFIX
 
 ROOT = Path(__file__).parents[2]
 DIGEST = """
@@ -63,6 +67,20 @@ class WholeFarmTests(SynchronousTestCase):
         Looking(7, options, seconds=2.0).run()
         assert len(looked) == 9
 
+    def test_rows_that_no_log_explains(self) -> None:
+        """A server whose rows are not what its log makes of them is found, also where nobody asks it for them."""
+        apply = Journal._apply
+
+        def loses(self: Journal, entries: list[Entry]) -> tuple[Applied, ...]:
+            applied = apply(self, entries)
+            if "/s2/" in self.path:
+                self._connection.execute("DELETE FROM rows WHERE key = ?", (PREFIX + b"proof",))
+            return applied
+
+        options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=1)
+        with patch.object(Journal, "_apply", loses), self.assertRaisesRegex(Violation, "replay: the rows of s2"):
+            FarmSimulation(7, options, seconds=5.0).run()
+
     def test_a_quiet_farm(self) -> None:
         """Three servers that start together are one farm within seconds, and clients write, read and watch."""
         options = Options(servers=3, spares=0, together=True, faults=1e-9, slow=0.0, clients=3)
@@ -71,6 +89,7 @@ class WholeFarmTests(SynchronousTestCase):
         assert simulation.healed_within < 2
         assert len([call for call in simulation.users.history if isinstance(call.outcome, Done)]) > 10
         assert simulation.users.watched > 10
+        assert simulation.checks.replayed
         assert simulation.lists_compared >= 3
 
     def test_exports(self) -> None:
