@@ -72,9 +72,9 @@ REMEMBERED_SECONDS = 120.0
 SURPLUS_ROUND = 240.0
 """Instead of an hour: copies that were made in the stead of an owner that is back are looked for so often."""
 SURPLUS_AGAIN = 40.0
-"""Instead of ten seconds: while an owner is down it would be asked most of the time."""
+"""Instead of five seconds: while an owner is down it would be asked most of the time."""
 TIDY_SECONDS = 600.0
-"""After the last fault and the last client: pins run out after 150 seconds, and the epoch moves on after 30."""
+"""After the last fault and the last client: pins run out after 300 seconds, and the epoch moves on after 60."""
 
 
 class _Scores:
