@@ -51,6 +51,12 @@ class TableDocumentTests(SynchronousTestCase):
         unguarded = [rule for rule in rules if rule.startswith("**") and "::test_" not in rule]
         assert not unguarded, unguarded
 
+    def test_every_rule_has_a_source(self) -> None:
+        """No rule stands there of which nobody can tell where it comes from."""
+        rules = DOCUMENT.read_text().split("## The simulations")[0].split("\n\n")
+        without = [rule for rule in rules if rule.startswith("**") and not re.search(r"(?<!\*)\*[A-Z]", rule)]
+        assert not without, without
+
     def test_faults(self) -> None:
         """The table of faults is that of the simulations."""
         text = DOCUMENT.read_text()
