@@ -13,6 +13,9 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.simulation.all_mutants import ALL_MUTANTS, CHUNKS
+from tests.simulation.core import HEALED_TICKS_MAX
+from tests.simulation.farm import SERVE_WITHIN
+from tests.simulation.old_disks import FORCED_TICKS_MAX
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "table.md"
@@ -50,6 +53,13 @@ class TableDocumentTests(SynchronousTestCase):
         rules = DOCUMENT.read_text().split("## The simulations")[0].split("\n\n")
         unguarded = [rule for rule in rules if rule.startswith("**") and "::test_" not in rule]
         assert not unguarded, unguarded
+
+    def test_bounds(self) -> None:
+        """The times within which everything works again are those that the simulations allow."""
+        text = " ".join(DOCUMENT.read_text().split())
+        assert f"`HEALED_TICKS_MAX`, {HEALED_TICKS_MAX} ticks" in text
+        assert f"`FORCED_TICKS_MAX`, {FORCED_TICKS_MAX} ticks" in text
+        assert f"`SERVE_WITHIN`, {SERVE_WITHIN:g} seconds" in text
 
     def test_every_rule_has_a_source(self) -> None:
         """No rule stands there of which nobody can tell where it comes from."""
