@@ -367,7 +367,8 @@ class _Attempt:
         self._over = False
         self._network = network
         self._process = process
-        self._to = to
+        # What only its own machine can reach is another server on each.
+        self._to = (process.host, to[1]) if to[0].startswith("127.") else to
         self._factory = factory
         self._secure = secure
         self._answered = False

@@ -93,6 +93,12 @@ class SimulatedServer:
         self.disk_hangs = False
         self.disk_hangs_until = 0.0
         """When its disk goes on with what was written meanwhile."""
+        self.free = 50 * GIB
+        """Bytes that its disk has left for chunks."""
+        self.zone = ""
+        """What it may be lost with, as its config.ini says; empty: alone."""
+        self.advertised = ""
+        """The host that its config.ini names; empty: that of its machine."""
         self.lives = 0
         self.fail: Callable[[BaseException | None], None] = lambda error: None
         self.on_end: Callable[[SimulatedServer, str], None] = lambda server, how: None
@@ -116,7 +122,8 @@ class SimulatedServer:
     def configure(self, listed: tuple[SimulatedServer, ...], farm: str = "") -> None:
         """Give it a config.ini by hand, which lists those servers."""
         rows = "".join(f"{server.name} = {server.host} {PEER_PORT - 1}\n" for server in listed)
-        own = f"name = {self.name}\nhost = {self.host}\nweight = 1\ndata = data\n"
+        own = f"name = {self.name}\nhost = {self.advertised or self.host}\nweight = 1\ndata = data\n"
+        own += f"zone = {self.zone}\n" if self.zone else ""
         self._write("config.ini", f"[farm]\nchunksize = 8M\n{farm}\n[servers]\n{rows}\n[server]\n{own}")
 
     def copy_join_key(self, known: SimulatedServer) -> None:
@@ -208,7 +215,7 @@ class SimulatedServer:
             connect=self._network.connect,
             listen=self._network.listen,
             open_journal=self._open_journal,
-            room=lambda directory: (50 * GIB, 100 * GIB),
+            room=lambda directory: (self.free, 100 * GIB),
             descriptors=lambda: 65_536,
             keep_room=lambda directory: True,
             exit=lambda status: process.end(f"exit {status}"),
