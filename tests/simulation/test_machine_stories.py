@@ -50,6 +50,21 @@ class HangingDiskTests(SynchronousTestCase):
         """Nobody waits for it, and its process ends as well."""
         self.play(3)
 
+    def test_slow_disks(self) -> None:
+        """Where every disk takes seconds the first stays, since it is heard all the same, and writes come to an end."""
+        with Stage() as farm:
+            farm.grow(3)
+            farm.until(lambda: len(farm.voters()) == 3, "three vote")
+            first, leaderships = farm.first, farm.leaderships
+            for server in farm.servers:
+                server.disk_slow = 6.0
+            for number in range(5):
+                farm.remember(farm[number % 3 + 1], f"slowly {number}")
+            assert (farm.first, farm.leaderships) == (first, leaderships)
+            for server in farm.servers:
+                server.disk_slow = 0.0
+            farm.end()
+
 
 class CrashLoop:
     """A process that opens its ports, crashes, and is started again each second."""
