@@ -161,10 +161,10 @@ class ServerBackend:
         return self._parts.contexts.peer_of(certificate)
 
     def set_server(self, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
-        return changes.set_server(self._parts.registry, server, fields)
+        return changes.set_server(self._parts.registry, server, fields, self._parts.call_back)
 
     def set_table(self, block: bytes) -> Deferred[int]:
-        return changes.set_table(self._parts.registry, block)
+        return changes.set_table(self._parts.registry, block, self._parts.call_back)
 
     def set_farm(self, fields: Mapping[str, str]) -> Deferred[FarmOptions]:
         return changes.set_farm(self._parts.registry, fields)

@@ -2,40 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail
 
 from chunkfarm.errors import InvalidRequest
-from chunkfarm.model import FarmOptions, Server
-from chunkfarm.settings import changed_farm, changed_server, changed_table, read_table
+from chunkfarm.links.calling_back import CallBack, NotThere
+from chunkfarm.membership import LIVE
+from chunkfarm.model import Address, FarmOptions, Server
+from chunkfarm.settings import changed_farm, changed_server, changed_table, check_places, read_table
 from chunkfarm.table.registry import Registered, Registry
+from chunkfarm.trust.private import TrustError
+
+_T = TypeVar("_T")
 
 
-def set_server(registry: Registry, server: str, fields: Mapping[str, str]) -> Deferred[Server]:
-    """Change editable fields of a server's row, by id or name; fails with `NotFound` or `InvalidRequest`."""
+class _NotCalled(Exception):
+    """Servers that are up would move to where they have not been called yet."""
 
-    def change(row: Server, before: Registered) -> Server:
-        taken = {other.name for other in before.servers.values() if other.id != row.id}
-        return changed_server(row, fields, taken)
+    def __init__(self, rows: tuple[Server, ...], names: Mapping[str, str]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.names = names
 
-    return registry.set_server(server, change)
+
+def set_server(registry: Registry, server: str, fields: Mapping[str, str], call_back: CallBack) -> Deferred[Server]:
+    """Change editable fields of a server's row, by id or name; fails with `NotFound` or `InvalidRequest`.
+
+    A server that is up must answer at the peer address that it is given, and nobody else have one of its addresses.
+    """
+
+    def edit(check: Callable[[Iterable[Server], Registered], None]) -> Deferred[Server]:
+        def change(row: Server, before: Registered) -> Server:
+            taken = {other.name for other in before.servers.values() if other.id != row.id}
+            changed = changed_server(row, fields, taken)
+            check((changed,), before)
+            return changed
+
+        return registry.set_server(server, change)
+
+    return Deferred.fromCoroutine(_where_they_answer(edit, call_back))
 
 
-def set_table(registry: Registry, block: bytes) -> Deferred[int]:
+def set_table(registry: Registry, block: bytes, call_back: CallBack) -> Deferred[int]:
     """Put the editable fields of all rows, as SERVERS shows them; fires with how many rows were changed.
 
     Fails with `PreconditionFailed` if the table is not at the revision of the block, and as `set_server`.
     """
-
-    def change(before: Registered) -> tuple[Server, ...]:
-        return changed_table(told, before.servers, before.revisions, before.revision)
-
     try:
         told = read_table(block)
     except InvalidRequest:
         return fail()
-    return registry.set_servers(change)
+
+    def edit(check: Callable[[Iterable[Server], Registered], None]) -> Deferred[int]:
+        def change(before: Registered) -> tuple[Server, ...]:
+            rows = changed_table(told, before.servers, before.revisions, before.revision)
+            check(rows, before)
+            return rows
+
+        return registry.set_servers(change)
+
+    return Deferred.fromCoroutine(_where_they_answer(edit, call_back))
+
+
+async def _where_they_answer(
+    edit: Callable[[Callable[[Iterable[Server], Registered], None]], Deferred[_T]], call_back: CallBack
+) -> _T:
+    """Do what `edit` does with a check of the rows that it changes, as soon as all who move have answered there.
+
+    Nobody is called while other changes wait for this one, so what was asked for is worked out again after the calls.
+    """
+    answered: set[tuple[str, Address]] = set()
+
+    def check(rows: Iterable[Server], before: Registered) -> None:
+        rows = tuple(rows)
+        check_places(rows, before.servers)
+        moved = tuple(
+            row
+            for row in rows
+            if row.state in LIVE
+            and row.peer_address != before.servers[row.id].peer_address
+            and (row.id, row.peer_address) not in answered
+        )
+        if moved:
+            raise _NotCalled(moved, {server.id: server.name for server in before.servers.values()})
+
+    while True:
+        try:
+            return await edit(check)
+        except _NotCalled as error:
+            moved, names = error.rows, error.names
+        for row in moved:
+            await _call(call_back, row, names)
+            answered.add((row.id, row.peer_address))
+
+
+async def _call(call_back: CallBack, row: Server, names: Mapping[str, str]) -> None:
+    try:
+        await call_back.call(row.peer_address, row.id)
+    except NotThere as error:
+        found = str(error).replace(error.found, names.get(error.found, error.found)) if error.found else str(error)
+    except TrustError as error:
+        found = f"has no certificate that is worth anything: {error}"
+    else:
+        return
+    raise InvalidRequest(f"{names[row.id]} is up, and would be called at {row.peer_address}, which {found}")
 
 
 def set_farm(registry: Registry, fields: Mapping[str, str]) -> Deferred[FarmOptions]:

@@ -159,6 +159,16 @@ def read_host(text: str) -> str:
     return text
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an advertised host can only be reached from its own machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+    # A port for IPv6 sees the machine's own IPv4 address in this form.
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
+
+
 def read_zone(text: str) -> str:
     if len(text) > NAME_LENGTH_MAX or _NOT_PRINTABLE.search(text) or any(character.isspace() for character in text):
         raise ValueError(f"expected one word of at most {NAME_LENGTH_MAX} characters")

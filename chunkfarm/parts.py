@@ -42,6 +42,7 @@ from chunkfarm.keyring import Keyring
 from chunkfarm.ledger import Ledger
 from chunkfarm.limits import Limits
 from chunkfarm.links import commands, lines
+from chunkfarm.links.calling_back import CallBack
 from chunkfarm.links.commands import PROTOCOL_VERSION
 from chunkfarm.links.followers import FollowersWatch
 from chunkfarm.links.peers import LinkFailed, Peers
@@ -159,6 +160,7 @@ class Parts:
             self.link_ended,
             self.line,
         )
+        self.call_back = CallBack(self.peers, self.state)
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self._member_of, self.book.lookup, lines=self.line)
         self.cutting += [self.peers.cut, self.streams.cut]

@@ -107,7 +107,7 @@ class Reload:
         fields = {name: value for name, value in stands.items() if name in changed.now}
         if fields:
             try:
-                await set_server(parts.registry, own.id, fields)
+                await set_server(parts.registry, own.id, fields, parts.call_back)
             except FarmError as error:
                 self._log.warn("The farm is told of {fields} at the next start: {error}", fields=fields, error=error)
         # A certificate that lacks a name is renewed; what goes wrong there is logged and tried again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import evolve, frozen
@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from chunkfarm.config_values import (
     ConfigError,
     check_farm,
+    is_loopback,
     read_farm_option,
     read_host,
     read_port,
@@ -22,7 +23,7 @@ from chunkfarm.config_values import (
 from chunkfarm.errors import InvalidRequest, NotFound, PreconditionFailed
 from chunkfarm.links.rows import parse_row, server_row
 from chunkfarm.membership import in_order
-from chunkfarm.model import FarmOptions, Server
+from chunkfarm.model import Address, FarmOptions, Server
 from chunkfarm.wire.lines import parse_fields, text_of
 
 SERVER_FIELDS: Mapping[str, Callable[[str], Any]] = {
@@ -59,6 +60,47 @@ def changed_server(server: Server, fields: Mapping[str, str], taken_names: set[s
     if values.get("name") in taken_names:
         raise InvalidRequest(f"another server has the name {values['name']}")
     return evolve(server, **values)
+
+
+def check_places(rows: Iterable[Server], before: Mapping[str, Server]) -> None:
+    """Raise `InvalidRequest` if a changed row says another server's host and port, or a host that others cannot reach.
+
+    `before` are all rows by id as they are. What a row said before is not looked at: it must be possible to mend it.
+    """
+    changed = {row.id: row for row in rows}
+    after = {**before, **changed}
+    places: dict[tuple[str, int], list[tuple[str, Server]]] = {}
+    for server in after.values():
+        for port, place in _places(server).items():
+            places.setdefault(place, []).append((port, server))
+    for row in changed.values():
+        old = _places(before[row.id])
+        for port, place in _places(row).items():
+            if place == old[port]:
+                continue
+            shown = Address(row.host, getattr(row, _PORTS[port]))
+            for other_port, other in places[place]:
+                if (other.id, other_port) != (row.id, port):
+                    itself = " itself" if other.id == row.id else ""
+                    raise InvalidRequest(f"{shown} is the {other_port} port of {other.name}{itself}")
+        if row.host != before[row.id].host and is_loopback(row.host):
+            for other in in_order(after.values()):
+                if other.id != row.id and not is_loopback(other.host):
+                    raise InvalidRequest(
+                        f"{row.host} is an address that only the own machine of {row.name} can reach, and {other.name} "
+                        f"is at {other.host}"
+                    )
+
+
+_PORTS = {"client": "client", "peer": "peer", "file": "files"}
+"""What people call the ports, and their fields."""
+
+
+def _places(server: Server) -> dict[str, tuple[str, int]]:
+    """Where each port is, so that the same place looks the same."""
+    host = server.host.lower().rstrip(".")
+    host = "127.0.0.1" if host == "localhost" else host
+    return {port: (host, getattr(server, name)) for port, name in _PORTS.items()}
 
 
 def changed_farm(options: FarmOptions, fields: Mapping[str, str]) -> FarmOptions:

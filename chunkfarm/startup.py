@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from chunkfarm.addresses import is_own_address
 from chunkfarm.changes import set_table
 from chunkfarm.config import Config, ConfigFile, HeldConfig, LockHeld
+from chunkfarm.config_values import is_loopback
 from chunkfarm.data_directory import DataDirectory
 from chunkfarm.errors import FarmError
 from chunkfarm.finding import SOON, WAIT_MOST, Answer, Asking, Join, Search, Wait
@@ -31,7 +32,7 @@ from chunkfarm.membership import Candidate
 from chunkfarm.model import FARM, GENERATION_KEY, SERVERS, Address
 from chunkfarm.old_disks import OLDER_THAN_CONFIG, OLDER_THAN_OTHERS, tells_of_newer, witness
 from chunkfarm.parts import Parts
-from chunkfarm.ports.answers import PeerAnswers, is_loopback
+from chunkfarm.ports.answers import PeerAnswers
 from chunkfarm.ports.callers import Callers
 from chunkfarm.returning import Calls
 from chunkfarm.state import Wait as StateWait
@@ -156,7 +157,7 @@ class Startup:
             learn=parts.book.learn,
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
-            set_table=partial(set_table, parts.registry),
+            set_table=partial(set_table, parts.registry, call_back=parts.call_back),
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,
             uses=parts.chunks.references.uses,

@@ -39,6 +39,7 @@ class RunningServer:
         self.run_in_thread = run_now
         self.renewal = self
         self.registry = self
+        self.call_back: Any = None
         self.row_fields: list[dict[str, Any]] = []
         self.looked_at_certificate = 0
         self.certificates: list[Any] = []
@@ -55,7 +56,7 @@ class RunningServer:
         if not self.has_first:
             return fail(ReadOnly("no first"))
         row = make_server(1)
-        changed = change(row, SimpleNamespace(servers={}))
+        changed = change(row, SimpleNamespace(servers={row.id: row}))
         before, after = asdict(row), asdict(changed)
         self.row_fields.append({name: after[name] for name in after if after[name] != before[name]})
         return succeed(None)

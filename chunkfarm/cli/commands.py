@@ -212,6 +212,8 @@ def set_(surroundings: Surroundings, target: str, assignments: tuple[str, ...], 
     \b
     chunkfarm set farm replicas=2
     chunkfarm set delta weight=500 zone=rack2
+
+    A server that is up must answer at the host and peer port that it is given; no other may have that host and port.
     """
     for assignment in assignments:
         if "=" not in assignment:

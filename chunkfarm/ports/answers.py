@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attrs import asdict, evolve
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from chunkfarm.access import Access
+from chunkfarm.config_values import is_loopback
 from chunkfarm.errors import AuthenticationFailed, Busy, FarmError, InvalidRequest, PreconditionFailed
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer
 from chunkfarm.links import commands
+from chunkfarm.links.calling_back import CallBack, NotThere
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
-from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
+from chunkfarm.links.peers import PeerLink, Peers
 from chunkfarm.links.twins import find_twin, twin_sentence
 from chunkfarm.model import (
     BARRED,
@@ -70,16 +71,6 @@ OPEN_TO_SERVERS = (SERVERS, FARM, FILES)
 """Rows for servers that do not hold the table: keys, invites and secrets stay with those that do."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an advertised host can only be reached from its own machine."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-    # A port for IPv6 sees the machine's own IPv4 address in this form.
-    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
-
-
 class PeerAnswers:
     """Implements `ports.peer.PeerBackend`."""
 
@@ -129,6 +120,7 @@ class PeerAnswers:
         self._state = state
         self._contexts = contexts
         self._peers = peers
+        self._calls = CallBack(peers, state)
         self._table = table
         self._registry = registry
         self._duties = duties
@@ -262,37 +254,12 @@ class PeerAnswers:
             "row": joined.to_value().decode(),
         }
 
-    async def _call_back(self, row: Server, is_same: Callable[[PeerLink], bool]) -> None:
+    async def _call_back(self, row: Server, is_same: Callable[[PeerLink], bool] | None = None) -> None:
         """Check that the advertised address leads to the server that gives this row, and to no other."""
-        where = f"the address it advertises, {row.peer_address},"
         try:
-            link = await self._peers.open(row.peer_address)
-        except CancelledError:
-            raise
-        except Exception as error:
-            raise commands.JoinRefused(f"{where} cannot be reached from here: {reason_of(error)}") from None
-        try:
-            call = link.callRemote(
-                commands.Probe,
-                server=self._state.server_id,
-                stamp=self._state.stamp,
-                farm=self._state.farm_id,
-                version=commands.PROTOCOL_VERSION,
-            )
-            box = await self._peers.limit(call, CONNECT_TIMEOUT, "call back")
-            found = json.loads(box["answer"])["server"]
-            # The id is public; the key of its certificate is what only that server has.
-            proved = is_same(link)
-        except CancelledError:
-            raise
-        except TrustError:
-            raise
-        except Exception as error:
-            raise commands.JoinRefused(f"{where} gives no answer that could be understood: {error}") from None
-        finally:
-            link.close()
-        if found != row.id or not proved:
-            raise commands.JoinRefused(f"{where} leads to another server, {found}")
+            await self._calls.call(row.peer_address, row.id, is_same)
+        except NotThere as error:
+            raise commands.JoinRefused(f"the address it advertises, {row.peer_address}, {error}") from None
 
     def renew(self, server_id: str, request: bytes) -> Deferred[dict[str, Any]]:
         return Deferred.fromCoroutine(self._renew(server_id, request))
@@ -373,7 +340,7 @@ class PeerAnswers:
         before = next((server for server in self._servers() if server.id == server_id), None)
         if before is None or before.peer_address != row.peer_address:
             # Whoever moved is called back like a joiner: one wrong address in the table would be in every config.ini.
-            await self._call_back(row, lambda link: self._peers.identity(link) == server_id)
+            await self._call_back(row)
             if before is not None:
                 await self._refuse_twin(before, row)
         self._learn(server_id, row.peer_address)
