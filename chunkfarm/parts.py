@@ -590,6 +590,9 @@ class Parts:
     def _take_note(self, note: str) -> None:
         self.note = note_of(note)
 
+    def _told_note(self) -> str:
+        return note_of("; ".join(filter(None, (self.note, self.chunks.caretaker.trouble))))
+
     def first(self) -> str:
         """The server that leads, as far as this one knows; empty if it does not."""
         return self.reporter.first
@@ -603,7 +606,7 @@ class Parts:
             used=self.space.used,
             full=self.space.full,
             revision=self.state.revision,
-            note=self.note,
+            note=self._told_note(),
             leaving=self.leaving,
             table_full=self.embedded.disk_full,
             short=self.chunks.caretaker.progress.short,
@@ -632,7 +635,7 @@ class Parts:
             master=options.master,
             public_key=self.contexts.identity.key_digest if self.contexts.identity is not None else "",
             incarnation=self.state.incarnation,
-            note=self.note,
+            note=self._told_note(),
         )
 
     def certificate_names(self) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ FAILED_SECONDS = 300.0
 another server has: all others come first."""
 LOST_SECONDS = 60.0
 """So often it is asked whether files still use the chunks that are lost."""
+TROUBLE_SECONDS = 30.0
+"""After so long it is told in this server's row that another is not reached: one that starts is reached by then."""
 IDLE_SECONDS = 60.0
 """The longest rest between two looks at what is due."""
 LOOK_BATCH = 250
@@ -230,7 +232,15 @@ class Caretaker(Loop):
             damaged=self._damaged,
             lost=len(self._lost),
             verified=self._verified(),
+            unreached=len(self._examiner.unreached()),
         )
+
+    @property
+    def trouble(self) -> str:
+        """What the whole farm should know: who is up, but was not reached from here for long, while copies lack."""
+        long_ago = self._clock.seconds() - TROUBLE_SECONDS
+        long = [one.sentence for one in self._examiner.unreached() if one.since <= long_ago]
+        return "; ".join(long) if self._short else ""
 
     @property
     def risk(self) -> Risk:
@@ -468,11 +478,17 @@ class Caretaker(Loop):
         return sum(len(part.short) for part in self._parts)
 
     def _why_short(self) -> str:
-        if not self._short or self._backlog or self._sending:
+        if self._backlog or self._sending:
             return ""
+        unreached = self._examiner.unreached()
+        reasons = [one.sentence for one in unreached]
+        if not self._short:
+            # What is short because of them is another server's to tell, if it gets that far.
+            return "; ".join(reasons)
         down = [server.name for server in self._servers() if server.owns and server.state in ("down", "leaving")]
         full = [server.name for server in self._servers() if server.owns and server.full]
-        reasons = [one.reason for one in self._examiner.hindrances()]
+        named = {one.server.id for one in unreached}
+        reasons += [one.reason for id, one in self._examiner.hindrances().items() if id not in named]
         if full:
             reasons.append(f"no room on {', '.join(full)}")
         if down:

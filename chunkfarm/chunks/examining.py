@@ -16,7 +16,9 @@ from chunkfarm.chunks.patience import reason_of
 from chunkfarm.chunks.pieces import RunInThread
 from chunkfarm.chunks.repair import Need, Servers
 from chunkfarm.chunks.store import ChunkStore
+from chunkfarm.errors import FarmError
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX, IChunkLinks
+from chunkfarm.membership import LIVE
 from chunkfarm.model import Server
 
 SILENT_SECONDS = 20.0
@@ -42,6 +44,25 @@ class Hindrance:
     full: bool
     soon: bool = False
     """Whether it is asked again sooner than one that is silent."""
+
+
+@frozen
+class Unreached:
+    """A server that did not answer, as its row was then."""
+
+    server: Server
+    since: float
+    reason: str
+
+    def is_of(self, server: Server) -> bool:
+        """Whether this says anything of the server as its row is now: the same process, and the same address."""
+        then = self.server
+        return (then.incarnation, then.files_address) == (server.incarnation, server.files_address)
+
+    @property
+    def sentence(self) -> str:
+        """What people are told."""
+        return f"{self.server.name} is up, but not reached at {self.server.files_address}: {self.reason}"
 
 
 @frozen
@@ -78,9 +99,20 @@ class Examiner:
     _refusals: dict[str, tuple[str, float]] = field(factory=dict, init=False)
     """Of servers that refused at once: which process that was, and the next pause in seconds."""
 
+    _unreached: dict[str, Unreached] = field(factory=dict, init=False)
+    """Servers that did not answer the last time, also where they may be asked again by now."""
+
     def hinder(self, server: Server, failure: Failure, full: bool = False, quickly: bool = False) -> None:
         """Leave a server alone for a while: it did not answer, `quickly` said that it does not, or has no room."""
         reason = f"{server.name}: {reason_of(failure)}"
+        if failure.check(FarmError):
+            # It answered.
+            self._unreached.pop(server.id, None)
+        else:
+            known = self._unreached.get(server.id)
+            same = known is not None and known.is_of(server)
+            since = known.since if known is not None and same else self.clock.seconds()
+            self._unreached[server.id] = Unreached(server, since, reason_of(failure))
         seconds = FULL_SECONDS if full else SILENT_SECONDS
         if quickly and not full:
             process, seconds = self._refusals.get(server.id, (server.incarnation, SOON_SECONDS))
@@ -100,13 +132,19 @@ class Examiner:
     def soon(self) -> float | None:
         """Seconds until a server is asked again that refused at once; None if there is none to be asked so soon."""
         now = self.clock.seconds()
-        return min((one.until - now for one in self.hindrances() if one.soon), default=None)
+        return min((one.until - now for one in self.hindrances().values() if one.soon), default=None)
 
-    def hindrances(self) -> tuple[Hindrance, ...]:
-        """Those that still count."""
+    def hindrances(self) -> Mapping[str, Hindrance]:
+        """Those that still count, by server id."""
         now = self.clock.seconds()
         self._hindrances = {id: one for id, one in self._hindrances.items() if one.until > now}
-        return tuple(self._hindrances.values())
+        return self._hindrances
+
+    def unreached(self) -> tuple[Unreached, ...]:
+        """Servers that are up by their reports, and did not answer this one where their rows say that they listen."""
+        rows = {server.id: server for server in self.servers() if server.state in LIVE}
+        self._unreached = {id: one for id, one in self._unreached.items() if id in rows and one.is_of(rows[id])}
+        return tuple(self._unreached.values())
 
     async def examine(self, digests: Sequence[bytes]) -> Examined:
         """What each of these chunks needs."""
@@ -164,6 +202,7 @@ class Examiner:
         except Exception:
             self.hinder(server, Failure(), quickly=self.clock.seconds() - began < QUICKLY)
             return False
+        self._unreached.pop(server.id, None)
         return True
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -91,4 +91,7 @@ class Attempt:
 
 def reason_of(failure: Failure) -> str:
     """Why a server did not do it, as a clause."""
+    if failure.check(TimeoutError):
+        # Its own text are the arguments of whoever set the time.
+        return "no answer in time"
     return failure.getErrorMessage().rstrip(".") or failure.value.__class__.__name__

@@ -259,6 +259,8 @@ class Progress:
     """Of those, how many no server has."""
     verified: int = 0
     """Percent of this server's chunks that were read and compared in the present round."""
+    unreached: int = 0
+    """Servers that are up by their reports, and did not answer this one the last time."""
 
     @property
     def seconds_left(self) -> int | None:
@@ -276,6 +278,7 @@ class Progress:
             ("damaged", str(self.damaged)),
             ("lost", str(self.lost)),
             ("verified", f"{self.verified}%"),
+            ("unreached", str(self.unreached)),
         ]
         if self.seconds_left is not None:
             told.insert(3, ("repair-seconds-left", str(self.seconds_left)))

@@ -462,6 +462,45 @@ class CaretakerTests(SynchronousTestCase):
         self.pass_time(3 * AGAIN_SECONDS)
         assert self.has(2)
 
+    def test_a_server_that_nobody_reaches(self) -> None:
+        """Of a server that is up by its reports, and refuses at the address in its row, it is said all the time."""
+        caretaker = self.make(3)
+        self.change(2, host="10.0.0.9")
+        data = self.own(1, 1000)[0]
+        self.put(data)
+        self.links.dead.add(self.servers[1].id)
+        why = "s2 is up, but not reached at 10.0.0.9:4102: Connection was refused by other side"
+        for _ in range(20):
+            self.pass_time(10)
+            progress = caretaker.progress
+            assert (progress.short, progress.left, progress.unreached) == (1, 0, 1) and progress.paused == why, progress
+        # All servers show what stands in this one's row.
+        assert caretaker.trouble == why
+        # Where its row says another address, or is of another process, or it is down, that is not known any more.
+        for fields in ({"files": 4129}, {"incarnation": "another"}, {"state": "down"}):
+            rows = self.servers
+            self.servers = tuple(evolve(one, **fields) if one.name == "s2" else one for one in rows)
+            assert "not reached" not in caretaker.progress.paused
+            self.servers = rows
+        self.links.dead.clear()
+        self.pass_time(AGAIN_SECONDS + 5)
+        assert caretaker.progress.short == 0 and caretaker.progress.paused == caretaker.trouble == ""
+        assert caretaker.progress.unreached == 0
+
+    def test_a_server_that_others_do_not_reach(self) -> None:
+        """Also where other servers answer for what is short because of it."""
+        caretaker = self.make(3)
+        data = next(
+            data
+            for data in (pattern(1000, seed) for seed in range(1000))
+            if placement.order(digest_of(data), self.servers)[0] == self.servers[2]
+        )
+        self.links.on(self.servers[2])[self.put(data)] = data
+        self.links.silent.add(self.servers[1].id)
+        self.pass_time(2 * AGAIN_SECONDS)
+        assert caretaker.progress.short == 0
+        assert caretaker.progress.paused.startswith("s2 is up, but not reached at 10.0.0.2:4102: no answer")
+
     def test_a_server_that_is_still_starting(self) -> None:
         """Who has joined and does not listen yet gets its copies as soon as it does, not after half a minute."""
         self.make(2)
