@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from attrs import define, field
 from twisted.internet.task import deferLater
@@ -134,13 +134,12 @@ async def _repairs(farm: Farm) -> tuple[int, int]:
     return int(done) if done.isdecimal() else 0, int(short) if short.isdecimal() else 0
 
 
-async def repaired(
-    farm: Farm, wrong: Sequence[FileCheck], timeout: float, quick: bool, say: Callable[[str], None]
-) -> list[FileCheck]:
+async def repaired(farm: Farm, wrong: Sequence[FileCheck], timeout: float, quick: bool) -> list[FileCheck]:
     """Wait until these files are whole; gives those that are not when nothing has moved for `timeout` seconds.
 
     Copies that the farm makes of other chunks count as well, since those with fewer copies come first. While a server
-    is down that may come back, its copies are not made elsewhere yet, and that is waited for too.
+    is down that may come back, its copies are not made elsewhere yet, and that is waited for too. One that is up
+    by its reports, and does not answer, may stay like this for ever.
     """
     left = list(wrong)
     fewest, moved, said = _missing(left), farm.clock.seconds(), float("-inf")
@@ -164,12 +163,20 @@ async def repaired(
         now = farm.clock.seconds()
         if (missing := _missing(left)) < fewest or goes_on:
             fewest, moved = min(missing, fewest), now
-        awaited = [row["name"] for row in _silent(left).values() if row.get("owns") == "yes"]
+        silent = [row for row in _silent(left).values() if row.get("owns") == "yes"]
+        awaited = [row for row in silent if row.get("state") == "down"]
+        if awaited:
+            # Who comes back has as long as others to take its copies.
+            moved = now
         if now - said >= TOLD_SECONDS and left:
             said = now
-            waits = f"; {', '.join(awaited)} may come back" if awaited else ""
-            say(f"{_count(missing[1], 'copy', 'copies')} in {_count(missing[0], 'file')} left{waits}")
-        if now - moved >= timeout and not awaited:
+            waits = [
+                f"; {row['name']} is {row['state']}, and {'may come back' if row in awaited else 'does not answer'}"
+                for row in silent
+            ]
+            copies = _count(missing[1], "copy", "copies")
+            screen.progress(f"{copies} in {_count(missing[0], 'file')} left{''.join(waits)}")
+        if now - moved >= timeout:
             break
     return left
 

@@ -168,7 +168,8 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
     """Have every copy of every chunk read and compared, and say what is damaged, missing or lost.
 
     What is wrong is mended in any case. The exit status is 0 if nothing is wrong, or, with --repair, any more;
-    that gives up after --timeout seconds without progress, unless a server is down that may come back.
+    that gives up after --timeout seconds without progress, but not while a server is down that may come back.
+    One that is up and does not answer is not waited for any longer.
 
     \b
     chunkfarm check --quick
@@ -187,8 +188,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
             if not as_json:
                 for line in checking.lines(found, quick, names):
                     screen.say(line)
-            say = lambda text: screen.say(text, err=True)  # noqa: E731
-            found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick, say)
+            found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick)
         return found
 
     found = surroundings.run(work)

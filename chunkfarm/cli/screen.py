@@ -70,6 +70,12 @@ def waits(why: str) -> None:
         click.echo(f"{begin}chunkfarm: {clean(why)}", err=True)
 
 
+def progress(text: str) -> None:
+    """Tell who watches a terminal how far something has come."""
+    if sys.stderr.isatty():
+        say(text, err=True)
+
+
 def show_json(value: Any) -> None:
     """One value as JSON on a line of its own."""
     text = json.dumps(value, ensure_ascii=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import check as checking
-from chunkfarm.cli import exits
+from chunkfarm.cli import exits, screen
 from tests.cli.world import World
 from tests.ports.fakes import OTHER_ID
 
@@ -72,12 +73,25 @@ class CheckTests(SynchronousTestCase):
         assert result.stdout.splitlines()[0] == "lab/a: 1 chunk damaged on beta; 1 chunk with 1 of 2 copies"
         assert result.stdout.splitlines()[-1] == "3 files, 7 chunks, 16.0 KiB read: all whole"
 
+    def told(self) -> list[str]:
+        """What is told to who watches a terminal, from now on."""
+        told: list[str] = []
+        self.patch(screen, "progress", told.append)
+        return told
+
+    def test_a_pipe(self) -> None:
+        """What is left to be done is told on terminals only."""
+        self.transfer.only.add(self.file.digests[2])
+        result = self.world.run("--timeout", "11", "check", "--repair")
+        assert (result.exit_code, result.stderr) == (exits.FAILED, "")
+
     def test_repair_in_vain(self) -> None:
         """What nobody has cannot be mended: without progress it gives up, and says what is left."""
         del self.world.chunks[self.file.digests[3]]
+        told = self.told()
         result = self.world.run("--timeout", "5", "check", "--repair")
         assert result.exit_code == exits.FAILED
-        assert "2 copies in 1 file left" in result.stderr
+        assert told[0] == "2 copies in 1 file left"
         assert "lab/a: 1 chunk lost" in result.stdout
         assert 5 <= self.world.clock.seconds() < 10
 
@@ -99,14 +113,18 @@ class CheckTests(SynchronousTestCase):
         assert result.exit_code == 0 and done >= 60, result.output
 
     def test_waits_for_a_server(self) -> None:
-        """While a server is down that may come back it does not give up."""
+        """While a server is down that may come back it does not give up, nor before it had time when it is back."""
         self.transfer.only.add(self.file.digests[2])
+        rows, told = self.world.servers["alpha"].backend.rows, self.told()
+        position = next(number for number, row in enumerate(rows) if row.id == OTHER_ID)
+        rows[position] = evolve(rows[position], state="down")
         self.transfer.unheard = frozenset({OTHER_ID})
 
         def come_back() -> None:
             assert self.world.clock.seconds() > 60
-            self.transfer.only.clear()
+            rows[position] = evolve(rows[position], state="up")
             self.transfer.unheard = frozenset()
+            self.world.on_idle += [lambda: None, lambda: None, self.transfer.only.clear]
 
         def wait() -> None:
             self.world.on_idle.append(wait if self.world.clock.seconds() < 60 else come_back)
@@ -115,8 +133,17 @@ class CheckTests(SynchronousTestCase):
         self.world.on_idle.append(wait)
         result = self.world.run("--timeout", "5", "check", "--repair")
         assert result.exit_code == 0, result.output
-        assert "beta may come back" in result.stderr
-        assert "beta did not answer (it is up): what it has is not counted." in result.stdout
+        assert told[0] == "1 copy in 1 file left; beta is down, and may come back"
+        assert "beta did not answer (it is down): what it has is not counted." in result.stdout
+
+    def test_does_not_wait_for_one_that_is_up(self) -> None:
+        """A server that is up, and cannot be reached, is waited for no longer than anything else."""
+        self.transfer.only.add(self.file.digests[2])
+        self.transfer.unheard = frozenset({OTHER_ID})
+        told = self.told()
+        result = self.world.run("--timeout", "5", "check", "--quick", "--repair")
+        assert result.exit_code == exits.FAILED and 5 <= self.world.clock.seconds() < 10
+        assert told[0] == "1 copy in 1 file left; beta is up, and does not answer"
 
     def test_removed_meanwhile(self) -> None:
         """A file that is removed while it is looked for is no damage; a long one is asked for in runs."""
