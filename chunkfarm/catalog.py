@@ -56,6 +56,11 @@ from chunkfarm.table.interface import (
 
 STALE_AFTER = 2.0
 """Seconds after which a reader is served from what is last known, when no leader answers."""
+STALE_AGAIN_AFTER = 0.25
+"""The same for `check` and `explain` while no leader has answered a moment ago: they go through many files, one after
+the other, and what they tell of the old ones is of use. A leader that lives answers in a fraction of that."""
+NO_LEADER_SECONDS = 10.0
+"""A moment: so often it is waited for at full length."""
 MANIFEST_DIGESTS_MAX = 1024 * 1024
 """Chunks of one file: 8 TiB at 8M. Their digests, 32 MiB, are in memory while the file is read or committed."""
 CONTENT_TYPE_MAX = 255
@@ -71,8 +76,6 @@ EXPLAINED_MAX = HAVE_DIGESTS_MAX
 """Chunks in one explanation: one question to each server."""
 CHECKED_BYTES = 64 * MIB
 """Bytes of a file that servers read for one answer of `check`: done before whoever asked loses patience."""
-EVERY_COPY = 1_000_000
-"""More copies of a chunk than there are servers."""
 NAMED_MISSING_MAX = 5
 """Missing chunks that an error names: a line has room for more, a person has not."""
 _PAGE = 1000
@@ -185,6 +188,8 @@ class Catalog:
         self._options = options
         self._now_ms = now_ms
         self._clock = clock
+        self._no_leader_until = 0.0
+        """Before this time `check` and `explain` do not wait long for a leader again."""
 
     def stat(self, name: str) -> Deferred[File]:
         """The file as it is now; fails with `NotFound`, or `ReadOnly` when there is no majority to ask."""
@@ -281,10 +286,11 @@ class Catalog:
             raise NotFound(f"there is no file {name}")
         return file
 
-    async def _find(self, name: str) -> Found:
+    async def _find(self, name: str, briefly: bool = False) -> Found:
+        """The file; `briefly` asks a leader that did not answer a moment ago for a moment only."""
         key = _key(name)
         last_known = partial(self._table.last_known, key, limit=1)
-        page, stale = await self._somehow(self._table.find(key), lambda: last_known().addCallback(of_one, key))
+        page, stale = await self._somehow(self._table.find(key), lambda: last_known().addCallback(of_one, key), briefly)
         file = _file_in(page)
         if file is None and stale:
             # It may have been stored since. Who asks can try another server.
@@ -496,14 +502,14 @@ class Catalog:
         return levels
 
     async def _explain(self, name: str, start: int, limit: int) -> Explanation:
-        found = await self._find(name)
+        found = await self._find(name, briefly=True)
         *above, digests = await self._levels(found.file)
         manifest = Manifest(found.file.size, found.file.chunk_size, digests)
         end = min(start + limit, len(digests))
         # No number of copies is enough here: the answer is about every server.
         numbers = range(start, end)
         named = [digest for level in above for digest in level] if start == 0 else []
-        held = await self._transfer.have([*named, *(digests[number] for number in numbers)], enough=EVERY_COPY)
+        held = await self._transfer.everywhere([*named, *(digests[number] for number in numbers)])
         times = await self._transfer.verified(held)
         parts = [Part(digest, held[digest], verified=_times(times, digest, held[digest])) for digest in named]
         for number in numbers:
@@ -513,7 +519,7 @@ class Catalog:
         return Explanation(found.file, self._options().replicas, tuple(parts), end < len(digests), found.stale)
 
     async def _check(self, name: str, start: int, limit: int, read: bool) -> Explanation:
-        found = await self._find(name)
+        found = await self._find(name, briefly=True)
         file = found.file
         if read:
             limit = min(limit, VERIFY_DIGESTS_MAX, max(1, CHECKED_BYTES // file.chunk_size))
@@ -557,15 +563,22 @@ class Catalog:
         except (Unavailable, TableClosed) as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error
 
-    async def _somehow(self, now: Deferred[Page], last_known: Callable[[], Deferred[Page]]) -> tuple[Page, int]:
+    async def _somehow(
+        self, now: Deferred[Page], last_known: Callable[[], Deferred[Page]], briefly: bool = False
+    ) -> tuple[Page, int]:
         """A page as it is now and 0; or what is last known of it, and the revision of that."""
+        briefly = briefly and self._clock.seconds() < self._no_leader_until
         try:
-            return await now.addTimeout(STALE_AFTER, self._clock), 0
+            page = await now.addTimeout(STALE_AGAIN_AFTER if briefly else STALE_AFTER, self._clock)
         except (Unavailable, TimeoutError):
+            if not briefly:
+                self._no_leader_until = self._clock.seconds() + NO_LEADER_SECONDS
             page = await self._asked(last_known())
             return page, page.revision
         except TableClosed as error:
             raise ReadOnly(f"the file table cannot be asked now: {error}") from error
+        self._no_leader_until = 0.0
+        return page, 0
 
     async def _transact(self, compares: tuple[Compare, ...], operations: tuple[Operation, ...]) -> int:
         try:

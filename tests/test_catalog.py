@@ -12,7 +12,16 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm import catalog as catalog_module
-from chunkfarm.catalog import EPOCHS_MAX, STALE_AFTER, TRIES_MAX, Catalog, Condition, check_shape
+from chunkfarm.catalog import (
+    EPOCHS_MAX,
+    NO_LEADER_SECONDS,
+    STALE_AFTER,
+    STALE_AGAIN_AFTER,
+    TRIES_MAX,
+    Catalog,
+    Condition,
+    check_shape,
+)
 from chunkfarm.chunks.download import DamagedFile
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.chunks.transfer import Transfer
@@ -604,6 +613,33 @@ class StaleTests(CatalogTestCase):
         self.assertNoResult(result)
         self.clock.advance(0.1)
         assert self.successResultOf(result).stale == self.table.revision
+
+    def test_no_answer_a_moment_ago(self) -> None:
+        """Who goes through many files while the leader is silent does not wait two seconds for each of them."""
+        self.stored()
+        self.table.silent = True
+        for ask in (self.catalog.check, self.catalog.explain):
+            first = ask(NAME)
+            self.clock.advance(STALE_AFTER)
+            assert self.successResultOf(first).stale
+            for _ in range(19):
+                again = ask(NAME)
+                self.assertNoResult(again)
+                self.clock.advance(STALE_AGAIN_AFTER)
+                assert self.successResultOf(again).stale
+            # Readers have all the time, and so has who asks later.
+            result = self.catalog.find(NAME)
+            self.clock.advance(STALE_AFTER - 0.1)
+            self.assertNoResult(result)
+            self.clock.advance(0.1)
+            assert self.successResultOf(result).stale
+            self.clock.advance(NO_LEADER_SECONDS)
+            later = ask(NAME)
+            self.clock.advance(STALE_AGAIN_AFTER)
+            self.assertNoResult(later)
+            self.clock.advance(STALE_AFTER + NO_LEADER_SECONDS)
+        self.table.silent = False
+        assert not self.successResultOf(self.catalog.check(NAME)).stale
 
     def test_stale_pages(self) -> None:
         """A long listing waits only once."""

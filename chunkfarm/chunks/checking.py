@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from chunkfarm.chunks import placement
 from chunkfarm.chunks.examining import together
-from chunkfarm.chunks.patience import reason_of
+from chunkfarm.chunks.patience import AGAIN_TIMEOUT, SILENT_FOR, Silences, reason_of
 from chunkfarm.chunks.store import ChunkStore, DamagedChunk
 from chunkfarm.errors import NotFound
 from chunkfarm.links.interface import DAMAGED, HAVE_DIGESTS_MAX, VERIFY_DIGESTS_MAX, IChunkLinks
@@ -46,13 +46,33 @@ class Checker:
     replicas: Callable[[], int]
     clock: IReactorTime
     look_here: Callable[[Sequence[bytes]], None]
-    _silent: dict[str, float] = field(factory=dict, init=False)
+    _silences: Silences = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._silences = Silences(self.clock)
 
     def silent(self) -> frozenset[str]:
         """Servers that are down, or did not answer of late: what they have is not known."""
-        now = self.clock.seconds()
-        down = {server.id for server in self.servers() if server.state == "down"}
-        return frozenset(down | {id for id, until in self._silent.items() if until > now})
+        down = frozenset(server.id for server in self.servers() if server.state == "down")
+        return down | self._silences.lately(SILENT_SECONDS)
+
+    async def have(self, server: Server, digests: Sequence[bytes]) -> Sequence[int]:
+        """What another server holds; it fails soon if that one is down, or did not answer a moment ago either."""
+        try:
+            if server.state == "down" or server.id in self._silences.lately(SILENT_FOR):
+                await self._has_come_back(server, digests)
+            answer = await self.links.have(server, digests).addTimeout(ANSWER_SECONDS, self.clock)
+        except CancelledError:
+            raise
+        except Exception:
+            self._silences.note(server.id)
+            raise
+        self._silences.heard(server.id)
+        return answer
+
+    async def _has_come_back(self, server: Server, digests: Sequence[bytes]) -> None:
+        """Fails if a server does not answer at once about a single chunk."""
+        await self.links.have(server, digests[:1]).addTimeout(AGAIN_TIMEOUT, self.clock)
 
     async def check(self, digests: Sequence[bytes], read: bool) -> dict[bytes, Checked]:
         """Ask every server about these chunks; with `read` each reads its copies and compares them."""
@@ -102,6 +122,8 @@ class Checker:
         most = VERIFY_DIGESTS_MAX if read else HAVE_DIGESTS_MAX
         told: list[int] = []
         try:
+            if server.id in self._silences.lately(SILENT_SECONDS + SILENT_FOR):
+                await self._has_come_back(server, digests)
             for start in range(0, len(digests), most):
                 batch = digests[start : start + most]
                 told += await self._question(server, batch, read).addTimeout(ANSWER_SECONDS, self.clock)
@@ -111,8 +133,9 @@ class Checker:
             self._log.info(
                 "{server} does not say what it holds: {reason}", server=server.name, reason=reason_of(Failure())
             )
-            self._silent[server.id] = self.clock.seconds() + SILENT_SECONDS
+            self._silences.note(server.id)
             return []
+        self._silences.heard(server.id)
         return told
 
     def _question(self, server: Server, digests: list[bytes], read: bool) -> Deferred[Sequence[int]]:

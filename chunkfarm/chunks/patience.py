@@ -23,6 +23,11 @@ takes long, and asking for more of them would only make it worse."""
 SUSPECT_FOR = 10.0
 """Seconds that a server which failed is asked last. The table says it is down after 5."""
 
+SILENT_FOR = 10.0
+"""Seconds in which a server that did not answer is not waited for again at full length, by who asks every server."""
+AGAIN_TIMEOUT = 1.0
+"""It is asked about one chunk first, which takes a disk some milliseconds, and about all if it answers that in time."""
+
 COPY_TIMEOUT = 60.0
 """Seconds after which one copy is given up: the largest chunk in this time is 9 Mbit/s."""
 
@@ -56,6 +61,27 @@ class Patience:
         now = self._clock.seconds()
         self._suspects = {server: until for server, until in self._suspects.items() if until > now}
         return tuple(sorted(servers, key=lambda server: server.id in self._suspects))
+
+
+class Silences:
+    """Which servers did not answer the last time. One for each server process."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._since: dict[str, float] = {}
+
+    def note(self, server: str) -> None:
+        """`server` did not answer."""
+        self._since[server] = self._clock.seconds()
+
+    def heard(self, server: str) -> None:
+        """`server` answered."""
+        self._since.pop(server, None)
+
+    def lately(self, seconds: float) -> frozenset[str]:
+        """Those that did not answer, that long ago at most."""
+        now = self._clock.seconds()
+        return frozenset(server for server, since in self._since.items() if now - since < seconds)
 
 
 @define(eq=False)

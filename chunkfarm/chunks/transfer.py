@@ -151,6 +151,13 @@ class Transfer:
         """
         return Deferred.fromCoroutine(self._have(self._ask_have, digests, enough, lengths or {}))
 
+    def everywhere(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
+        """The ids of all servers that hold each chunk: every server is asked, also those that should not have it.
+
+        Who does not answer counts as not having it, and is not waited for long again in the next `SILENT_FOR` seconds.
+        """
+        return Deferred.fromCoroutine(self._everywhere(digests))
+
     def hold(
         self, digests: Sequence[bytes], enough: int | None = None, lengths: Mapping[bytes, int] | None = None
     ) -> Deferred[dict[bytes, tuple[str, ...]]]:
@@ -359,6 +366,16 @@ class Transfer:
                 raise _wrong_length(digest, found[digest], expected)
         return holders
 
+    async def _everywhere(self, digests: Sequence[bytes]) -> dict[bytes, tuple[str, ...]]:
+        holders: dict[bytes, tuple[str, ...]] = dict.fromkeys(digests, ())
+        unique = list(holders)
+        for start in range(0, len(unique), HAVE_DIGESTS_MAX):
+            batch = unique[start : start + HAVE_DIGESTS_MAX]
+            servers = list(self._servers())
+            # No number of copies is enough here.
+            await self._survey(self._ask_patiently, holders, {}, len(servers) + 1, dict.fromkeys(batch, servers))
+        return holders
+
     async def _survey(
         self,
         ask: Question,
@@ -375,6 +392,11 @@ class Transfer:
         if server.id == self._self_id:
             return maybeDeferred(self._store.has, digests)
         return maybeDeferred(self._links.have, server, digests)
+
+    def _ask_patiently(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        if server.id == self._self_id:
+            return maybeDeferred(self._store.has, digests)
+        return Deferred.fromCoroutine(self._checker.have(server, digests))
 
     def _ask_hold(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         if server.id == self._self_id:

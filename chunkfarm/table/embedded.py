@@ -70,6 +70,10 @@ PATIENCE = 15.0
 which the command line asks another server, so that it still hears why there is none."""
 LAST_KNOWN_SECONDS = 1.0
 """For those that hold rows to say what they last knew: somebody waits who has waited for a leader before."""
+LAST_KNOWN_AGAIN_SECONDS = 0.1
+"""For those of them that did not answer such a question a moment ago: who lives answers in a fraction of that."""
+LAST_KNOWN_QUIET_SECONDS = 10.0
+"""A moment: so often they are waited for as long as others, for whoever looks at many files one after the other."""
 CAUGHT_UP_LAG = 256
 """Entries by which a member may lag and still count as caught up: what is under way on a busy farm."""
 
@@ -131,6 +135,8 @@ class EmbeddedTable:
         self._stopping: Deferred[None] | None = None
         self._held_rows = False
         self._borrowed: set[BorrowedWatch] = set()
+        self._quiet: dict[str, float] = {}
+        """Servers that did not say what they last knew, with the time up to which they are hardly waited for."""
         self._refusal = ""
         self._put_out = False
         """Whether the first has said that this server is no member, and no leader has been heard since."""
@@ -563,12 +569,22 @@ class EmbeddedTable:
         return carried.answer
 
     async def _last_known(self, request: bytes) -> Page:
+        holders, now = self._links.holders(), self._clock.seconds()
+        self._quiet = {server: until for server, until in self._quiet.items() if until > now}
+        # Where nobody else is left there is nobody to be quicker with.
+        quiet = self._quiet.keys() if not self._quiet.keys() >= set(holders) else ()
         asked = [
-            self._links.read(server, request, stale=True).addTimeout(LAST_KNOWN_SECONDS, self._clock)
-            for server in self._links.holders()
+            self._links.read(server, request, stale=True).addTimeout(
+                LAST_KNOWN_AGAIN_SECONDS if server in quiet else LAST_KNOWN_SECONDS, self._clock
+            )
+            for server in holders
         ]
         pages = []
-        for success, told in await DeferredList(asked, consumeErrors=True):
+        for server, (success, told) in zip(holders, await DeferredList(asked, consumeErrors=True), strict=True):
+            if success:
+                self._quiet.pop(server, None)
+            elif server not in quiet:
+                self._quiet[server] = self._clock.seconds() + LAST_KNOWN_QUIET_SECONDS
             try:
                 if success:
                     pages.append(decode_page(told))

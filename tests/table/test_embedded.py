@@ -35,7 +35,12 @@ from chunkfarm.table.codec import (
 )
 from chunkfarm.table.consensus import ChangeRefused, NotLeader
 from chunkfarm.table.driver import StorageTooSlow
-from chunkfarm.table.embedded import LAST_KNOWN_SECONDS, EmbeddedTable
+from chunkfarm.table.embedded import (
+    LAST_KNOWN_AGAIN_SECONDS,
+    LAST_KNOWN_QUIET_SECONDS,
+    LAST_KNOWN_SECONDS,
+    EmbeddedTable,
+)
 from chunkfarm.table.interface import (
     Batch,
     Compacted,
@@ -1194,6 +1199,42 @@ class AnswersTests(ClusterTestCase):
         failed = self.table("d").last_known(b"")
         cluster.run(LAST_KNOWN_SECONDS + 0.1)
         self.failureResultOf(failed, Unavailable)
+
+    def test_who_did_not_answer_a_moment_ago(self) -> None:
+        """One that is silent is waited for once, and not again for each row that is read in the next seconds."""
+        cluster = self.of("a", "b", "c")
+        cluster.hint = "a"
+        cluster.add("d")
+        self.put("a", b"old")
+        cluster.run(1)
+        cluster.silent = True
+        cluster.kill("a")
+        cluster.kill("b")
+        cluster.run(5)
+
+        def read(seconds: float) -> None:
+            asked = self.table("d").last_known(b"")
+            cluster.run(seconds - 0.05)
+            self.assertNoResult(asked)
+            cluster.run(0.1)
+            assert [row.key for row in self.successResultOf(asked).rows] == [b"old"]
+
+        read(LAST_KNOWN_SECONDS)
+        for _ in range(3):
+            read(LAST_KNOWN_AGAIN_SECONDS)
+        cluster.run(LAST_KNOWN_QUIET_SECONDS)
+        read(LAST_KNOWN_SECONDS)
+        # Who is left alone is waited for, and who answers is so again from then on.
+        cluster.kill("c")
+        failed = self.table("d").last_known(b"")
+        cluster.run(LAST_KNOWN_SECONDS + 0.1)
+        self.failureResultOf(failed, Unavailable)
+        failed = self.table("d").last_known(b"")
+        cluster.run(LAST_KNOWN_SECONDS - 0.1)
+        self.assertNoResult(failed)
+        cluster.restart("c")
+        cluster.run(LAST_KNOWN_SECONDS)
+        assert [row.key for row in cluster.result(self.table("d").last_known(b"")).rows] == [b"old"]
 
     def rows(self, answer: Deferred[bytes]) -> list[bytes]:
         return [row.key for row in decode_page(self.cluster.result(answer)).rows]
