@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import Deferred, fail
 
 from chunkfarm.errors import InvalidRequest
@@ -18,19 +19,29 @@ from chunkfarm.trust.private import TrustError
 _T = TypeVar("_T")
 
 
+@frozen
+class _Move:
+    """Where a server is to have one of its ports."""
+
+    server: str
+    port: str
+    address: Address
+
+
 class _NotCalled(Exception):
     """Servers that are up would move to where they have not been called yet."""
 
-    def __init__(self, rows: tuple[Server, ...], names: Mapping[str, str]) -> None:
+    def __init__(self, moves: tuple[_Move, ...], names: Mapping[str, str]) -> None:
         super().__init__()
-        self.rows = rows
+        self.moves = moves
         self.names = names
 
 
 def set_server(registry: Registry, server: str, fields: Mapping[str, str], call_back: CallBack) -> Deferred[Server]:
     """Change editable fields of a server's row, by id or name; fails with `NotFound` or `InvalidRequest`.
 
-    A server that is up must answer at the peer address that it is given, and nobody else have one of its addresses.
+    A server that is up must answer at the peer address that it is given, and somebody at each other one, and none of
+    them may be that of another server.
     """
 
     def edit(check: Callable[[Iterable[Server], Registered], None]) -> Deferred[Server]:
@@ -73,41 +84,55 @@ async def _where_they_answer(
 
     Nobody is called while other changes wait for this one, so what was asked for is worked out again after the calls.
     """
-    answered: set[tuple[str, Address]] = set()
+    answered: set[_Move] = set()
 
     def check(rows: Iterable[Server], before: Registered) -> None:
         rows = tuple(rows)
         check_places(rows, before.servers)
-        moved = tuple(
-            row
+        moves = tuple(
+            move
             for row in rows
             if row.state in LIVE
-            and row.peer_address != before.servers[row.id].peer_address
-            and (row.id, row.peer_address) not in answered
+            for move in _moves(before.servers[row.id], row)
+            if move not in answered
         )
-        if moved:
-            raise _NotCalled(moved, {server.id: server.name for server in before.servers.values()})
+        if moves:
+            raise _NotCalled(moves, {server.id: server.name for server in before.servers.values()})
 
     while True:
         try:
             return await edit(check)
         except _NotCalled as error:
-            moved, names = error.rows, error.names
-        for row in moved:
-            await _call(call_back, row, names)
-            answered.add((row.id, row.peer_address))
+            moves, names = error.moves, error.names
+        for move in moves:
+            await _call(call_back, move, names)
+            answered.add(move)
 
 
-async def _call(call_back: CallBack, row: Server, names: Mapping[str, str]) -> None:
+def _moves(before: Server, after: Server) -> list[_Move]:
+    """The port at which servers know each other first: what is told of that is the most."""
+    addresses = {
+        "peer": (before.peer_address, after.peer_address),
+        "client": (before.client_address, after.client_address),
+        "file": (before.files_address, after.files_address),
+    }
+    return [_Move(after.id, port, new) for port, (old, new) in addresses.items() if new != old]
+
+
+async def _call(call_back: CallBack, move: _Move, names: Mapping[str, str]) -> None:
     try:
-        await call_back.call(row.peer_address, row.id)
+        if move.port == "peer":
+            await call_back.call(move.address, move.server)
+        else:
+            await call_back.knock(move.address)
     except NotThere as error:
         found = str(error).replace(error.found, names.get(error.found, error.found)) if error.found else str(error)
     except TrustError as error:
         found = f"has no certificate that is worth anything: {error}"
     else:
         return
-    raise InvalidRequest(f"{names[row.id]} is up, and would be called at {row.peer_address}, which {found}")
+    name = names[move.server]
+    raise InvalidRequest(f"{name} is up, and its {move.port} port would be {move.address}, which {found}")
 
 
 def set_farm(registry: Registry, fields: Mapping[str, str]) -> Deferred[FarmOptions]:

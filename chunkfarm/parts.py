@@ -160,7 +160,7 @@ class Parts:
             self.link_ended,
             self.line,
         )
-        self.call_back = CallBack(self.peers, self.state)
+        self.call_back = CallBack(self.peers, self.state, machine.connect, reactor)
         # Pages of snapshots have connections of their own, so that heartbeats never wait behind them.
         self.streams = Peers(reactor, self._open_link, self._member_of, self.book.lookup, lines=self.line)
         self.cutting += [self.peers.cut, self.streams.cut]

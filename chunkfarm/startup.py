@@ -157,6 +157,7 @@ class Startup:
             learn=parts.book.learn,
             farm=lambda: parts.recorded_farm,
             callers=self._callers,
+            call_back=parts.call_back,
             set_table=partial(set_table, parts.registry, call_back=parts.call_back),
             tell=parts.history.describe,
             generation=lambda: parts.roster.generation,

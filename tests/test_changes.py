@@ -24,6 +24,7 @@ class FakeCalls(CallBack):
 
     def __init__(self, listening: dict[Address, str]) -> None:
         self.listening = listening
+        self.open: set[Address] = set()
         self.called: list[Address] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
@@ -33,6 +34,10 @@ class FakeCalls(CallBack):
         if (found := self.listening.get(address)) is None:
             return fail(NotThere("cannot be reached from here: refused"))
         return fail(NotThere(f"leads to another server, {found}", found)) if found != server else succeed(None)
+
+    def knock(self, address: Address) -> Deferred[None]:
+        self.called.append(address)
+        return succeed(None) if address in self.open else fail(NotThere("cannot be reached from here: refused"))
 
 
 class AddressTests(SynchronousTestCase):
@@ -74,7 +79,7 @@ class AddressTests(SynchronousTestCase):
         """A server that is up is not said to be where nobody answers."""
         self.make_farm()
         assert self.refused_set("s2", host="10.255.255.1") == (
-            "s2 is up, and would be called at 10.255.255.1:4121, which cannot be reached from here: refused"
+            "s2 is up, and its peer port would be 10.255.255.1:4121, which cannot be reached from here: refused"
         )
 
     def test_another_answers(self) -> None:
@@ -82,7 +87,7 @@ class AddressTests(SynchronousTestCase):
         self.make_farm()
         self.calls.listening[Address("10.0.0.9", 4121)] = server_id(3)
         assert self.refused_set("s2", host="10.0.0.9") == (
-            "s2 is up, and would be called at 10.0.0.9:4121, which leads to another server, s3"
+            "s2 is up, and its peer port would be 10.0.0.9:4121, which leads to another server, s3"
         )
         self.calls.listening[Address("10.0.0.9", 4121)] = server_id(7)
         assert self.refused_set("s2", host="10.0.0.9").endswith(f"leads to another server, {server_id(7)}")
@@ -91,16 +96,31 @@ class AddressTests(SynchronousTestCase):
         """A server that answers at the new address is said to be there, and called there once."""
         self.make_farm()
         self.calls.listening[Address("10.0.0.9", 4999)] = server_id(2)
+        self.calls.open = {Address("10.0.0.9", 4120)}
+        assert self.refused_set("s2", host="10.0.0.9", peer="4999") == (
+            "s2 is up, and its file port would be 10.0.0.9:4122, which cannot be reached from here: refused"
+        )
+        self.calls.called.clear()
+        self.calls.open.add(Address("10.0.0.9", 4122))
         changed = self.successResultOf(self.set("s2", host="10.0.0.9", peer="4999"))
         assert changed == self.row(2) and changed.peer_address == Address("10.0.0.9", 4999)
-        assert self.calls.called == [Address("10.0.0.9", 4999)]
+        assert self.calls.called == [Address("10.0.0.9", port) for port in (4999, 4120, 4122)]
 
     def test_other_fields(self) -> None:
         """Nobody is called for a change of what is no address."""
         self.make_farm()
         self.successResultOf(self.set("s2", zone="rack", name="b", host="127.0.0.1", peer="4121"))
-        self.successResultOf(self.set("b", client="4129"))
         assert not self.calls.called
+
+    def test_other_ports(self) -> None:
+        """Where clients and chunks go somebody must listen, too."""
+        self.make_farm()
+        for port, name in (("client", "client"), ("file", "files")):
+            assert self.refused_set("s2", **{name: "4129"}) == (
+                f"s2 is up, and its {port} port would be 127.0.0.1:4129, which cannot be reached from here: refused"
+            )
+        self.calls.open = {Address("127.0.0.1", 4129)}
+        assert self.successResultOf(self.set("s2", files="4129")).files == 4129
 
     def test_taken_ports(self) -> None:
         """No two servers are said to listen on one port, nor one of them twice."""
@@ -125,6 +145,7 @@ class AddressTests(SynchronousTestCase):
         self.make_farm()
         row = evolve(self.row(2), client=4130)
         self.table.put(row.key, row.to_value())
+        self.calls.open = {Address("127.0.0.1", 4120)}
         assert self.successResultOf(self.set("s2", zone="rack")).zone == "rack"
         assert self.successResultOf(self.set("s2", client="4120")).client == 4120
 
@@ -135,6 +156,7 @@ class AddressTests(SynchronousTestCase):
         self.table.put(row.key, row.to_value())
         self.calls.listening[Address("localhost", 4131)] = server_id(3)
         self.calls.listening[Address("localhost", 4121)] = server_id(2)
+        self.calls.open = {Address("localhost", 4130), Address("localhost", 4132)}
         assert self.refused_set("s2", host="localhost") == (
             "localhost is an address that only the own machine of s2 can reach, and s3 is at 10.0.0.3"
         )
@@ -168,11 +190,12 @@ class AddressTests(SynchronousTestCase):
 
         before = dict(self.table.rows)
         assert self.refused(put(("peer=4121", "peer=4999"))) == (
-            "s2 is up, and would be called at 127.0.0.1:4999, which cannot be reached from here: refused"
+            "s2 is up, and its peer port would be 127.0.0.1:4999, which cannot be reached from here: refused"
         )
         assert self.refused(put(("client=4120", "client=4131"))) == "127.0.0.1:4131 is the peer port of s3"
         swapped = ("peer=4121", "peer=+"), ("peer=4131", "peer=4121"), ("peer=+", "peer=4131")
         assert self.refused(put(*swapped)).endswith("which leads to another server, s3")
         assert self.table.rows == before
+        self.calls.open = {Address("127.0.0.1", 4120), Address("127.0.0.1", 4130)}
         swapped = ("client=4120", "client=+"), ("client=4130", "client=4120"), ("client=+", "client=4130")
         assert self.successResultOf(put(*swapped)) == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol
 
 from chunkfarm.links.commands import PROTOCOL_VERSION, Probe
-from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, reason_of
+from chunkfarm.links.peers import CONNECT_TIMEOUT, PeerLink, Peers, call_on, reason_of
 from chunkfarm.model import Address
 from chunkfarm.state import ServerState
 from chunkfarm.trust.private import TrustError
@@ -23,12 +25,34 @@ class NotThere(Exception):
         self.found = found
 
 
-class CallBack:
-    """Calls on behalf of this server."""
+class _Silent(Factory):
+    """Makes connections that only show that somebody listens."""
 
-    def __init__(self, peers: Peers, state: ServerState) -> None:
+    noisy = False
+    protocol = Protocol
+
+
+class CallBack:
+    """Calls on behalf of this server. `connect` is `wire.transport.connect`, and `reactor` its first argument."""
+
+    def __init__(self, peers: Peers, state: ServerState, connect: Callable[..., Deferred[Any]], reactor: Any) -> None:
         self._peers = peers
         self._state = state
+        self._connect = connect
+        self._reactor = reactor
+
+    def knock(self, address: Address) -> Deferred[None]:
+        """Fires if anybody listens there; fails with `NotThere`."""
+        return Deferred.fromCoroutine(self._knock(address))
+
+    async def _knock(self, address: Address) -> None:
+        try:
+            there = await self._connect(self._reactor, address.host, address.port, _Silent(), None, CONNECT_TIMEOUT)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise _not_reached(error) from None
+        there.transport.abortConnection()
 
     def call(self, address: Address, server: str, is_same: Callable[[PeerLink], bool] | None = None) -> Deferred[None]:
         """Fires if the server of that id answers there; fails with `NotThere`, or `TrustError` for a bad certificate.
@@ -46,16 +70,11 @@ class CallBack:
         except CancelledError:
             raise
         except Exception as error:
-            raise NotThere(f"cannot be reached from here: {reason_of(error)}") from None
+            raise _not_reached(error) from None
         try:
-            call = link.callRemote(
-                Probe,
-                server=self._state.server_id,
-                stamp=self._state.stamp,
-                farm=self._state.farm_id,
-                version=PROTOCOL_VERSION,
-            )
-            box = await self._peers.limit(call, CONNECT_TIMEOUT, "call back")
+            state = self._state
+            own = {"server": state.server_id, "stamp": state.stamp, "farm": state.farm_id, "version": PROTOCOL_VERSION}
+            box = await self._peers.limit(call_on(link, Probe, own), CONNECT_TIMEOUT, "call back")
             found = json.loads(box["answer"])["server"]
             # The id is public; the key of its certificate is what only that server has.
             proved = is_same(link)
@@ -69,3 +88,7 @@ class CallBack:
             link.close()
         if found != server or not proved:
             raise NotThere(f"leads to another server, {found}", found if isinstance(found, str) else "")
+
+
+def _not_reached(error: Exception) -> NotThere:
+    return NotThere(f"cannot be reached from here: {reason_of(error)}")

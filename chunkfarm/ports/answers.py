@@ -93,6 +93,7 @@ class PeerAnswers:
         learn: Callable[[str, Address], None],
         farm: Callable[[], str],
         callers: Callers,
+        call_back: CallBack,
         set_table: Callable[[bytes], Deferred[int]],
         tell: Callable[[int | None], dict[str, Any]] = lambda index: {},
         generation: Callable[[], int] = lambda: 0,
@@ -120,7 +121,7 @@ class PeerAnswers:
         self._state = state
         self._contexts = contexts
         self._peers = peers
-        self._calls = CallBack(peers, state)
+        self._calls = call_back
         self._table = table
         self._registry = registry
         self._duties = duties

@@ -22,6 +22,7 @@ from chunkfarm.errors import FarmError, PreconditionFailed
 from chunkfarm.files_at_risk import RiskLink
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer, secret_rows
+from chunkfarm.links.calling_back import CallBack
 from chunkfarm.links.peers import Peers
 from chunkfarm.model import FarmOptions, Server
 from chunkfarm.ports.answers import PeerAnswers
@@ -211,6 +212,7 @@ class PeerServer:
             learn=lambda server, address: None,
             farm=lambda: FARM if self.phase == "serving" else "",
             callers=callers,
+            call_back=CallBack(peers, state, refuse, clock),
             set_table=self._set_table,
             tell=self._tell,
             barred=lambda server: "it was forgotten" if server == FORGOTTEN else "",

@@ -19,6 +19,7 @@ from chunkfarm.errors import Busy, InvalidRequest, PreconditionFailed, Waiting
 from chunkfarm.invites import Invites
 from chunkfarm.issuer import Issuer, secret_rows
 from chunkfarm.links import commands
+from chunkfarm.links.calling_back import CallBack
 from chunkfarm.links.interface import HAVE_DIGESTS_MAX
 from chunkfarm.links.peers import Peers
 from chunkfarm.membership import in_order
@@ -66,6 +67,11 @@ FARM = "f" * 32
 KEY = b"k" * 32
 EXPORTER = b"e" * 32
 NOW = 1_700_000_000_000
+
+
+def nobody(*arguments: Any) -> Deferred[Any]:
+    """Connects to no address."""
+    return fail(ConnectionRefusedError())
 
 
 class FakeEngine:
@@ -173,6 +179,7 @@ class PeerAnswersTests(SynchronousTestCase):
             learn=self.learned.__setitem__,
             farm=lambda: FARM,
             callers=self.callers,
+            call_back=CallBack(peers, self.state, nobody, clock),
             set_table=self.set_table,
             barred=lambda server: "it was forgotten" if server in self.forgotten else "",
             forget=self.forget,

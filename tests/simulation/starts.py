@@ -158,6 +158,7 @@ class Node:
             learn=lambda server, address: None,
             farm=lambda: self.state.farm_id,
             callers=self.callers,
+            call_back=nothing,
             set_table=nothing,
             uses=nothing,
             at_risk=nothing,
