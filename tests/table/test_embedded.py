@@ -1232,6 +1232,8 @@ class AnswersTests(ClusterTestCase):
         failed = self.table("d").last_known(b"")
         cluster.run(LAST_KNOWN_SECONDS - 0.1)
         self.assertNoResult(failed)
+        cluster.run(0.2)
+        self.failureResultOf(failed, Unavailable)
         cluster.restart("c")
         cluster.run(LAST_KNOWN_SECONDS)
         assert [row.key for row in cluster.result(self.table("d").last_known(b"")).rows] == [b"old"]
