@@ -39,6 +39,8 @@ class FileCheck:
     """Copies of each chunk that has too few."""
     silent: dict[str, Row] = field(factory=dict)
     """Servers that did not answer."""
+    stale: int = 0
+    """The revision that this is as of, if nobody who knows the last state answered."""
 
     @property
     def lost(self) -> set[str]:
@@ -57,6 +59,7 @@ class FileCheck:
 
     def take(self, reply: Reply) -> None:
         """Note one page."""
+        self.stale = max(self.stale, reply.stale)
         self.size, self.wanted = int(reply.fields["size"]), int(reply.fields["wanted"])
         for row in reply.rows:
             word, fields = parse_row(row)
@@ -99,6 +102,8 @@ class Checked:
     chunks: int = 0
     bytes: int = 0
     wrong: list[FileCheck] = field(factory=list)
+    stale: int = 0
+    """The revision that some of this is as of, if nobody who knows the last state answered."""
 
 
 async def check(farm: Farm, prefix: str, quick: bool, bar: screen.Bar) -> Checked:
@@ -109,6 +114,7 @@ async def check(farm: Farm, prefix: str, quick: bool, bar: screen.Bar) -> Checke
         line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
         reply: Reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
         rows = reply.parsed()
+        found.stale = max(found.stale, reply.stale)
         more = "more" in reply.words and bool(rows)
         listed += sum(int(row["size"]) for row in rows)
         # What is behind the last page is not known yet.
@@ -121,6 +127,7 @@ async def check(farm: Farm, prefix: str, quick: bool, bar: screen.Bar) -> Checke
                 found.files += 1
                 found.chunks += len(told.chunks)
                 found.bytes += told.size
+                found.stale = max(found.stale, told.stale)
                 if not told.is_whole:
                     found.wrong.append(told)
     return found
@@ -232,6 +239,7 @@ def as_value(found: Checked) -> dict[str, object]:
             }
             for file in found.wrong
         ],
+        **({"stale": found.stale} if found.stale else {}),
     }
 
 

@@ -192,6 +192,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
         return found
 
     found = surroundings.run(work)
+    screen.say_how_old(found.stale)
     if as_json:
         screen.show_json(checking.as_value(found))
     else:

@@ -49,6 +49,8 @@ class Download:
         self._on_bytes = on_bytes
         self._etag: str | None = None
         self.size = 0
+        self.stale = 0
+        """The revision that the file is shown as of, if nobody who knows the last state answered."""
         self._chunk_size = 1
         self._offset = 0
         self._digests: list[bytes] = []
@@ -59,7 +61,8 @@ class Download:
         return await self._farm.run(self._over)
 
     async def _over(self, link: LineClient) -> dict[str, str]:
-        stat = (await link.request(f"STAT {quote(self._name)}")).fields
+        reply = await link.request(f"STAT {quote(self._name)}")
+        stat, self.stale = reply.fields, reply.stale
         if stat["etag"] != self._etag:
             self._begin(stat)
         if self._offset < self.size:
@@ -69,7 +72,7 @@ class Download:
             # It is looked at below, or does not matter any more.
             after.addErrback(lambda _: None)
             try:
-                await fetched
+                self.stale = max(self.stale, (await fetched).stale)
             except InvalidRequest:
                 raise Changed("the file was replaced while it was being read") from None
             now = await after

@@ -193,6 +193,7 @@ def as_value(told: Explained) -> dict[str, object]:
         "manifest": [part(row) for row in told.manifest],
         "chunks": [part(row) for row in told.chunks],
         "servers": servers,
+        **({"stale": int(told.file["stale"])} if "stale" in told.file else {}),
     }
 
 

@@ -139,7 +139,7 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
     try:
         with screen.bar(name) as bar:
 
-            async def work(farm: Farm, run_in_thread: RunInThread) -> dict[str, str]:
+            async def work(farm: Farm, run_in_thread: RunInThread) -> int:
                 download = Download(
                     farm,
                     name,
@@ -149,16 +149,18 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
                     on_bytes=bar.at,
                 )
                 try:
-                    return await download.run()
+                    await download.run()
+                    return download.stale
                 except OSError as error:
                     # Without its name it might be the farm's disk that is full.
                     raise naming(error, shown) from None
 
-            surroundings.run(work)
+            stale = surroundings.run(work)
         if target is not None:
             target.keep()
         else:
             stream.flush()
+        screen.say_how_old(stale)
     except OSError as error:
         give_up(naming(error, shown))
     finally:
@@ -178,18 +180,22 @@ def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
     chunkfarm ls --json | jq '.[].name'
     """
 
-    async def work(farm: Farm, run_in_thread: RunInThread) -> list[dict[str, str]]:
+    async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[list[dict[str, str]], int]:
         files: list[dict[str, str]] = []
-        more = True
+        more, stale = True, 0
         while more:
             after = quote(files[-1]["name"]) if files else "-"
             line = f"LIST {quote(prefix) or '-'} {after} {LIST_PAGE}"
             reply = await farm.run(lambda link, line=line: link.request(line))  # type: ignore[misc]
-            files += reply.parsed()
+            # Of a page that is old, each file says so, as in the answer to STAT.
+            mark = {"stale": str(reply.stale)} if reply.stale else {}
+            files += [file | mark for file in reply.parsed()]
+            stale = max(stale, reply.stale)
             more = "more" in reply.words and bool(reply.rows)
-        return files
+        return files, stale
 
-    files = surroundings.run(work)
+    files, stale = surroundings.run(work)
+    screen.say_how_old(stale)
     if as_json:
         screen.show_json([typed(file) for file in files])
         return
@@ -222,7 +228,9 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
     \b
     chunkfarm stat home/report.pdf
     """
-    fields = surroundings.ask(f"STAT {quote(name)}").fields
+    reply = surroundings.ask(f"STAT {quote(name)}")
+    fields = reply.fields
+    screen.say_how_old(reply.stale)
     if as_json:
         screen.show_json(typed(fields))
         return

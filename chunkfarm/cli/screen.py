@@ -76,6 +76,12 @@ def progress(text: str) -> None:
         say(text, err=True)
 
 
+def say_how_old(revision: int) -> None:
+    """Tell whoever reads the standard error that nobody who knows the last state answered; 0 says that somebody did."""
+    if revision:
+        say(f"chunkfarm: the masters do not answer; this is how things stood at revision {revision}", err=True)
+
+
 def show_json(value: Any) -> None:
     """One value as JSON on a line of its own."""
     text = json.dumps(value, ensure_ascii=False)

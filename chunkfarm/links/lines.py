@@ -102,6 +102,12 @@ class Reply:
         """The fields of the text."""
         return Fields(parse_fields(self.text)[1])
 
+    @property
+    def stale(self) -> int:
+        """The revision as of which this was told because nobody who knows the last state answers; 0 if somebody did."""
+        fields = self.fields
+        return fields.number("stale") if "stale" in fields else 0
+
     def parsed(self) -> list[dict[str, str]]:
         """The rows' fields."""
         return [Fields(parse_row(row)[1]) for row in self.rows]

@@ -48,6 +48,13 @@ class CheckTests(SynchronousTestCase):
             "3 files, 7 chunks, 16.0 KiB read: 1 file not whole",
         ]
 
+    def test_how_it_was(self) -> None:
+        """Where the masters do not answer, files may have come and gone: that what is told is old is said."""
+        self.world.catalog.stale = 134
+        result = self.world.run("check", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["stale"]) == (0, 134)
+        assert result.stderr == "chunkfarm: the masters do not answer; this is how things stood at revision 134\n"
+
     def test_json(self) -> None:
         """The same for programs."""
         self.transfer.damaged.add(self.file.digests[1])
