@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import IO
 
@@ -27,6 +28,13 @@ from chunkfarm.errors import FarmError, NotFound
 from chunkfarm.wire.lines import quote
 
 
+def seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A time that passes, as an option: whatever is compared with `nan` is neither longer nor shorter."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds", context, parameter)
+    return value
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="chunkfarm")
 @click.option(
@@ -45,6 +53,7 @@ from chunkfarm.wire.lines import quote
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
+    callback=seconds,
     default=30.0,
     show_default=True,
     help="How long to wait without any progress before giving up.",

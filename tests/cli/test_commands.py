@@ -301,4 +301,6 @@ class FindingTests(SynchronousTestCase):
         """A mistake in usage has an exit status of its own."""
         assert self.world.run("fly").exit_code == exits.USAGE
         assert self.world.run("put").exit_code == exits.USAGE
-        assert self.world.run("--timeout", "-1", "who").exit_code == exits.USAGE
+        for timeout in ("-1", "nan", "inf"):
+            # With what is no number of seconds it would be waited for ever.
+            assert self.world.run("--timeout", timeout, "who").exit_code == exits.USAGE, timeout
