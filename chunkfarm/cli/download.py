@@ -19,6 +19,9 @@ from chunkfarm.wire.lines import quote
 NAME_SHOWN = 50
 """Characters of a file's name in that of its unfinished copy, for whoever finds one: up to 200 of 255 bytes."""
 
+PERMISSIONS = 0o777
+"""What of a mode goes over to other content: who may read and write it, not as whom it is run."""
+
 
 class Changed(Busy):
     """The file was replaced while it was read."""
@@ -118,8 +121,8 @@ class Download:
 class NewFile:
     """A file that appears under its name when it is whole, and not at all if it never is.
 
-    What is no ordinary file, such as a pipe or `/dev/null`, is written to as it is; what a link points to is replaced,
-    and not the link. Raises `OSError`.
+    It has the mode of the file that it replaces, from its first byte on. What is no ordinary file, such as a pipe or
+    `/dev/null`, is written to as it is; what a link points to is replaced, and not the link. Raises `OSError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,11 +134,18 @@ class NewFile:
             return
         # Of a long name only the beginning: together it must be no longer than a name may be, in bytes.
         self._temporary = self._path.with_name(f".{self._path.name[:NAME_SHOWN]}.{secrets.token_hex(4)}.part")
+        mode = path.stat().st_mode & PERMISSIONS if path.exists() else None
         try:
-            self.stream = open(self._temporary, "xb")  # noqa: SIM115 - as above
+            self.stream = open(  # noqa: SIM115 - as above
+                self._temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
+            )
         except OSError as error:
             # Of the other name nobody has ever heard.
             raise type(error)(error.errno, error.strerror, str(path)) from None
+        if mode is not None:
+            # Where a file system has no such modes, it stays one that nobody else reads.
+            with contextlib.suppress(OSError):
+                os.fchmod(self.stream.fileno(), mode)
 
     def keep(self) -> None:
         """It is whole."""

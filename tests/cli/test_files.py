@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.cli import exits, upload
+from chunkfarm.cli.download import NewFile
 from chunkfarm.errors import Busy, MissingChunks, NotFound, ReadOnly
 from chunkfarm.model import digest_of, etag_of
 from tests.cli.world import Server, World
@@ -400,6 +402,40 @@ class GetTests(FileTestCase):
         result = self.world.run("get", "x/y z", "-")
         assert result.exit_code == exits.FAILED
         assert "was replaced" in result.stderr
+
+    def test_how_the_file_was(self) -> None:
+        """Where the masters do not answer, a file may have been replaced: that it is an old one is said beside it."""
+        told = "chunkfarm: the masters do not answer; this is how things stood at revision 134\n"
+        self.world.catalog.stale = 134
+        for target in ("out", "-"):
+            result = self.world.run("get", "x/y z", target)
+            assert (result.exit_code, result.stderr) == (0, told), target
+        assert (self.fetched(), result.stdout_bytes) == (DATA, DATA)
+        for command in (("ls",), ("ls", "--json"), ("stat", "x/y z"), ("stat", "x/y z", "--json")):
+            result = self.world.run(*command)
+            assert (result.exit_code, result.stderr) == (0, told), command
+        assert json.loads(self.world.run("ls", "--json").stdout)[0]["stale"] == 134
+        assert json.loads(self.world.run("stat", "x/y z", "--json").stdout)["stale"] == 134
+        self.world.catalog.stale = 0
+        assert "stale" not in json.loads(self.world.run("ls", "--json").stdout)[0]
+
+    def test_mode_stays(self) -> None:
+        """Who may read a file on this machine stays as it was when another one takes its place."""
+        for mode in (0o640, 0o600, 0o755):
+            (self.world.directory / "out").write_bytes(b"old")
+            os.chmod(self.world.directory / "out", mode)
+            assert self.world.run("get", "x/y z", "out").exit_code == 0
+            assert self.fetched() == DATA
+            assert stat.S_IMODE(os.stat(self.world.directory / "out").st_mode) == mode, oct(mode)
+
+    def test_nobody_reads_meanwhile(self) -> None:
+        """Nor can anybody read what there is of a secret file before it is whole."""
+        (self.world.directory / "out").touch(0o600)
+        target = NewFile(self.world.directory / "out")
+        try:
+            assert stat.S_IMODE(os.fstat(target.stream.fileno()).st_mode) == 0o600
+        finally:
+            target.drop()
 
     def test_wrong_bytes(self) -> None:
         """Bytes that are not those of the file are noticed, and nothing is left behind."""
