@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 
 import click
 from cryptography import x509
@@ -21,6 +22,11 @@ Who reaches it from elsewhere needs a newer config.ini or ca.pem within a day. K
 could open the farm's secrets knows those that were made before (chunkfarm key list, key add, key remove)."""
 
 
+def has_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
+
+
 @click.command()
 @click.option("--rotate", is_flag=True, help="Have the farm change its CA while it runs, and wait until it has.")
 @click.option("--yes", is_flag=True, help="Do not ask before.")
@@ -35,6 +41,8 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
     chunkfarm ca > ca.pem
     """
     if rotate and not yes:
+        if not has_terminal():
+            raise click.UsageError("there is no terminal to ask on: give --yes")
         screen.say(BEFORE, err=True)
         click.confirm("Change it?", abort=True, err=True)
 
@@ -48,7 +56,7 @@ def ca(surroundings: Surroundings, rotate: bool, yes: bool, as_json: bool) -> No
         screen.say(f"The farm's CA was {before}, and is {_signing(reply)}.", err=True)
         return reply
 
-    reply = surroundings.run(work, certificate_will_do=True)
+    reply = surroundings.run(work, certificate_will_do=True, reads=not rotate)
     if as_json:
         rows = [
             {name: value for name, value in row.items() if name != "der"} | {"pem": _pem(row)} for row in reply.parsed()

@@ -200,7 +200,7 @@ def check(surroundings: Surroundings, prefix: str, repair: bool, quick: bool, as
             found.wrong = await checking.repaired(farm, found.wrong, surroundings.timeout, quick)
         return found
 
-    found = surroundings.run(work)
+    found = surroundings.run(work, reads=True)
     screen.say_how_old(found.stale)
     if as_json:
         screen.show_json(checking.as_value(found))
@@ -267,7 +267,7 @@ def drain(surroundings: Surroundings, server: str | None, wait: bool, undo: bool
             row = await draining.wait(farm, row["id"], lambda text: screen.say(text, err=True))
         return [row]
 
-    rows = surroundings.run(work)
+    rows = surroundings.run(work, reads=server is None)
     if as_json:
         values = [draining.as_value(row) for row in rows]
         screen.show_json(values if server is None else values[0])

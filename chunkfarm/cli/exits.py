@@ -32,7 +32,7 @@ MEANINGS = {
     USAGE: "wrong usage",
     NOT_FOUND: "not found",
     NOT_ALLOWED: "not allowed, or without a key",
-    NOBODY_ANSWERED: "nobody answered in time",
+    NOBODY_ANSWERED: "nobody answered in time, or nobody who has what was asked for",
     NO_WRITES: "no writes now: no majority of the masters, or no room",
     INTERRUPTED: "interrupted with Ctrl-C",
     NOBODY_READS: "nobody reads the output any more",
@@ -41,7 +41,7 @@ MEANINGS = {
 
 
 class NobodyAnswered(FarmError):
-    """No listed server could be talked to in time."""
+    """No listed server could be talked to in time, or none that could tell what was asked for."""
 
     code = "busy"
     http_status = 503

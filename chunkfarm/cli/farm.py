@@ -64,6 +64,8 @@ class Farm:
     probe: Probe
     timeout: float
     on_wait: Callable[[str], None] = lambda text: None
+    reads: bool = False
+    """Whether all of the work is reading: that the farm cannot do it has nothing to do with writes then."""
     link: LineClient | None = field(default=None, init=False)
     _current: int = field(default=0, init=False)
     _moved: float = field(default=0.0, init=False)
@@ -141,7 +143,8 @@ class Farm:
         """Why nothing moved, for people."""
         for error in self._reasons.values():
             if isinstance(error, ReadOnly | Waiting | Busy):
-                return type(error)(f"the farm cannot do that now: {self._each()}")
+                kind = NobodyAnswered if self.reads else type(error)
+                return kind(f"the farm cannot do that now: {self._each()}")
         return NobodyAnswered(f"nobody answered within {self.timeout:g} s: {self._each()}")
 
     def _each(self) -> str:

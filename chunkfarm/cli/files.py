@@ -155,7 +155,7 @@ def get(surroundings: Surroundings, name: str, file: str | None) -> None:
                     # Without its name it might be the farm's disk that is full.
                     raise naming(error, shown) from None
 
-            stale = surroundings.run(work)
+            stale = surroundings.run(work, reads=True)
         if target is not None:
             target.keep()
         else:
@@ -194,7 +194,7 @@ def ls(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
             more = "more" in reply.words and bool(reply.rows)
         return files, stale
 
-    files, stale = surroundings.run(work)
+    files, stale = surroundings.run(work, reads=True)
     screen.say_how_old(stale)
     if as_json:
         screen.show_json([typed(file) for file in files])
@@ -228,7 +228,7 @@ def stat(surroundings: Surroundings, name: str, as_json: bool) -> None:
     \b
     chunkfarm stat home/report.pdf
     """
-    reply = surroundings.ask(f"STAT {quote(name)}")
+    reply = surroundings.ask(f"STAT {quote(name)}", reads=True)
     fields = reply.fields
     screen.say_how_old(reply.stale)
     if as_json:
@@ -252,7 +252,7 @@ def explain(surroundings: Surroundings, name: str, as_json: bool) -> None:
     async def work(farm: Farm, run_in_thread: RunInThread) -> explaining.Explained:
         return await explaining.explain(farm, name)
 
-    told = surroundings.run(work)
+    told = surroundings.run(work, reads=True)
     if as_json:
         screen.show_json(explaining.as_value(told))
         return

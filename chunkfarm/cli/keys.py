@@ -71,7 +71,7 @@ def list_keys(surroundings: Surroundings, as_json: bool) -> None:
     \b
     chunkfarm key list
     """
-    rows = surroundings.ask("KEYS", certificate_will_do=True).parsed()
+    rows = surroundings.ask("KEYS", certificate_will_do=True, reads=True).parsed()
     if as_json:
         screen.show_json([{**row, "disabled": row["disabled"] == "yes"} for row in rows])
         return

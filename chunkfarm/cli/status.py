@@ -28,7 +28,7 @@ def status(surroundings: Surroundings, as_json: bool) -> None:
     chunkfarm status
     chunkfarm status --json | jq -r .state
     """
-    reply = surroundings.ask("STATUS")
+    reply = surroundings.ask("STATUS", reads=True)
     pairs = [_pair(row) for row in reply.rows]
     risks = [_risk(value) for name, value in pairs if name == LOST_WITH]
     for name, value in pairs:
@@ -69,7 +69,7 @@ def ask_for_servers(surroundings: Surroundings, line: str) -> Reply:
     async def work(farm: Farm, run_in_thread: RunInThread) -> tuple[Reply, str]:
         return await farm.run(lambda link: Deferred.fromCoroutine(_with_doubt(link, line)))
 
-    reply, doubt = surroundings.run(work)
+    reply, doubt = surroundings.run(work, reads=True)
     if doubt:
         click.echo(f"chunkfarm: {screen.clean(doubt)}", err=True)
     return reply

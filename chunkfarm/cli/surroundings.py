@@ -152,13 +152,13 @@ class Surroundings:
     key_path: str | None = None
     timeout: float = 30.0
 
-    def ask(self, line: str, payload: bytes = b"", *, certificate_will_do: bool = False) -> Reply:
+    def ask(self, line: str, payload: bytes = b"", *, certificate_will_do: bool = False, reads: bool = False) -> Reply:
         """One request to any server that can answer it; ends the command if none does."""
 
         async def work(farm: Farm, run_in_thread: RunInThread) -> Reply:
             return await farm.run(lambda link: link.request(line, (payload,)))
 
-        return self.run(work, certificate_will_do=certificate_will_do)
+        return self.run(work, certificate_will_do=certificate_will_do, reads=reads)
 
     def _key(self, config: Config, certificate_will_do: bool) -> KeyPair | Identity:
         try:
@@ -169,10 +169,17 @@ class Surroundings:
                 raise
             return identity
 
-    def run(self, work: Callable[[Farm, RunInThread], Awaitable[T]], *, certificate_will_do: bool = False) -> T:
+    def run(
+        self,
+        work: Callable[[Farm, RunInThread], Awaitable[T]],
+        *,
+        certificate_will_do: bool = False,
+        reads: bool = False,
+    ) -> T:
         """Do some work with the farm, and return what it gives; ends the command if that fails.
 
-        With `certificate_will_do` the certificate in the data directory is shown where there is no key.
+        With `certificate_will_do` the certificate in the data directory is shown where there is no key;
+        `reads` says that nothing is written.
         """
         try:
             config = read_config(self.config_path, {})
@@ -188,7 +195,7 @@ class Surroundings:
         async def main(reactor: Any) -> None:
             dial = self.dial_with(reactor, config, key, self.timeout, self.now_ms)
             servers, probe = in_order(config.servers), self.probe_with(reactor)
-            farm = Farm(reactor, servers, dial, probe, self.timeout, on_wait=self.on_wait)
+            farm = Farm(reactor, servers, dial, probe, self.timeout, on_wait=self.on_wait, reads=reads)
             try:
                 outcome.append(await work(farm, self.in_thread(reactor)))
             except Exception:

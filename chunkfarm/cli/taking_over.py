@@ -11,7 +11,7 @@ from twisted.internet.defer import TimeoutError
 from chunkfarm.cli.exits import NobodyAnswered
 from chunkfarm.cli.farm import Farm, sentence_of
 from chunkfarm.config import Listed
-from chunkfarm.errors import FarmError
+from chunkfarm.errors import AuthenticationFailed, Denied, FarmError
 from chunkfarm.links.lines import LinkLost, Reply
 from chunkfarm.wire.lines import quote
 
@@ -45,6 +45,7 @@ async def look(farm: Farm) -> Taken:
     """What the server says that may take over; if none may, what the first says that answers."""
     found: Taken | None = None
     reasons = []
+    key: FarmError | None = None
     for server in farm.servers:
         try:
             taken = _read(server, await _ask(farm, server, "TAKEOVER"))
@@ -56,10 +57,15 @@ async def look(farm: Farm) -> Taken:
             network.DNSLookupError,
         ) as error:
             reasons.append(f"{server.name}: {sentence_of(error)}")
+            if isinstance(error, AuthenticationFailed | Denied):
+                key = error
             continue
         if not taken.objection:
             return taken
         found = found or taken
+    if found is None and key is not None:
+        # Another key is the cure, whoever else may be down.
+        raise key
     if found is None:
         raise NobodyAnswered(f"no server could be asked: {'; '.join(reasons)}")
     return found

@@ -15,7 +15,11 @@ from chunkfarm.cli.screen import as_json
 from chunkfarm.cli.surroundings import Surroundings
 from chunkfarm.cli.threads import RunInThread
 from chunkfarm.links.lines import LineClient
+from chunkfarm.model import FARM, FILES, INVITES, KEYS, SECRET, SERVERS
 from chunkfarm.table.interface import Compacted, Event, Unavailable
+
+OPEN = (SERVERS, FARM, FILES)
+"""What may be watched."""
 
 
 @click.command()
@@ -33,6 +37,9 @@ def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
         wanted = prefix.encode()
     except UnicodeEncodeError:
         raise click.UsageError("PREFIX is not UTF-8") from None
+    if wanted and not wanted.startswith((*OPEN, KEYS, INVITES, SECRET)):
+        # Of those that are there and for nobody, the farm says so.
+        raise click.UsageError("PREFIX begins with servers/, farm/ or files/")
     seen: list[int] = []
 
     async def follow(link: LineClient) -> None:
@@ -59,7 +66,7 @@ def watch(surroundings: Surroundings, prefix: str, as_json: bool) -> None:
                 farm.hang_up()
                 await deferLater(farm.clock, PAUSE_FIRST)
 
-    surroundings.run(work)
+    surroundings.run(work, reads=True)
 
 
 def _show_event(event: Event, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from chunkfarm.cli import authority, exits
 from chunkfarm.rotation import Authorities
 from tests.cli.world import World
 from tests.test_rotation import NEW, OLD, make_rotation
@@ -46,6 +47,16 @@ class AuthorityTests(SynchronousTestCase):
 
     def test_not_without_a_word(self) -> None:
         """What it means is said before, and nothing is done without a yes."""
-        result = self.make(BEFORE).run("ca", "--rotate")
-        assert result.exit_code != 0 and self.backend.rotated == 0
+        world = self.make(BEFORE)
+        self.patch(authority, "has_terminal", lambda: True)
+        result = world.run("ca", "--rotate", input=b"n\n")
+        assert result.exit_code == exits.FAILED and self.backend.rotated == 0
         assert "newer config.ini" in result.stderr
+
+    def test_without_a_terminal(self) -> None:
+        """Nobody is there who could answer: it says how to do without, and not what nobody reads."""
+        world = self.make(BEFORE)
+        result = world.run("ca", "--rotate")
+        assert result.exit_code == exits.USAGE and "--yes" in result.stderr
+        assert "newer config.ini" not in result.stderr and "Change it?" not in result.output
+        assert (world.dialled, self.backend.rotated) == ([], 0)

@@ -154,6 +154,14 @@ class TableTests(SynchronousTestCase):
         """What may not be watched is refused."""
         assert self.world.run("watch", "keys/").exit_code == exits.NOT_ALLOWED
 
+    def test_watch_what_is_not_there(self) -> None:
+        """A prefix that nothing begins with is a mistake in usage; nobody is asked for it."""
+        for prefix in ("nosuch/", "servers", "lab/a"):
+            result = self.world.run("watch", prefix)
+            assert result.exit_code == exits.USAGE, prefix
+            assert "servers/, farm/ or files/" in result.stderr
+        assert self.world.dialled == []
+
 
 class FindingTests(SynchronousTestCase):
     def setUp(self) -> None:

@@ -445,6 +445,21 @@ class GetTests(FileTestCase):
         assert result.exit_code == exits.FAILED
         assert not (self.world.directory / "out").exists()
 
+    def test_nobody_has_it(self) -> None:
+        """A file whose chunks nobody has who answers is no matter of writing: the status says that nobody answered."""
+        self.world.catalog.error = Busy("no server that answers has a chunk of it")
+        for command in (
+            ("get", "x/y z", "out"),
+            ("ls",),
+            ("stat", "x/y z"),
+            ("explain", "x/y z"),
+            ("check", "--quick"),
+        ):
+            result = self.world.run("--timeout", "3", *command)
+            assert result.exit_code == exits.NOBODY_ANSWERED, command
+            assert "no server that answers has a chunk of it" in result.stderr
+        assert self.world.run("--timeout", "3", "rm", "x/y z").exit_code == exits.NO_WRITES
+
     def test_old_file_stays(self) -> None:
         """A file that is there already is replaced as a whole or not at all."""
         (self.world.directory / "out").write_bytes(b"old")

@@ -76,6 +76,22 @@ class TakeoverTests(SynchronousTestCase):
         result = self.world.run("takeover", "--farm", "lab")
         assert result.exit_code == exits.NOBODY_ANSWERED and "alpha: refused; beta: refused" in result.stderr
 
+    def test_another_key(self) -> None:
+        """With a key that may not do this, or is none, the status says that it is the key, also where some are down."""
+        path = self.world.directory / "key"
+        self.world.write_key(path, "reader")
+        for beta_refuses in (False, True):
+            self.world.servers["beta"].refuses = beta_refuses
+            result = self.world.run("--key", str(path), "takeover", "--farm", "lab")
+            assert (result.exit_code, result.stderr) == (
+                exits.NOT_ALLOWED,
+                "chunkfarm: TAKEOVER takes a key with the role admin; this one has read\n",
+            )
+        self.world.write_key(self.world.directory / "unknown", "nobody")
+        result = self.world.run("--key", str(self.world.directory / "unknown"), "takeover", "--farm", "lab")
+        assert result.exit_code == exits.NOT_ALLOWED and "no server could be asked" not in result.stderr
+        assert self.world.servers["alpha"].backend.taken_over == []
+
     def test_help(self) -> None:
         """What it costs is said."""
         text = self.world.run("takeover", "--help").stdout
