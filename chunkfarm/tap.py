@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from chunkfarm.errors import FarmError
 from chunkfarm.kept_room import give_back
 from chunkfarm.model import FarmOptions
 from chunkfarm.trust.invitation import CODE_LENGTH_MAX, Invitation
-from chunkfarm.trust.private import NoSuchFile, TrustError
+from chunkfarm.trust.private import NoSuchFile, TrustError, check_private
 from chunkfarm.wire.sockets import why_taken
 
 EMPTY_CONFIG = f"""\
@@ -156,6 +157,10 @@ def _read_code(given: str) -> Invitation:
     path = given[1:]
     try:
         with open(path, encoding="ascii") as file:
+            status = os.fstat(file.fileno())
+            # What comes by a pipe or from a terminal lies nowhere for others to read.
+            if stat.S_ISREG(status.st_mode):
+                check_private(path, status.st_mode)
             return Invitation.from_code(file.read(CODE_LENGTH_MAX + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise TrustError(

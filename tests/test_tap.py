@@ -19,6 +19,7 @@ from chunkfarm.data_directory import DataDirectory
 from chunkfarm.drill.ports import ReservedPorts
 from chunkfarm.startup import Wish
 from chunkfarm.tap import Options
+from chunkfarm.trust.private import write_private
 from tests.trust.test_invitation import make_invitation
 
 CONFIG = "[farm]\nchunksize = 8M\n\n[servers]\n\n[server]\ndata = ./data\nhost = 127.0.0.1\n"
@@ -159,7 +160,7 @@ class JoinTests(SynchronousTestCase):
         self.patch(tap, "why_taken", lambda place: None)
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
-        (self.folder / "code").write_text(code + "\n")
+        write_private(self.folder / "code", code.encode() + b"\n")
         options = Options()
         options.parent = Parent()
         options.parseOptions(["--config", str(self.folder / "config.ini"), *more])
@@ -177,12 +178,39 @@ class JoinTests(SynchronousTestCase):
         self.patch(tap, "why_taken", lambda place: None)
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        (folder / "code").write_text(make_invitation().to_code() + "\n")
+        write_private(folder / "code", make_invitation().to_code().encode() + b"\n")
         (folder / "config.ini").write_text(CONFIG)
         options = Options()
         options.parseOptions(["--config", str(folder / "config.ini"), "--join", f"@{folder / 'code'}"])
         assert options.invitation == make_invitation()
         assert (folder / "config.ini").read_text() == CONFIG
+
+    def test_open_to_others(self) -> None:
+        """A file with a code that others may read is refused, with the cure, as everything that proves a right is."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        code = folder / "a code"
+        write_private(code, make_invitation().to_code().encode())
+        for mode in (0o644, 0o640, 0o620):
+            code.chmod(mode)
+            with self.assertRaises(SystemExit) as caught:
+                self.make_options("", "--join", f"@{code}")
+            assert str(caught.exception.code) == (
+                f"chunkfarm: {code} holds a secret but is open to group or others (mode {mode:04o}): "
+                f"run chmod 600 '{code}'"
+            )
+            assert os.listdir(self.folder) == ["code"]
+
+    def test_from_a_pipe(self) -> None:
+        """A code that is handed over by a pipe is nobody's to read there, whatever its mode: `<(pass show code)`."""
+        reading, writing = os.pipe()
+        os.write(writing, make_invitation().to_code().encode() + b"\n")
+        os.close(writing)
+        os.fchmod(reading, 0o644)
+        try:
+            assert self.make_options("", "--join", f"@/dev/fd/{reading}").invitation == make_invitation()
+        finally:
+            os.close(reading)
 
     def test_no_code(self) -> None:
         """What is no code, or a file that is not there, is refused, and nothing is made."""

@@ -52,12 +52,17 @@ def read_private(path: str | os.PathLike[str]) -> bytes:
     Raises `NoSuchFile`, and `TrustError` if group or others have any right to it. Blocks for the disk.
     """
     content, mode = _read(Path(path))
+    check_private(path, mode)
+    return content
+
+
+def check_private(path: str | os.PathLike[str], mode: int) -> None:
+    """Raise `TrustError` if a secret file of that mode gives group or others any right to it."""
     if mode & OTHERS:
         raise TrustError(
             f"{path} holds a secret but is open to group or others (mode {mode & 0o777:04o}): "
             f"run chmod 600 {shlex.quote(os.fspath(path))}"
         )
-    return content
 
 
 def read_public(path: str | os.PathLike[str]) -> bytes:
