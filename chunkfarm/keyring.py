@@ -12,7 +12,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from chunkfarm.errors import Busy, InvalidRequest, NotFound, PreconditionFailed, Waiting
-from chunkfarm.model import KEYS, KEYS_CHANGED_KEY, NAME_BYTES_MAX, ROLES
+from chunkfarm.model import KEYS, KEYS_CHANGED_KEY, NAME_BYTES_MAX, ROLES, begins_file_name
 from chunkfarm.table.interface import Compare, Conflict, Delete, ITable, Operation, Put, Row
 from chunkfarm.table.registry import read_all
 from chunkfarm.trust.keys import KeyPair, KeyRow, new_key
@@ -117,5 +117,7 @@ def check_key(role: str, prefix: str, label: str) -> None:
         raise InvalidRequest("a prefix is text in UTF-8") from None
     if long or prefix.startswith(("/", "-")):
         raise InvalidRequest(f"a prefix begins a file's name (bucket/path), and has at most {NAME_BYTES_MAX} bytes")
+    if not begins_file_name(prefix):
+        raise InvalidRequest(f"no file has a name that begins with {prefix!r}: expected the beginning of bucket/path")
     if len(label) > LABEL_LENGTH_MAX or not label.isprintable():
         raise InvalidRequest(f"a label has at most {LABEL_LENGTH_MAX} characters that can be printed")

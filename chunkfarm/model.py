@@ -7,6 +7,7 @@ bytes of a SHA-256. A record that stands in the table knows its key and how to w
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -126,6 +127,16 @@ def check_file_name(name: str) -> str:
     if not _NO_PARTS.isdisjoint(path.split("/")):
         raise InvalidRequest(f"{name!r} is not a file name: no part of the path may be empty, '.' or '..'")
     return name
+
+
+def begins_file_name(prefix: str) -> bool:
+    """Whether a file name can begin so."""
+    # What lacks something lacks a part, or a slash and a part, or letters behind the dots of the last part.
+    for rest in ("", "x", "/x"):
+        with contextlib.suppress(InvalidRequest):
+            check_file_name(prefix + rest)
+            return True
+    return not prefix
 
 
 def _to_json(value: dict[str, Any]) -> bytes:

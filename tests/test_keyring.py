@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.errors import InvalidRequest, NotFound, PreconditionFailed, Waiting
-from chunkfarm.keyring import Keyring
+from chunkfarm.keyring import Keyring, check_key
 from chunkfarm.model import KEYS_CHANGED_KEY
 from chunkfarm.trust.keys import KeyPair, KeyRow, check, secret_digest
 from chunkfarm.trust.private import TrustError
@@ -115,6 +115,28 @@ class KeyringTests(SynchronousTestCase):
         ):
             self.failureResultOf(keyring.add(role, prefix, label), InvalidRequest)
         assert len(self.rows(keyring)) == 1
+
+    def test_prefixes(self) -> None:
+        """A key is for names that there can be: one for others would open nothing, and nobody would know why."""
+        for prefix in (
+            "../",
+            "./",
+            "lab/../",
+            "lab//",
+            "lab/./a",
+            "lab\n",
+            "lab/a\nb",
+            "lab/\x7f",
+            ".",
+            "a b/",
+            "x" * 64,
+        ):
+            with self.assertRaises(InvalidRequest) as caught:
+                check_key("read", prefix, "")
+            assert str(caught.exception).startswith("no file has a name that begins with "), prefix
+            assert "\n" not in str(caught.exception)
+        for prefix in ("", "l", "lab", "lab/", "lab/a", "lab/.", "lab/..", "lab/a b", "x" * 63, "lab/" + "x" * 1020):
+            check_key("write", prefix, "")
 
     def test_no_secrets_here(self) -> None:
         """A server that may not know the farm's secrets makes no keys."""

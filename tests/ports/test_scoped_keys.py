@@ -243,6 +243,6 @@ class KeyCommandTests(SynchronousTestCase):
         link = self.make_link()
         with capturedLogs() as events:
             assert link.say("KEY add read lab/ a%0Ab%1B[2J%E2%80%A8c").startswith("ERR syntax ")
-            link.say("KEY add read %00 me", "SET alpha zone=%C3%A9")
+            link.say("KEY add read lab/%20%25 me", "SET alpha zone=%C3%A9")
         told = [event["change"] for event in events if event["log_namespace"] == "chunkfarm.audit"]
-        assert told == ["KEY add read %00 me", "SET alpha zone=\u00e9"]
+        assert told == ["KEY add read lab/%20%25 me", "SET alpha zone=\u00e9"]
