@@ -40,6 +40,8 @@ TRAILER_BYTES_MAX = 8 * KIB
 """All trailer lines after a chunked body; they are read and forgotten."""
 
 HEAD_END = b"\r\n\r\n"
+EMPTY_LINE = re.compile(rb"\n\r?\n")
+"""What ends a head, or what others might take for its end: whoever writes so waits for an answer."""
 
 _SINGLE = frozenset(
     (
@@ -191,6 +193,8 @@ def parse_request(head: bytes, bytes_max: int = HEAD_BYTES_MAX) -> RequestHead |
     """
     if len(head) > bytes_max:
         raise HeadTooLarge(f"the head of a request has at most {bytes_max} bytes")
+    if not head.endswith(HEAD_END):
+        raise InvalidRequest("the head of the request is malformed: its lines end with LF alone, not with CR and LF")
     request = RequestHead()
     parser = HttpRequestParser(request)
     try:

@@ -105,6 +105,27 @@ class FramingTests(SynchronousTestCase):
             assert (answer.status, answer.headers["connection"]) == (status, "close"), head
             assert not caller.open
 
+    def test_lines_that_end_with_lf(self) -> None:
+        """A head whose empty line ends with LF alone is refused when that comes, not when its time is over."""
+        for head in (
+            b"GET /home/a HTTP/1.1\nHost: a\n\n",
+            b"GET /home/a HTTP/1.1\r\nHost: a\r\n\n",
+            b"GET /home/a HTTP/1.1\nHost: a\n\r\n",
+            b"GET /home/a HTTP/1.1\nHost: a\n\nGET /home/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"PUT /home/a HTTP/1.1\nHost: a\nContent-Length: 4\n\na\n\nb",
+            b"\n\n",
+        ):
+            told = set()
+            for pieces in ([head], [head[at : at + 1] for at in range(len(head))], [head[:-1], head[-1:]]):
+                caller = Caller()
+                for piece in pieces:
+                    caller.send(piece)
+                (answer,) = caller.answers()
+                told.add((answer.status, answer.body))
+                assert (answer.status, answer.headers["connection"], caller.open) == (400, "close", False), head
+                assert caller.backend.catalog.files == {}
+            assert len(told) == 1, head
+
     def test_refused_head(self) -> None:
         """HEAD is answered without a body also where its target is none, or there is no place for who asks."""
         crowded = Caller(limits=evolve(LIMITS, files_connections=2, files_reserved=1))

@@ -27,6 +27,7 @@ from chunkfarm.ports.files.answers import Answer, TooSlow, refusal
 from chunkfarm.ports.files.requests import Request, Session
 from chunkfarm.ports.files.sending import Counted, CutShort, WhenDrained
 from chunkfarm.wire.http1 import (
+    EMPTY_LINE,
     HEAD_END,
     STATUS_LINES,
     CountedBody,
@@ -184,8 +185,8 @@ class FileProtocol(Protocol):
     def _read_head(self) -> bool:
         """Begin the request whose head is complete; False if more of it must come first."""
         data, offset = self._input, self._offset
-        end = data.find(HEAD_END, offset + self._searched)
-        if end < 0:
+        found = EMPTY_LINE.search(data, offset + self._searched)
+        if found is None:
             if len(data) - offset > self._limits.files_head:
                 self._files.limited("head")
                 self._refuse(HeadTooLarge(f"the head of a request has at most {self._limits.files_head} bytes"))
@@ -195,8 +196,7 @@ class FileProtocol(Protocol):
                 self._in_head = True
                 self._deadline = self._clock.seconds() + self._limits.files_head_time
             return False
-        end += len(HEAD_END)
-        self._offset = end
+        self._offset = end = found.end()
         self._searched = 0
         head = None
         try:
