@@ -1,12 +1,14 @@
 """The manual pages, made from the definitions that the program itself reads, so that they tell of no other one.
 
 `chunkfarm(1)` follows from the commands as click knows them, `chunkfarm.ini(5)` from the tables of options in
-README.md, and from the options of `twistd chunkfarm`. `tests/test_manual.py` holds the pages to that.
+README.md and docs/operations.md, and from the options of `twistd chunkfarm`. `tests/test_manual.py` holds the pages to
+that.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ def prose(text: str) -> Iterator[str]:
     for number, paragraph in enumerate(re.split(r"\n\s*\n", text.strip())):
         lines = [line.strip() for line in paragraph.splitlines()]
         if lines[0] == "\b":
-            yield from (".PP", ".RS 4", ".nf", *map(roff, lines[1:]), ".fi", ".RE")
+            as_they_are = textwrap.dedent(paragraph.partition("\n")[2]).splitlines()
+            yield from (".PP", ".RS 4", ".nf", *map(roff, as_they_are), ".fi", ".RE")
         else:
             yield ".PP" if number else ""
             # A line for each sentence, as roff wants it.
@@ -145,7 +148,7 @@ def commands_page() -> Iterator[str]:
 
 
 def tables(text: str, first: str) -> list[list[str]]:
-    """The rows of the table in README.md whose head begins with that cell, without head and line."""
+    """The rows of the table in a document whose head begins with that cell, without head and line."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows = []
@@ -158,7 +161,7 @@ def tables(text: str, first: str) -> list[list[str]]:
 
 def config_page() -> Iterator[str]:
     """chunkfarm.ini(5)."""
-    readme = (ROOT / "README.md").read_text()
+    readme, operations = (ROOT / "README.md").read_text(), (ROOT / "docs" / "operations.md").read_text()
     yield f'.TH CHUNKFARM.INI 5 {DATE} "chunkfarm {__version__}" "File Formats"'
     yield from (".SH NAME", r"chunkfarm.ini \- the one file of a chunkfarm farm, usually config.ini", ".SH DESCRIPTION")
     yield from prose(
@@ -166,18 +169,29 @@ def config_page() -> Iterator[str]:
         "Comments begin with ; or #. Sizes may end with K, M, G or T, which are powers of 1024, durations with s, m, "
         "h or d. An option that is not known is an error.\n\n"
         "The farm keeps [farm] and [servers] itself: it writes the file anew whenever they change, and keeps the "
-        "last three versions as config.ini.1 to config.ini.3. It never touches [server]. "
+        "last three versions as config.ini.1 to config.ini.3. It never touches [server] and [limits]. "
         "The file holds no secret."
     )
-    for section, text in (
+    for document, section, text in (
         (
+            readme,
             "farm",
             "What all servers share. Change it with chunkfarm set farm OPTION=VALUE: an edit by hand is put back.",
         ),
-        ("server", "This machine. twistd chunkfarm overrides it with the options below; SIGHUP has it read again."),
+        (
+            readme,
+            "server",
+            "This machine. twistd chunkfarm overrides it with the options below; SIGHUP has it read again.",
+        ),
+        (
+            operations,
+            "limits",
+            "What others may take of this machine: connections, bytes and time, by the port that an option's name begins "
+            "with. SIGHUP has it read again; new connections have the new limits at once.",
+        ),
     ):
         yield from (f".SH [{section}]", *prose(text))
-        for names, default, meaning in tables(readme, f"`[{section}]`"):
+        for names, default, meaning in tables(document, f"`[{section}]`"):
             for name in names.split(", "):
                 default_of = default.split(", ")
                 own = (

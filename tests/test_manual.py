@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chunkfarm.cli.commands import chunkfarm
 from chunkfarm.config_text import SERVER_OPTIONS
 from chunkfarm.config_values import FARM_READERS
+from chunkfarm.limits import LIMIT_READERS
 from tests.manual_pages import ROOT, every_command, pages, roff
 
 FOLDER = ROOT / "docs" / "man"
@@ -43,8 +44,22 @@ class ManualTests(SynchronousTestCase):
     def test_options(self) -> None:
         """Every option of config.ini and of the server is in the page of the file."""
         page = pages()["chunkfarm.ini.5"]
-        for option in (*FARM_READERS, "generation", *SERVER_OPTIONS):
+        for option in (*FARM_READERS, "generation", *SERVER_OPTIONS, *LIMIT_READERS):
             assert f"\n\\fB{option} =\\fR\n" in page, option
+
+    def test_each_for_itself(self) -> None:
+        """What an option means stands below its own name, with its default, and not what another one means."""
+        page = pages()["chunkfarm.ini.5"]
+        limits = page.partition(".SH [limits]\n")[2].partition("\n.SH ")[0]
+        assert limits.count(".TP\n") == len(LIMIT_READERS) == limits.count(" Default: ")
+        shared = [line for line in page.splitlines() if "ertificate" in line and page.count(f"\n{line}\n") > 1]
+        assert shared == []
+
+    def test_lines_that_go_on(self) -> None:
+        """What a line of a list goes on with stands below its text, as in the help."""
+        shown = pages()["chunkfarm.1"].splitlines()
+        first = next(number for number, line in enumerate(shown) if line.startswith("kill\\-first   the first"))
+        assert shown[first + 1].startswith(" " * len("kill-first   ") + "and how long")
 
     def test_installed(self) -> None:
         """The wheel takes each page to where `man` looks for it."""
