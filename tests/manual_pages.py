@@ -186,8 +186,8 @@ def config_page() -> Iterator[str]:
         (
             operations,
             "limits",
-            "What others may take of this machine: connections, bytes and time, by the port that an option's name begins "
-            "with. SIGHUP has it read again; new connections have the new limits at once.",
+            "What others may take of this machine: connections, bytes and time, by the port named first. "
+            "SIGHUP has it read again; new connections have the new limits at once.",
         ),
     ):
         yield from (f".SH [{section}]", *prose(text))

@@ -156,7 +156,7 @@ def who(surroundings: Surroundings, as_json: bool) -> None:
     """
     rows = ask_for_servers(surroundings, "WHO").parsed()
     if as_json:
-        screen.show_json([screen.typed(row) for row in rows])
+        screen.show_json([screen.typed(row) | {"leads": row.get("leads") == "yes"} for row in rows])
         return
     leader = next((row for row in rows if row.get("leads") == "yes"), None)
     screen.say(f"{screen.clean(leader['name'])} leads the farm." if leader else "Nobody leads the farm now.")

@@ -19,7 +19,7 @@ _NUMBERS = {"number", "revision", "rows", "chunks", "new", "size", "complete", "
 
 
 @click.command("export")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@screen.as_json
 @click.pass_obj
 def export(surroundings: Surroundings, as_json: bool) -> None:
     """Store an export of all names as chunks on every server, now.

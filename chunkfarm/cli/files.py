@@ -80,7 +80,7 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
 
         receipt = surroundings.run(work).fields
     if as_json:
-        screen.show_json(typed(receipt))
+        screen.show_json(typed(receipt) | {"holders": _holders(receipt)})
     else:
         screen.say(f"{screen.clean(receipt['name'])}: {_kept(receipt)}")
 
@@ -102,12 +102,17 @@ def _standard_input() -> IO[bytes]:
     return raw
 
 
+def _holders(receipt: dict[str, str]) -> list[str]:
+    """Ids of the servers that a receipt names; none of an empty file."""
+    return [holder for holder in receipt["holders"].split(",") if holder]
+
+
 def _kept(receipt: dict[str, str]) -> str:
     """What a receipt promises, in words."""
     size = screen.readable_size(int(receipt["size"]))
     if receipt["size"] == "0":
         return size
-    copies, holders = int(receipt["copies"]), len(receipt["holders"].split(","))
+    copies, holders = int(receipt["copies"]), len(_holders(receipt))
     several = "copy" if copies == 1 else "copies"
     return f"{size}, at least {copies} {several}, on {holders} server{'' if holders == 1 else 's'}"
 

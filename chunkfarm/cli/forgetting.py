@@ -40,6 +40,8 @@ class Outlook:
             name: int(word) if name in _NUMBERS else word for name, word in self.fields.items() if name != "done"
         }
         lost = [row | {"chunks": int(row["chunks"]), "bytes": int(row["bytes"])} for row in self.lost]
+        if "secrets" in value:
+            value["secrets"] = value["secrets"] == "yes"
         return value | {"may": not self.objection, "forgotten": forgotten, "lost": lost}
 
 

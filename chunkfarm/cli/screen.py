@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,17 +25,27 @@ from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON; errors are a sentence on the standard error all the same."
+)
 """For every command that prints a table."""
 
 
 _NUMBERS = {"size", "chunks", "chunksize", "revision", "copies", "seniority", "client", "peer", "files", "weight",
             "free", "used", "rank", "stale", "replicas"}  # fmt: skip
+_SECONDS = {"master_grace", "repair_after", "forget_after", "collect_grace"}
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?\Z")
 
 
-def typed(fields: dict[str, str]) -> dict[str, str | int]:
-    """Fields for JSON: what counts something is a number there."""
-    return {name: int(value) if name in _NUMBERS and value.isdecimal() else value for name, value in fields.items()}
+def typed(fields: dict[str, str]) -> dict[str, str | int | float]:
+    """Fields for JSON: what counts something is a number there, and so are seconds."""
+    return {name: _typed(name, value) for name, value in fields.items()}
+
+
+def _typed(name: str, value: str) -> str | int | float:
+    if name in _NUMBERS and value.isdecimal():
+        return int(value)
+    return float(value) if name in _SECONDS and _DECIMAL.match(value) else value
 
 
 def readable_size(size: int) -> str:

@@ -45,7 +45,8 @@ class TableTests(SynchronousTestCase):
         lines = self.world.run("who").stdout.splitlines()
         assert lines[0] == "alpha leads the farm."
         assert lines[2].split(maxsplit=4) == ["1", "alpha", "first", "up", "the most senior live master"]
-        assert json.loads(self.world.run("who", "--json").stdout)[1]["rank"] == 2
+        told = json.loads(self.world.run("who", "--json").stdout)
+        assert [(row["rank"], row["leads"]) for row in told] == [(1, True), (2, False)]
 
     def test_how_servers_were(self) -> None:
         """Where no change can be made, nobody can note who went down: what is shown is said to be old."""
@@ -149,6 +150,19 @@ class TableTests(SynchronousTestCase):
             {"revision": 2, "kind": "PUT", "key": "farm/b", "value": 2},
         ]
         assert result.exit_code == exits.NOBODY_ANSWERED
+
+    def test_numbers(self) -> None:
+        """Programs get every option of the farm that is a number as one; durations in seconds."""
+        told = json.loads(self.world.run("set", "farm", "replicas=3", "--json").stdout)
+        numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
+        assert numbers == {
+            "chunksize": 4096,
+            "replicas": 3,
+            "master_grace": 10,
+            "repair_after": 600,
+            "forget_after": 604800,
+            "collect_grace": 86400,
+        }
 
     def test_watch_secrets(self) -> None:
         """What may not be watched is refused."""

@@ -178,6 +178,7 @@ class EveryCommandTests(SynchronousTestCase):
             has: Any = [parameter for parameter in command.params if "--json" in parameter.opts]
             if not isinstance(command, click.Group) and " ".join(path) not in IN_WORDS:
                 assert has, path
+                assert "errors are a sentence" in has[0].help, path
 
     def test_statuses(self) -> None:
         """Every exit status is told in words, each once."""

@@ -19,6 +19,7 @@ from chunkfarm.cli.download import NewFile
 from chunkfarm.errors import Busy, MissingChunks, NotFound, ReadOnly
 from chunkfarm.model import digest_of, etag_of
 from tests.cli.world import Server, World
+from tests.ports.fakes import OTHER_ID, SERVER_ID
 
 DATA = os.urandom(4096 * 10 + 100)
 
@@ -66,6 +67,7 @@ class PutTests(FileTestCase):
         assert receipt["size"] == len(DATA)
         assert receipt["name"] == "home/a b.bin"
         assert receipt["chunks"] == 11
+        assert receipt["holders"] == [SERVER_ID, OTHER_ID], "a list, as explain --json has it"
 
     def test_server_dies_in_the_middle(self) -> None:
         """When a server dies the next one goes on, and what was acknowledged is not sent again."""

@@ -66,6 +66,7 @@ class ForgetTests(SynchronousTestCase):
         result = self.world.run("forget", "beta", "--yes", "--json")
         told = json.loads(result.stdout)
         assert (told["files"], told["forgotten"], told["may"], told["lost"]) == (9, True, True, [])
+        assert told["secrets"] is True
 
     def test_refusals(self) -> None:
         """A live server is refused with the sentence; without a terminal and --yes nothing is asked."""
