@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from chunkfarm.limits import Limits
+from chunkfarm.links import line_watch
+from chunkfarm.links.lines import error_of
 from chunkfarm.membership import Standing, succession
 from chunkfarm.model import Server
 from chunkfarm.ports.client import watching
 from chunkfarm.ports.client.watching import PROGRESS_INTERVAL
-from chunkfarm.table.interface import Delete, Event, Put
+from chunkfarm.table.interface import Compacted, Delete, Event, Put
 from tests.memory_table import MemoryTable
 from tests.ports.client_link import ClientLink
 from tests.ports.fakes import SERVER_ID, MemoryBackend
@@ -204,6 +206,18 @@ class WatchTests(SynchronousTestCase):
             "ERR conflict changes before revision 6 are no longer kept; read, then watch again\r\n"
         )
         assert self.link.say("WATCH farm/ 5") == "OK revision=5\r\n"
+
+    def test_revision_that_has_not_been(self) -> None:
+        """Nothing is lost of what has not happened: it is said that the revision is the wrong one."""
+        self.table.watch = lambda prefix, from_revision: fail(Compacted(114))  # type: ignore[method-assign]
+        told = self.link.say("WATCH farm/ 999999")
+        assert told == (
+            "ERR conflict changes before revision 114 are all that there have been, and 999999 is beyond them; "
+            "read, then watch again\r\n"
+        )
+        # By this number a server that was told more elsewhere begins anew.
+        compacted = line_watch.compacted(error_of(told.rstrip()))
+        assert compacted is not None and compacted.first_revision == 114
 
     def test_bad_revision(self) -> None:
         """A revision that is no number is an error."""

@@ -30,8 +30,13 @@ WRITTEN_BYTES_MAX = 4 * MIB
 another one they all ask for what happened since, several thousand changes of rows."""
 
 
-def compacted(error: Compacted) -> PreconditionFailed:
-    """What a watcher is told whose revision is too old; the links read the number back from the sentence."""
+def compacted(error: Compacted, revision: int) -> PreconditionFailed:
+    """What a watcher is told whose revision is too old, or has not been; the links read the number back from this."""
+    if error.first_revision <= revision:
+        return PreconditionFailed(
+            f"changes before revision {error.first_revision} are all that there have been, and {revision} is beyond "
+            "them; read, then watch again"
+        )
     return PreconditionFailed(
         f"changes before revision {error.first_revision} are no longer kept; read, then watch again"
     )
@@ -130,7 +135,7 @@ class Following:
             return
         error = failure.value
         if isinstance(error, Compacted):
-            told: FarmError = compacted(error)
+            told: FarmError = compacted(error, self._reached)
         elif isinstance(error, TableClosed):
             told = Waiting("this server is leaving; watch another")
         elif isinstance(error, Unavailable):
@@ -167,7 +172,7 @@ async def watch(session: Session, request: Request) -> Answer:
             # The table of a server that has just joined is replaced as a whole. Who asked for "from now on" is told
             # where that begins; who named a revision must read what it missed.
             if given or error.first_revision <= revision + 1:
-                raise compacted(error) from None
+                raise compacted(error, revision) from None
             revision = error.first_revision - 1
     following = Following(session, running, revision)
     session.watching = following
