@@ -58,6 +58,13 @@ class ProtocolDocumentTests(SynchronousTestCase):
         for code, kind in errors.CODES.items():
             assert f"| `{code}` | {kind.http_status} |" in TEXT, code
 
+    def test_statuses(self) -> None:
+        """Every status with which the file port refuses a request is told where that port is."""
+        of_port = TEXT[TEXT.index("# The file port") : TEXT.index("# The peer port")]
+        for status in http1.REASONS:
+            if status >= 400:
+                assert re.search(rf"\b{status}\b", of_port), status
+
     def test_peer_commands(self) -> None:
         """Every command of the peer port is there, with arguments, answer and errors, and no other."""
         rows = dict(re.findall(r"^\| `([A-Z][a-z]+[A-Za-z]*)` \| (.*) \|$", TEXT, re.MULTILINE))
