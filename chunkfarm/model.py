@@ -69,7 +69,8 @@ ROLES = ("read", "write", "admin")
 _SERVER_ID = re.compile(r"[0-9a-f]{32}\Z")
 _SERVER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NO_UTF8 = re.compile(r"[\ud800-\udfff]")
 
 
 def timestamp(milliseconds: int) -> str:
@@ -120,6 +121,8 @@ def check_file_name(name: str) -> str:
             f"{bucket!r} is not a bucket: up to 63 letters, digits, dots, dashes and underscores, "
             "the first a letter or digit"
         )
+    if _NO_UTF8.search(name):
+        raise InvalidRequest("a file name is UTF-8")
     if _CONTROL.search(name):
         raise InvalidRequest("a file name has no control characters")
     if len(name.encode()) > NAME_BYTES_MAX:

@@ -58,8 +58,10 @@ def put(surroundings: Surroundings, file: str, name: str | None, as_json: bool) 
     try:
         check_file_name(name)
         source: IO[bytes] = _standard_input() if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
-    except (InvalidRequest, OSError) as error:
-        give_up(error)
+    except InvalidRequest as error:
+        raise click.UsageError(f"{error.sentence}: give a NAME") from None
+    except OSError as error:
+        give_up(naming(error, repr(file)))
     with source, screen.bar(name) as bar:
         if file != "-":
             bar.size(Path(file).stat().st_size)

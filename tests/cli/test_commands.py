@@ -299,7 +299,7 @@ class FindingTests(SynchronousTestCase):
         ):
             result = self.world.run(*arguments)
             assert isinstance(result.exception, SystemExit) and result.exit_code == status, arguments
-            assert result.stderr.splitlines()[-1].endswith(("is UTF-8 text", "is not UTF-8", "no control characters"))
+            assert result.stderr.splitlines()[-1].endswith(("is UTF-8 text", "is not UTF-8", "is UTF-8"))
 
     def test_a_prefix_that_says_nothing(self) -> None:
         """A key for names that begin with a dash, as none does, does not become one for all names."""

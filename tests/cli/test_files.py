@@ -275,6 +275,19 @@ class PutTests(FileTestCase):
         assert "is not UTF-8" in self.world.run("put", os.fsdecode(strange)).stderr
         assert self.world.run("put", os.fsdecode(strange), "home/cafe").exit_code == 0
 
+    def test_names_that_cannot_be(self) -> None:
+        """A name that is none is a mistake in usage, and it is told what is wrong with it."""
+        for arguments, told in (
+            (("a b.bin", os.fsdecode(b"a/\xff\xfe")), "a file name is UTF-8"),
+            (("a b.bin", "a/b\nc"), "a file name has no control characters"),
+            (("new\nline",), "a file name has no control characters"),
+        ):
+            (self.world.directory / "new\nline").write_bytes(b"x")
+            result = self.world.run("put", *arguments)
+            assert result.exit_code == exits.USAGE and told in result.stderr, result.stderr
+        result = self.world.run("put", "", "a/b")
+        assert (result.exit_code, result.stderr) == (exits.FAILED, "chunkfarm: '': No such file or directory\n")
+
     def test_no_writes(self) -> None:
         """Without a majority the command says so after the timeout, and scripts can tell."""
         self.world.catalog.error = ReadOnly("no majority of the masters answers")
