@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -33,7 +33,7 @@ FROM_STATUS: dict[str, tuple[str, str]] = {
     "free": ("chunkfarm_disk_free_bytes", "Free bytes of this server's disk"),
     "used": ("chunkfarm_disk_used_bytes", "Bytes of chunks on this server"),
     "full": ("chunkfarm_disk_full", "Whether this server takes no more chunks for want of room"),
-    "failed-attempts": ("chunkfarm_failed_attempts", "Wrong keys shown to this process"),
+    "failed-attempts": ("chunkfarm_failed_attempts_total", "Wrong keys shown to this process"),
     "one-copy": ("chunkfarm_one_copy_chunks", "Chunks of which one server has the only copy, in the whole farm"),
     "one-copy-bytes": ("chunkfarm_one_copy_bytes", "Bytes of them"),
     "two-copies": ("chunkfarm_two_copies_chunks", "Chunks of which two servers have the only copies"),
@@ -47,21 +47,21 @@ FROM_STATUS: dict[str, tuple[str, str]] = {
     "repair-left": ("chunkfarm_repair_left_chunks", "Chunks still to be copied"),
     "repair-rate": ("chunkfarm_repair_bytes_per_second", "Bytes a second that are copied"),
     "repair-looked": ("chunkfarm_repair_looked_ratio", "Part of the chunks looked at since something last changed"),
-    "damaged": ("chunkfarm_damaged_chunks", "Chunks put aside since this process began"),
+    "damaged": ("chunkfarm_damaged_chunks_total", "Chunks put aside since this process began"),
     "lost": ("chunkfarm_lost_chunks", "Chunks that no server has"),
     "unreached": ("chunkfarm_unreached_servers", "Servers that are up by their reports, and did not answer this one"),
     "export-age": ("chunkfarm_export_age_seconds", "Seconds since the newest export of the table was begun"),
     "export-rows": ("chunkfarm_export_rows", "Rows in the newest export of the table"),
     "export-missing-here": ("chunkfarm_export_missing_chunks", "Chunks of exports that this server should have"),
-    "collected": ("chunkfarm_collected_chunks", "Chunks that no file used, deleted since this process began"),
-    "collected-bytes": ("chunkfarm_collected_bytes", "Bytes of them"),
+    "collected": ("chunkfarm_collected_chunks_total", "Chunks that no file used, deleted since this process began"),
+    "collected-bytes": ("chunkfarm_collected_bytes_total", "Bytes of them"),
     "condemned": ("chunkfarm_condemned_chunks", "Chunks that no file uses, about to be deleted"),
     "surplus": ("chunkfarm_surplus_chunks", "Chunks here that belong on other servers"),
-    "surplus-moved": ("chunkfarm_surplus_moved_chunks", "Chunks that were given up to other servers"),
-    "surplus-bytes": ("chunkfarm_surplus_moved_bytes", "Bytes of them"),
+    "surplus-moved": ("chunkfarm_surplus_moved_chunks_total", "Chunks that were given up to other servers"),
+    "surplus-bytes": ("chunkfarm_surplus_moved_bytes_total", "Bytes of them"),
     "verified": ("chunkfarm_verified_ratio", "Part of the chunks that the scrub has read in this round"),
 }
-"""What of STATUS is a number: its metric, and what that says."""
+"""What of STATUS is a number: its metric, and what that says. One with `_total` only grows while a process runs."""
 
 
 def _number(text: str) -> float | None:
@@ -75,7 +75,7 @@ def _number(text: str) -> float | None:
 
 
 class _Status(Collector):
-    """Pairs of STATUS as gauges. They are given anew before each collection."""
+    """Pairs of STATUS as gauges and counters. They are given anew before each collection."""
 
     def __init__(self) -> None:
         self.pairs: Iterable[tuple[str, str]] = ()
@@ -84,7 +84,8 @@ class _Status(Collector):
         told = dict(self.pairs)
         for name, (metric, text) in FROM_STATUS.items():
             if name in told and (value := _number(told[name])) is not None:
-                yield GaugeMetricFamily(metric, text, value=value)
+                kind = CounterMetricFamily if metric.endswith("_total") else GaugeMetricFamily
+                yield kind(metric, text, value=value)
         labels = ["farm", "name", "state", "first"]
         info = GaugeMetricFamily("chunkfarm_info", "This server and its farm", labels=labels)
         info.add_metric([told.get(name, "") for name in labels], 1.0)

@@ -53,6 +53,22 @@ class MetricsTests(SynchronousTestCase):
         assert told["chunkfarm_info farm= first= name=alpha state="] == 1
         assert "chunkfarm_disk_free_bytes" not in told
 
+    def test_what_only_grows(self) -> None:
+        """What a server counts from its start on is a counter, of which a rate may be taken also over a restart."""
+        status = [(name, "3") for name in FROM_STATUS]
+        families = {one.name: one for one in text_string_to_metric_families(Metrics().text(status).decode())}
+        for name in ("failed_attempts", "damaged_chunks", "collected_chunks", "collected_bytes",
+                     "surplus_moved_chunks", "surplus_moved_bytes"):  # fmt: skip
+            family = families[f"chunkfarm_{name}"]
+            assert (family.type, [sample.name for sample in family.samples]) == ("counter", [f"chunkfarm_{name}_total"])
+        assert families["chunkfarm_surplus_chunks"].type == families["chunkfarm_condemned_chunks"].type == "gauge"
+
+    def test_rates(self) -> None:
+        """The dashboard and the rules take rates and increases of counters alone."""
+        for file in ("grafana-dashboard.json", "alerts.yml"):
+            for name in re.findall(r"\b(?:i?rate|increase)\(([a-z_]+)", (MONITORING / file).read_text()):
+                assert name.endswith(("_total", "_sum", "_count", "_bucket")), (file, name)
+
     def test_connections_and_lag(self) -> None:
         """Connections are counted when they are asked for; a reactor that is early is not late."""
         metrics = Metrics()
