@@ -166,6 +166,17 @@ class ReferenceIndex:
             connection = self._opened()
             return [connection.execute(query, (digest, USES_COUNTED_MAX)).fetchone()[0] for digest in digests]
 
+    def digests_after(self, after: bytes, limit: int) -> list[bytes]:
+        """The next chunks behind `after` that are used, in order, `limit` at most."""
+        # One search for each: of a chunk that a million files use there are as many rows to pass over.
+        query = (
+            "WITH RECURSIVE found (digest) AS (SELECT min(digest) FROM uses WHERE digest > ? UNION ALL"
+            " SELECT (SELECT min(uses.digest) FROM uses WHERE uses.digest > found.digest) FROM found"
+            " WHERE found.digest IS NOT NULL) SELECT digest FROM found WHERE digest IS NOT NULL LIMIT ?"
+        )
+        with self._lock:
+            return [digest for (digest,) in self._opened().execute(query, (after, limit))]
+
     def files_with(self, keys: Sequence[bytes]) -> tuple[frozenset[int], bool]:
         """Numbers of the files that use chunks whose digests begin with one of these keys.
 

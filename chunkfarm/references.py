@@ -168,6 +168,18 @@ class References:
         """The names of files that such numbers stand for; fails as `files_with` does."""
         return Deferred.fromCoroutine(self._names_of(tuple(files)))
 
+    def used_after(self, after: bytes, limit: int) -> Deferred[list[bytes]]:
+        """The next chunks behind `after` that files use, in order, `limit` at most, as far as this server knows by now.
+
+        Those of manifests that are not read yet are missing (`hindrance`). Fails with `CannotTell` on a server that
+        does not hold the table, and as long as it has not looked at all rows.
+        """
+        return Deferred.fromCoroutine(self._used_after(after, limit))
+
+    def still_used(self, digests: Sequence[bytes]) -> Deferred[list[bytes]]:
+        """Those of these chunks that files use, as far as this server knows by now; fails as `used_after` does."""
+        return Deferred.fromCoroutine(self._still_used(tuple(digests)))
+
     @property
     def hindrance(self) -> str:
         """Why nothing can be told now, in words; empty if it can, or need not on a server that does not hold rows."""
@@ -205,6 +217,20 @@ class References:
     async def _names_of(self, files: tuple[int, ...]) -> list[str]:
         self._must_hold()
         return await self._ask_index(self._index.names_of, files)
+
+    async def _used_after(self, after: bytes, limit: int) -> list[bytes]:
+        self._must_know_rows()
+        return await self._ask_index(self._index.digests_after, after, limit)
+
+    async def _still_used(self, digests: tuple[bytes, ...]) -> list[bytes]:
+        self._must_know_rows()
+        counts = await self._ask_index(self._index.count, digests)
+        return [digest for digest, count in zip(digests, counts, strict=True) if count]
+
+    def _must_know_rows(self) -> None:
+        self._must_hold()
+        if self._place is None or self._place.scanned is not None:
+            raise CannotTell(self._problem or "the index of which chunks are used is being made")
 
     def _must_hold(self) -> None:
         if not self._holds_rows():

@@ -57,6 +57,16 @@ class ReferenceIndexTests(SynchronousTestCase):
         assert index.names(DIGESTS[1], 1) == ["a/1"]
         assert index.take_changes([], 10) == Place(FARM, 10, 10, None, 0)
 
+    def test_all_chunks_in_order(self) -> None:
+        """Every chunk that is used comes once, in order, also those of very many files; some at a time."""
+        index = self.scanned(*(file_row(f"a/{number}", DIGESTS[0], DIGESTS[number % 5]) for number in range(50)))
+        found, after = [], b""
+        while some := index.digests_after(after, 2):
+            assert len(some) <= 2
+            found += some
+            after = some[-1]
+        assert found == sorted(DIGESTS[:5]) and index.digests_after(b"", 10) == found
+
     def test_changes(self) -> None:
         """Files are made, replaced and removed, and what they used is used no more."""
         index = self.scanned(file_row("a/1", DIGESTS[0]))

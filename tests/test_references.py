@@ -130,6 +130,18 @@ class AnswerTests(ReferencesTestCase):
         assert self.references.hindrance == ""
         assert self.successResultOf(self.references.names(A, 10)) == ["a/1", "a/3"]
 
+    def test_all_chunks(self) -> None:
+        """The chunks that files use can be gone through, and looked up again, by a server that knows all rows alone."""
+        self.put("a/1", A, B)
+        self.failureResultOf(self.references.used_after(b"", 10), CannotTell)
+        self.start()
+        assert self.successResultOf(self.references.used_after(b"", 10)) == sorted((A, B))
+        assert self.successResultOf(self.references.used_after(min(A, B), 10)) == [max(A, B)]
+        assert self.successResultOf(self.references.still_used([C, B])) == [B]
+        self.holds = False
+        self.failureResultOf(self.references.used_after(b"", 10), CannotTell)
+        self.failureResultOf(self.references.still_used([B]), CannotTell)
+
     def test_at_once(self) -> None:
         """Whatever was committed before the question is in the answer, without waiting for the next look."""
         self.start()

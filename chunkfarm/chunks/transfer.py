@@ -149,7 +149,7 @@ class Transfer:
         longer than a hedge timeout if `enough` others have every chunk. Fails with `Mismatch` if a chunk that is
         held has not the length that `lengths` expects.
         """
-        return Deferred.fromCoroutine(self._have(self._ask_have, digests, enough, lengths or {}))
+        return Deferred.fromCoroutine(self._have(self.ask, digests, enough, lengths or {}))
 
     def everywhere(self, digests: Sequence[bytes]) -> Deferred[dict[bytes, tuple[str, ...]]]:
         """The ids of all servers that hold each chunk: every server is asked, also those that should not have it.
@@ -166,6 +166,12 @@ class Transfer:
         A server that has begun to collect a chunk counts as not having it.
         """
         return Deferred.fromCoroutine(self._hold(digests, enough, lengths or {}))
+
+    def ask(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
+        """What one server, which may be this one, holds: as `IChunkLinks.have`, which promises nothing."""
+        if server.id == self._self_id:
+            return maybeDeferred(self._store.has, digests)
+        return maybeDeferred(self._links.have, server, digests)
 
     def check(self, digests: Sequence[bytes], read: bool) -> Deferred[dict[bytes, Checked]]:
         """What all servers say of these chunks, with `read` after they have read and compared their copies.
@@ -387,11 +393,6 @@ class Transfer:
         survey = Survey(holders, lengths, enough, ask, self._clock, self._patience.hedge_timeout)
         survey.start(whom)
         await survey.done
-
-    def _ask_have(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
-        if server.id == self._self_id:
-            return maybeDeferred(self._store.has, digests)
-        return maybeDeferred(self._links.have, server, digests)
 
     def _ask_patiently(self, server: Server, digests: Sequence[bytes]) -> Deferred[Sequence[int]]:
         if server.id == self._self_id:
