@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"renewal"},
     {"following"},
     {"exports"},
-    {"files_at_risk", "references_link"},
+    {"files_at_risk", "references_link", "unheld_search"},
     {"references"},
     {"reference_index"},
     {"scoped"},
@@ -45,6 +45,7 @@ FLOORS: list[set[str]] = [
         "said",
         "settings",
         "takeover",
+        "unheld",
         "witness",
     },
     {"history"},
@@ -114,6 +115,7 @@ PURE = [
     "witness",
     "rotation",
     "sealed_rows",
+    "unheld",
 ]
 IMPURE_MODULES = {"socket", "os", "sqlite3", "threading", "subprocess", "time"}
 
