@@ -32,6 +32,7 @@ from chunkfarm.reference_index import ReferenceIndex
 from chunkfarm.references import References
 from chunkfarm.references_link import ReferencesLink
 from chunkfarm.table.lines import newest
+from chunkfarm.unheld_search import UnheldSearch
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -207,6 +208,18 @@ class ChunkParts:
             self.references,
             parts.reactor,
         )
+        self.unheld = UnheldSearch(
+            self.references,
+            self.transfer.ask,
+            parts.servers,
+            lambda: parts.options().replicas,
+            lambda: parts.embedded.is_leader and parts.embedded.has_quorum,
+            lambda: {id: report.missed for id, report in parts.duties.reports().items() if report.missed},
+            lambda: parts.reporter.unheld,
+            parts.reactor,
+            parts.now,
+            parts.run_in_thread,
+        )
 
     def lost_files(self) -> Deferred[LostFiles | None]:
         """What can be lost in files, by this server's own count or that of the first; None if nobody tells."""
@@ -224,10 +237,12 @@ class ChunkParts:
         self.draining.start()
         self.export_keeper.start()
         self.exports.start()
+        self.unheld.start()
 
     def loops_to_stop(self) -> Sequence[Callable[[], Any]]:
         """What ends each of these, in order; `transfer` and `store`, which they use, are to be stopped later."""
         return (
+            self.unheld.stop,
             self.files_at_risk.stop,
             self.exports.stop,
             self.export_keeper.stop,
@@ -271,6 +286,7 @@ class ChunkParts:
         self.surplus.table_changed()
         self.draining.table_changed()
         self.export_keeper.table_changed()
+        self.unheld.table_changed()
 
     def take_options(self, options: ServerOptions) -> None:
         """Go on with other options for this server."""

@@ -48,7 +48,7 @@ FROM_STATUS: dict[str, tuple[str, str]] = {
     "repair-rate": ("chunkfarm_repair_bytes_per_second", "Bytes a second that are copied"),
     "repair-looked": ("chunkfarm_repair_looked_ratio", "Part of the chunks looked at since something last changed"),
     "damaged": ("chunkfarm_damaged_chunks_total", "Chunks put aside since this process began"),
-    "lost": ("chunkfarm_lost_chunks", "Chunks that no server has"),
+    "lost": ("chunkfarm_lost_chunks", "Chunks of files that no server that answers has, in the whole farm"),
     "unreached": ("chunkfarm_unreached_servers", "Servers that are up by their reports, and did not answer this one"),
     "export-age": ("chunkfarm_export_age_seconds", "Seconds since the newest export of the table was begun"),
     "export-rows": ("chunkfarm_export_rows", "Rows in the newest export of the table"),

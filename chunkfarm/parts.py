@@ -232,6 +232,7 @@ class Parts:
             cures=self.cures,
             heard=self.witness.hears,
             behind=self._stands_still,
+            unheld=lambda: self.chunks.unheld.told,
         )
         self._build_history(on_fatal)
         self._build_trust()
@@ -614,6 +615,7 @@ class Parts:
             ca=ca,
             ready=ready,
             risk=self.chunks.caretaker.risk,
+            missed=self.chunks.caretaker.progress.lost,
         )
 
     def own_row(self) -> Server:

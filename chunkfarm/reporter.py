@@ -23,11 +23,12 @@ from chunkfarm.membership import masters
 from chunkfarm.model import Address, Drain, Server, check_server_id
 from chunkfarm.pace import INTERVAL, lost_after, report_interval
 from chunkfarm.risk import Risk
-from chunkfarm.said import count_of, drain_of, risk_of, told
+from chunkfarm.said import count_of, drain_of, risk_of, told, unheld_of
 from chunkfarm.state import ServerState, Wait
 from chunkfarm.table.duties import NO_ROOM, Duties, Report, no_room_sentence
 from chunkfarm.table.interface import TableError
 from chunkfarm.table.records import Configuration
+from chunkfarm.unheld import Unheld
 
 LATE = 1.0
 """Seconds by which a turn may come late; a process that was paused for longer misses nobody from before it woke."""
@@ -72,6 +73,7 @@ class Answer:
     short: int
     risk: Risk | None
     drains: Mapping[str, Drain]
+    unheld: Unheld | None
 
 
 def read_answer(text: str) -> Answer:
@@ -85,7 +87,7 @@ def read_answer(text: str) -> Answer:
         raise ValueError("it is too deep") from None
     if not isinstance(told, dict) or type(told.get("known")) is not bool:
         raise ValueError("it does not say whether this server is known")
-    term, drains, risk = told.get("term"), told.get("drains", {}), told.get("risk")
+    term, drains, risk, lost = told.get("term"), told.get("drains", {}), told.get("risk"), told.get("lost")
     if term is not None:
         count_of(term)
     if not isinstance(drains, dict):
@@ -99,6 +101,7 @@ def read_answer(text: str) -> Answer:
         short=count_of(told.get("short", 0)),
         risk=risk_of(risk) if risk is not None else None,
         drains={check_server_id(server): drain_of(drain) for server, drain in drains.items()},
+        unheld=unheld_of(lost) if lost is not None else None,
     )
 
 
@@ -130,11 +133,14 @@ class Reporter:
         cures: Callable[[], tuple[str, ...]] = lambda: (),
         heard: Callable[[str, int], None] = lambda first, term: None,
         behind: Callable[[], None] = lambda: None,
+        unheld: Callable[[], Unheld | None] = lambda: None,
     ) -> None:
         """`cures` says what a person may do while nobody leads; `heard` is told who has answered, and in which term.
 
-        `behind` is called when the table here does not become what the first knew long ago.
+        `behind` is called when the table here does not become what the first knew long ago. `unheld` is what this
+        server has found since it leads of chunks that nobody has.
         """
+        self._unheld_here = unheld
         self._heard = heard
         self._behind = behind
         self._there: tuple[int, float] = (0, 0.0)
@@ -166,6 +172,8 @@ class Reporter:
         """Chunks of the farm with too few copies, by the last answer of the first."""
         self.risk: Risk | None = None
         """What can be lost in the farm now, by the same answer; None if nobody has told."""
+        self.unheld: Unheld | None = None
+        """Chunks of files that no server has that answers, by the same answer; None if nobody has told."""
         self.drains: Mapping[str, Drain] = {}
         """How far servers are that are emptied, by id, by the same answer."""
         self._said_to_lead = ""
@@ -338,6 +346,8 @@ class Reporter:
         if not is_known:
             await self._duties.put(self._own_row())
         self.short, self.drains, self.risk = self._duties.short(), self._duties.drains(), self._duties.risk()
+        # A new first goes by what the one before it found, until it has looked itself.
+        self.unheld = found if (found := self._unheld_here()) is not None else self.unheld
 
     async def _report_to(self, target: str) -> None:
         report = json.dumps(told(self._make_report()))
@@ -352,7 +362,7 @@ class Reporter:
             self.voters = answer.voters
             self._heed(answer.term, answer.voters | answer.learners)
         self._compare(answer.revision)
-        self.short, self.risk, self.drains = answer.short, answer.risk, answer.drains
+        self.short, self.risk, self.drains, self.unheld = answer.short, answer.risk, answer.drains, answer.unheld
         if not answer.known:
             row = self._own_row().to_value().decode()
             await self._peers.call(target, commands.PutServer, PUT_TIMEOUT, row=row)
@@ -380,7 +390,7 @@ class Reporter:
                 self._lost_since = 0
             self._state.change("serving")
             return
-        self.risk = None
+        self.risk = self.unheld = None
         self._lost_since = self._lost_since or self._now()
         waits = self.waits(self._lost_since)
         full = any(NO_ROOM in wait.error for wait in waits)

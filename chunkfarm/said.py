@@ -27,6 +27,7 @@ from chunkfarm.model import (
 )
 from chunkfarm.risk import COPIES_MAX, SUMMED_MAX, TOLD_MAX, Exposed, FilesOf, LostFiles, Risk
 from chunkfarm.table.duties import Report
+from chunkfarm.unheld import Unheld
 
 ROW_CHARACTERS_MAX = 4096
 """A row takes some 500; the largest that passes still lets ten of them into one transaction."""
@@ -37,9 +38,11 @@ TIME_MAX = 253_402_300_799_999
 NOTE_LENGTH_MAX = 500
 """Characters of a note: a sentence with a path in it."""
 
-_NUMBERS = frozenset(
-    ["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since", "short"]
-) | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown", "in_files"}
+_NUMBERS = (
+    frozenset(["client", "peer", "files", "weight", "free", "used", "revision", "joined", "seniority", "since"])
+    | {"chunks", "left", "bytes_left", "rate", "bytes", "more_sets", "more_chunks", "more_bytes", "unknown", "in_files"}
+    | {"short", "missed", "looked"}
+)
 _FLAGS = frozenset(
     ["master", "full", "leaving", "given_up", "table_full", "draining", "drained", "counted", "secrets", "at_least"]
 )
@@ -100,7 +103,7 @@ def report_of(told: Mapping[str, Any]) -> Report:
     return evolve(report, note=note_of(report.note)) if report.note else report
 
 
-def told(record: Report | Drain | Risk) -> dict[str, Any]:
+def told(record: Report | Drain | Risk | Unheld) -> dict[str, Any]:
     """A record as it is told to others. What is as it is by default is left out: a report comes every second."""
     return asdict(record, filter=lambda attribute, value: value != attribute.default or attribute.name == "sets")
 
@@ -123,6 +126,23 @@ def risk_of(told: Any) -> Risk:
     for name, number in numbers.items():
         _check(name, number)
     return Risk(sets=tuple(map(_exposed, told["sets"])), **numbers)
+
+
+def unheld_of(told: Any) -> Unheld:
+    """How many chunks no server has, as the first tells it; raises `ValueError` for what does not say that."""
+    if not isinstance(told, dict):
+        raise ValueError("lost is not what it should be")
+    unheld = Unheld(
+        chunks=count_of(told.get("chunks")),
+        at_least=told.get("at_least", False),
+        since=told.get("since", 0),
+        looked=told.get("looked", 0),
+    )
+    for name, value in asdict(unheld).items():
+        _check(name, value)
+    if max(unheld.since, unheld.looked) > TIME_MAX:
+        raise ValueError("lost is of a time that cannot be shown")
+    return unheld
 
 
 def _exposed(told: Any) -> Exposed:

@@ -168,6 +168,7 @@ class Startup:
             forget=parts.forgetting.forget,
             seal_key=parts.seal_key,
             shown=parts.shown,
+            unheld=lambda: parts.reporter.unheld,
         )
         return parts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chunkfarm import membership, risk
+from chunkfarm import membership, risk, unheld
 from chunkfarm.emptying import sentence_of
 from chunkfarm.exports.maker import export_pairs
 
@@ -47,6 +47,7 @@ def status_pairs(parts: Parts, lost_files: risk.LostFiles | None = None) -> list
     pairs += risk.pairs(parts.reporter.risk, servers, lost_files)
     pairs += _named(lost_files, servers)
     pairs.append(("under-replicated", str(parts.reporter.short)))
+    pairs += unheld.pairs(parts.reporter.unheld)
     pairs += parts.chunks.caretaker.progress.pairs()
     pairs += parts.chunks.collector.progress.pairs()
     pairs += parts.chunks.surplus.progress.pairs()

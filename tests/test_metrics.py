@@ -15,6 +15,8 @@ from chunkfarm.chunks.repair import Progress
 from chunkfarm.chunks.surplus import Given
 from chunkfarm.metrics import FROM_STATUS, Metrics
 from chunkfarm.risk import LostFiles, Risk, pairs
+from chunkfarm.unheld import Unheld
+from chunkfarm.unheld import pairs as lost_pairs
 
 MONITORING = Path(chunkfarm.__file__).parents[1] / "monitoring"
 
@@ -89,6 +91,7 @@ class MetricsTests(SynchronousTestCase):
         assert set(told) - {"repair-seconds-left", "repair-paused"} <= set(FROM_STATUS)
         told = dict(pairs(Risk(), (), LostFiles()))
         assert set(told) - {"can-be-lost"} <= set(FROM_STATUS)
+        assert set(dict(lost_pairs(Unheld(chunks=1)))) & set(FROM_STATUS) == {"lost"}
         told = dict([*Collected(paused="x").pairs(), *Given(paused="x").pairs()])
         assert set(told) - {"collect-paused", "surplus-paused"} <= set(FROM_STATUS)
 
@@ -106,6 +109,12 @@ class MonitoringTests(SynchronousTestCase):
         for file in ("grafana-dashboard.json", "alerts.yml"):
             named = set(re.findall(r"\b(?:chunkfarm|process)_[a-z_]+\b", (MONITORING / file).read_text()))
             assert named and named <= known, (file, named - known)
+
+    def test_what_is_lost_counts_once(self) -> None:
+        """Each server tells the number of the whole farm, so that nothing adds them up."""
+        for file in ("grafana-dashboard.json", "alerts.yml"):
+            text = (MONITORING / file).read_text()
+            assert "max(chunkfarm_lost_chunks)" in text and "sum(chunkfarm_lost_chunks)" not in text
 
     def test_dashboard(self) -> None:
         """The dashboard is one that Grafana can import: panels with ids of their own, each with a query."""

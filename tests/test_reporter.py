@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from attrs import asdict
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,6 +19,7 @@ from chunkfarm.risk import Exposed, Risk
 from chunkfarm.state import ServerState
 from chunkfarm.table.duties import Report
 from chunkfarm.table.records import Configuration
+from chunkfarm.unheld import Unheld
 from tests.builders import make_server, server_id
 
 LOST_AFTER = lost_after(3)
@@ -96,6 +98,7 @@ class ReporterTests(SynchronousTestCase):
         self.heard: list[tuple[str, int]] = []
         self.rows = tuple(make_server(number) for number in range(1, servers + 1))
         self.behind = 0
+        self.counted: Unheld | None = None
         reporter = Reporter(
             state=self.state,
             make_report=lambda: Report(incarnation="run3"),
@@ -111,6 +114,7 @@ class ReporterTests(SynchronousTestCase):
             heard=lambda first, term: self.heard.append((first, term)),
             cures=lambda: ("start a majority of the masters",),
             behind=self.falls_behind,
+            unheld=lambda: self.counted,
         )
         self.reporter = reporter
         self.addCleanup(reporter.stop)
@@ -195,13 +199,32 @@ class ReporterTests(SynchronousTestCase):
             "short": 7,
             "drains": {server_id(2): {"left": 3, "paused": "it\nwaits", "new": 1}},
             "risk": {"sets": [{"holders": [server_id(2)], "chunks": 1, "bytes": 2, "new": 3}], "new": 1},
+            "lost": {"chunks": 5, "since": 6, "looked": 7, "new": 1},
         }
         reporter.start(server_id(1))
         assert reporter.risk == Risk(sets=(Exposed((server_id(2),), 1, 2),))
+        assert reporter.unheld == Unheld(chunks=5, since=6, looked=7)
         assert reporter.short == 7 and reporter.drains == {server_id(2): Drain(left=3, paused="it waits")}
         self.peers.answers[server_id(1)] = {"known": True}
         self.run_for(1)
-        assert reporter.short == 0 and reporter.risk is None
+        assert reporter.short == 0 and reporter.risk is None and reporter.unheld is None
+
+    def test_what_is_lost_by_its_own_count(self) -> None:
+        """A new first goes by what the one before it told of lost chunks, until it has counted itself."""
+        reporter = self.make_reporter()
+        before = Unheld(chunks=5, since=6, looked=7)
+        self.peers.answers[server_id(1)] = {"known": True, "lost": asdict(before)}
+        reporter.start(server_id(1))
+        self.state.change("serving")
+        self.table.leader, self.table.is_leader = server_id(3), True
+        self.run_for(2)
+        assert reporter.unheld == before
+        self.counted = Unheld(chunks=1, since=6, looked=9)
+        self.run_for(1)
+        assert reporter.unheld == self.counted
+        self.table.has_quorum = False
+        self.run_for(2 * LOST_AFTER)
+        assert reporter.unheld is None
 
     def test_a_new_process_gives_its_row(self) -> None:
         """Asked for, the row is given, and only then does the server belong."""
@@ -242,6 +265,9 @@ class ReporterTests(SynchronousTestCase):
             {"revision": "1"},
             {"short": "1"},
             {"risk": 5},
+            {"lost": 5},
+            {"lost": {"chunks": -1}},
+            {"lost": {"chunks": 1, "looked": 10**18}},
             {"drains": []},
             {"drains": {"x": {}}},
         )

@@ -16,8 +16,9 @@ from chunkfarm.config_values import read_host
 from chunkfarm.membership import succession
 from chunkfarm.model import Drain, FarmOptions, Server
 from chunkfarm.risk import Exposed, Risk
-from chunkfarm.said import NOTE_LENGTH_MAX, report_of, row_of, told
+from chunkfarm.said import NOTE_LENGTH_MAX, TIME_MAX, report_of, row_of, told, unheld_of
 from chunkfarm.table.duties import Report
+from chunkfarm.unheld import Unheld
 from tests.builders import make_server, server_id
 
 ANYTHING = st.recursive(
@@ -133,6 +134,25 @@ class ReportTests(SynchronousTestCase):
         busy = Report(incarnation="x", short=3, leaving=True, note="n", risk=risk, drain=Drain(left=2, paused="why"))
         for report in (at_rest, busy, Report(incarnation="x"), Report(incarnation="x", drain=Drain(), risk=Risk())):
             assert report_of(json.loads(json.dumps(told(report)))) == report
+
+    def test_what_is_lost(self) -> None:
+        """What the first says of chunks that no server has is read as it is told, if it is what it should be."""
+        for unheld in (Unheld(chunks=0), Unheld(chunks=3, at_least=True, since=5, looked=6)):
+            assert unheld_of(json.loads(json.dumps(told(unheld)))) == unheld
+        good = {"chunks": 1}
+        wrong: tuple[Any, ...] = (
+            5,
+            [],
+            {},
+            {"chunks": True},
+            good | {"chunks": -1},
+            good | {"at_least": 1},
+            good | {"since": "x"},
+            good | {"since": TIME_MAX + 1},
+            good | {"looked": TIME_MAX + 1},
+        )
+        for said in wrong:
+            self.assertRaises(ValueError, unheld_of, said)
 
     def test_what_can_be_lost(self) -> None:
         """What a server says of copies is checked like all else, and what the first says is read alike."""

@@ -256,7 +256,8 @@ class Progress:
     damaged: int = 0
     """Chunks that were put aside since this process began."""
     lost: int = 0
-    """Of those, how many no server has."""
+    """Chunks that should be here, and that no server has which answers. Others may miss the same, and nobody those that
+    no living server ever knew: `unheld_search` counts all of them, and only that number is told to people."""
     verified: int = 0
     """Percent of this server's chunks that were read and compared in the present round."""
     unreached: int = 0
@@ -276,7 +277,6 @@ class Progress:
             ("repair-looked", f"{self.looked}%"),
             ("under-replicated-here", str(self.short)),
             ("damaged", str(self.damaged)),
-            ("lost", str(self.lost)),
             ("verified", f"{self.verified}%"),
             ("unreached", str(self.unreached)),
         ]

@@ -55,6 +55,7 @@ from chunkfarm.trust.authority import public_key_digest
 from chunkfarm.trust.contexts import Contexts, key_digest_of
 from chunkfarm.trust.private import TrustError
 from chunkfarm.trust.proof import JOINER, MEMBER, check_proof, proof
+from chunkfarm.unheld import Unheld
 
 STRANGE_VERSIONS_MAX = 256
 """Senders of versions that are not understood, of which each is told in the log once."""
@@ -104,13 +105,15 @@ class PeerAnswers:
         lost_files: Callable[[], Deferred[LostFiles | None]],
         seal_key: Callable[[str], bytes | None] = lambda digest: None,
         shown: dict[str, str] | None = None,
+        unheld: Callable[[], Unheld | None] = lambda: None,
     ) -> None:
         """`tell` says what this server's journal holds, and its term at an index; `uses` how many files use chunks.
 
         `barred` is as in the backend; `at_risk` and `lost_files` answer the commands of these names. `seal_key` gives
         the key of a digest, if it is held and the table names it; `shown` takes by which public key each server proved
-        who it is.
+        who it is. `unheld` is what the first tells of chunks that no server has.
         """
+        self._unheld = unheld
         self._at_risk = at_risk
         self._count_lost_files = lost_files
         self._uses = uses
@@ -309,7 +312,8 @@ class PeerAnswers:
         """Made once for all to whom it is the same."""
         table = self._table
         short, drains, risk = self._duties.short(), self._duties.drains(), self._duties.risk()
-        key = (table.term, table.configuration, self._state.revision, short, drains, risk, is_known)
+        unheld = self._unheld()
+        key = (table.term, table.configuration, self._state.revision, short, drains, risk, unheld, is_known)
         if key != self._answered[0]:
             term, configuration, revision, *_ = key
             answer = {
@@ -326,6 +330,8 @@ class PeerAnswers:
                 answer["short"] = short
             if drains:
                 answer["drains"] = {server: told(drain) for server, drain in drains.items()}
+            if unheld is not None:
+                answer["lost"] = told(unheld)
             self._answered = (key, json.dumps(answer))
         return self._answered[1]
 

@@ -69,6 +69,8 @@ class Report:
     """And of that which this server believes, durably, and whose seal key it holds if it may be a master."""
     risk: Risk | None = None
     """Which of the chunks for which it answers are on one disk or two; None from a version that does not tell."""
+    missed: int = 0
+    """Chunks that should be on its disk, and that it found on no server that answers."""
 
 
 NO_ROOM = "no change can be made, because the disk that holds the table is full on "

@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from chunkfarm import unheld
 from chunkfarm.access import Access
 from chunkfarm.chunks.pieces import Digests
 from chunkfarm.cli.download import Download
@@ -263,7 +264,8 @@ def _report(asked: Asked, peers: Peers) -> None:
             # Another one may be asked next time.
             promise(reporter._first != STORES, "a server is asked for ever that never answers what it is asked")
         told = reporter.risk.sets if reporter.risk is not None else None
-        return reporter.belongs, reporter.first, sorted(reporter.voters), reporter.short, told
+        lost = unheld.pairs(reporter.unheld)
+        return reporter.belongs, reporter.first, sorted(reporter.voters), reporter.short, told, lost
 
     asked.heed(reporter.report_now(), read)
 
@@ -520,6 +522,7 @@ def _peer_seeds() -> list[tuple[int, bytes]]:
         "short": 2,
         "drains": {STORES: {"chunks": 1, "left": 1}},
         "risk": {"sets": [{"holders": [STORES], "chunks": 1, "bytes": 2}]},
+        "lost": {"chunks": 2, "at_least": True, "since": 5, "looked": 6},
     }
     lost = {
         "sets": [{"holders": [STORES], "files": 1, "at_least": False, "names": ["home/a"]}],

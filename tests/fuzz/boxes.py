@@ -480,7 +480,7 @@ def _seeds() -> tuple[bytes, ...]:
             b"1",
             b"Report",
             report=b'{"incarnation": "run2", "free": 5, "used": 6, "full": false, "revision": 3, "note": "n", '
-            b'"short": 1, "drain": {"chunks": 1, "left": 1, "paused": ""}, '
+            b'"short": 1, "missed": 2, "drain": {"chunks": 1, "left": 1, "paused": ""}, '
             b'"risk": {"sets": [{"holders": ["%s"], "chunks": 1, "bytes": 2}]}}' % ME.encode(),
         )
         * 2,

@@ -60,6 +60,7 @@ from chunkfarm.trust.invitation import Invitation
 from chunkfarm.trust.keys import new_key, secret_digest
 from chunkfarm.trust.proof import DIALER, JOINER, LISTENER, MEMBER, check_proof, proof
 from chunkfarm.trust.seal import SealKey
+from chunkfarm.unheld import Unheld
 from tests.builders import make_server, server_id
 from tests.memory_table import MemoryTable
 
@@ -188,9 +189,11 @@ class PeerAnswersTests(SynchronousTestCase):
             seal_key=lambda digest: self.sealed.get(digest),
             at_risk=self.at_risk,
             lost_files=lambda: succeed(self.lost),
+            unheld=lambda: self.unheld,
         )
 
     lost: LostFiles | None = None
+    unheld: Unheld | None = None
 
     def at_risk(self, holders: str, start: bytes) -> dict[str, bytes]:
         if not holders:
@@ -501,6 +504,14 @@ class PeerAnswersTests(SynchronousTestCase):
         self.successResultOf(answers.put_server(server_id(2), make_server(2, incarnation="again").to_value().decode()))
         second = json.loads(answers.report(server_id(2), same))
         assert (first["known"], first["short"], second["known"]) == (True, 3, False)
+
+    def test_what_is_lost(self) -> None:
+        """The first tells everybody how many chunks no server has, from the moment when it knows."""
+        answers = self.make_answers()
+        report = json.dumps({"incarnation": "run2"})
+        assert "lost" not in json.loads(answers.report(server_id(2), report))
+        self.unheld = Unheld(chunks=3, since=5)
+        assert json.loads(answers.report(server_id(2), report))["lost"] == {"chunks": 3, "since": 5}
 
     def test_secrets_stay_with_those_who_hold_the_table(self) -> None:
         """A member of the configuration may read all rows, another server no keys and no secrets."""
