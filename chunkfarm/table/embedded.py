@@ -134,7 +134,8 @@ class EmbeddedTable:
         self._courier = Courier(server_id, clock)
         self._stopping: Deferred[None] | None = None
         self._held_rows = False
-        self._borrowed: set[BorrowedWatch] = set()
+        self._borrowed: dict[BorrowedWatch, None] = {}
+        """In the order in which they began, so that what comes of them has an order."""
         self._quiet: dict[str, float] = {}
         """Servers that did not say what they last knew, with the time up to which they are hardly waited for."""
         self._refusal = ""
@@ -480,9 +481,9 @@ class EmbeddedTable:
             await self._links.watch(prefix, from_revision),
             from_revision,
             lambda revision: self.watch(prefix, revision),
-            lambda: self._borrowed.discard(watch),
+            lambda: self._borrowed.pop(watch, None),
         )
-        self._borrowed.add(watch)
+        self._borrowed[watch] = None
         if self.holds_rows:
             watch.bring_home()
         return watch

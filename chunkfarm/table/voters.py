@@ -50,7 +50,7 @@ def next_configuration(view: View) -> Configuration | None:
     for server_id in (*wanted, *next_in_line):
         if server_id not in voters and server_id not in learners:
             return Configuration(voters, learners | {server_id})
-    for server_id in learners:
+    for server_id in sorted(learners):
         row = rows.get(server_id)
         gone = row is None or not row.master or view.silent.get(server_id, 0.0) >= view.master_grace
         if server_id not in wanted and server_id not in next_in_line and (gone or len(learners) > membership.LEARNERS):
@@ -104,7 +104,7 @@ def _to_remove(view: View, rows: Mapping[str, Server], wanted: list[str]) -> lis
     replaced = len(voters) > membership.MASTERS
     enough = frozenset(wanted) <= voters
     going: list[str] = []
-    for voter in sorted(surplus, key=lambda id: -view.silent.get(id, 0.0)):
+    for voter in sorted(surplus, key=lambda id: (-view.silent.get(id, 0.0), id)):
         row = rows.get(voter)
         alive = row is not None and row.state in membership.LIVE
         # It is replaced after `master_grace`, if it can be, so before that it is not given up either.

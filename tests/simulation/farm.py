@@ -25,6 +25,7 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from chunkfarm.config import Config
 from chunkfarm.config_text import parse_config
+from chunkfarm.exports import maker
 from tests.simulation.checks import Violation
 from tests.simulation.faults import Faults
 from tests.simulation.journals import JournalChecks
@@ -54,6 +55,7 @@ CHANGES_CA_EVERY = 4
 """Histories of which one changes the farm's CA."""
 DISKS_HANG_EVERY = 5
 """Histories of which one has disks that hang."""
+NEVER = 1e9
 LISTED = ("up", "draining", "leaving", "down")
 """The states of servers in the order in which config.ini lists them."""
 _FINGERPRINT = re.compile("sha256:[0-9a-f]{64}")
@@ -155,6 +157,8 @@ class FarmSimulation:
 
     def __enter__(self) -> Self:
         self._patches.enter_context(patch.object(os, "fsync", lambda descriptor: None))
+        # Its chunks lie where their digests say, and in them are keys that are others in every run.
+        self._patches.enter_context(patch.object(maker, "URGENT_AFTER", NEVER))
         # Everybody else would hear of failures that are meant to be, and of those of processes that are dead.
         self._patches.enter_context(patch.object(globalLogPublisher, "_observers", [self._logged]))
         # What a process has left behind is cleared away when its history is over, not in the middle of another event.
